@@ -1,0 +1,79 @@
+"""Small files that are there as a whole or not at all, and names that stay in their folder."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from etils import epath
+
+from tokenizer_lab.errors import UserError
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_MAX_JSON_BYTES = 64 << 20
+
+
+def check_name(name: str, what: str) -> str:
+    """`name`, if it is a plain file name that cannot leave its folder. Raises UserError otherwise."""
+    if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
+        raise UserError(f"{what} {name!r} is not a plain name; use letters, digits, '.', '_' and '-', not starting with '.' or '-'")
+    return name
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part. Raises UserError if it cannot be written."""
+    path = epath.Path(path)
+    partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+    """`write_bytes` of `value` as readable JSON."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: epath.PathLike, what: str) -> Any:
+    """The value in a JSON file that may come from a stranger. Raises UserError naming `what` and the file."""
+    path = epath.Path(path)
+    try:
+        if (size := path.stat().length) > _MAX_JSON_BYTES:
+            raise UserError(f"{path}: {size} bytes are more than a {what} ever has ({_MAX_JSON_BYTES}); it is damaged")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; is this the folder of a {what}?") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not a readable {what}: {error}") from error
+
+
+def cannot_write(path: epath.PathLike, error: OSError) -> UserError:
+    """The one-line error for a path that could not be written, with what would help."""
+    remedies = {
+        errno.ENOSPC: "free some space or choose another folder",
+        errno.EDQUOT: "the quota is used up; free some space or choose another folder",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.EACCES: "no permission; choose another folder or change its mode",
+        errno.EPERM: "no permission; choose another folder or change its mode",
+        errno.ENOTDIR: "a file is where a folder is needed; choose another folder",
+    }
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return UserError(f"cannot write {os.fspath(path)}: {reason}; {remedies.get(error.errno, 'choose another folder')}")
+
+
+def sha256_of_parts(parts: Iterable[bytes]) -> str:
+    """SHA-256, as hex, of byte strings in order; each is preceded by its length, so that their borders count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
