@@ -1,0 +1,92 @@
+"""Attention within documents: JAX's own on every platform, the splash kernel on TPU.
+
+Legend: B batch, T query positions, S key positions, H heads, K key/value heads, h head dimension.
+"""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import NamedSharding, PartitionSpec
+
+from models.axes import Placement, current_placement
+
+_SPLASH_BLOCK = 512
+_LANES = 128
+
+
+def attend(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, segment_ids_bt: jax.Array) -> jax.Array:
+    """Causal attention that never crosses documents.
+
+    Args:
+      q_bthd: f[B, T, H, h] queries; k_bshd, v_bshd: f[B, T, K, h] with H a multiple of K.
+      segment_ids_bt: i32[B, T]; positions attend only to positions of the same id. 0 marks padding, whose output is unspecified.
+
+    Returns:
+      f[B, T, H, h].
+    """
+    placement = current_placement()
+    if placement is not None and placement.mesh.devices.flat[0].platform == "tpu":
+        if (why := _splash_refuses(q_bthd.shape, k_bshd.shape, placement)) is None:
+            return _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement)
+        warnings.warn(f"splash attention does not take this shape ({why}); attention writes its weights to memory instead", stacklevel=2)
+    same_document_btt = segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :]
+    return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, mask=same_document_btt[:, None], is_causal=True)
+
+
+def attend_to_cache(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, first_position: jax.Array) -> jax.Array:
+    """Attention of T new positions, the first at `first_position` (i32[]), to a cache of S >= first_position + T positions."""
+    position_t = first_position + jnp.arange(q_bthd.shape[1])
+    visible_ts = jnp.arange(k_bshd.shape[1])[None, :] <= position_t[:, None]
+    return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, mask=visible_ts[None, None])
+
+
+def _axis_size(placement: Placement, logical: str) -> int:
+    axes = placement.activations[logical]
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    size = 1
+    for axis in axes:
+        size *= placement.mesh.shape[axis]
+    return size
+
+
+def _splash_refuses(q_shape: tuple[int, ...], k_shape: tuple[int, ...], placement: Placement) -> str | None:
+    """Why the splash kernel cannot take these global shapes, or None."""
+    _, length, num_heads, head_dim = q_shape
+    sequence_shards, head_shards = _axis_size(placement, "sequence"), _axis_size(placement, "heads")
+    if length % (_LANES * sequence_shards):
+        return f"sequence length {length} is not a multiple of {_LANES} x {sequence_shards} sequence shards"
+    if head_dim % 64:
+        return f"head dimension {head_dim} is not a multiple of 64"
+    if num_heads % head_shards or k_shape[2] % head_shards:
+        return f"{num_heads} heads and {k_shape[2]} key/value heads do not split over {head_shards} tensor shards"
+    return None
+
+
+def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement):
+    """`attend` by the splash kernel under `shard_map`: queries split over sequence shards, keys and values gathered."""
+    mesh, (_, length, num_heads, head_dim) = placement.mesh, q_bthd.shape
+    sequence_shards, head_shards = _axis_size(placement, "sequence"), _axis_size(placement, "heads")
+    block = next(size for size in (_SPLASH_BLOCK, 256, _LANES) if (length // sequence_shards) % size == 0)
+    sizes = splash.BlockSizes(**{name: block for name in (
+        "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")})
+    kernel = splash.make_splash_mha(
+        mask=splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * num_heads),
+        head_shards=head_shards, q_seq_shards=sequence_shards, block_sizes=sizes)
+    batch, sequence, heads = (placement.activations[name] for name in ("batch", "sequence", "heads"))
+    kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(heads, sequence)))
+    query, key = PartitionSpec(batch, heads, sequence, None), PartitionSpec(batch, heads, None, None)
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, out_specs=query, check_vma=False,
+        in_specs=(kernel_spec, query, key, key, PartitionSpec(batch, sequence), PartitionSpec(batch, None)))
+    def sharded(kernel, q_bhtd, k_bhsd, v_bhsd, segment_ids_bt, segment_ids_bs):
+        per_row = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))
+        return per_row(q_bhtd, k_bhsd, v_bhsd, splash.SegmentIds(segment_ids_bt, segment_ids_bs))
+
+    heads_first = lambda x: x.swapaxes(1, 2)  # noqa: E731
+    scaled_q = q_bthd * head_dim**-0.5
+    return heads_first(sharded(kernel, heads_first(scaled_q), heads_first(k_bshd), heads_first(v_bshd), segment_ids_bt, segment_ids_bt))

@@ -1,0 +1,112 @@
+"""Optimizers, learning-rate schedules and how long a run is.
+
+Everything is a function of progress, the share of the budget that is spent (0 to 1), whatever the budget is counted in: so two
+arms with equal budgets in bytes are at the same point of their schedules when they have seen the same text.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tokenizer_lab.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a run is: exactly one of the three."""
+
+    steps: int | None = None
+    bytes: int | None = None
+    """Bytes of original text seen."""
+    flops: float | None = None
+    """Training FLOPs of the model, everything included."""
+
+    def __post_init__(self):
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if len(given) != 1 or any(not value > 0 or math.isinf(value) for value in given.values()):
+            raise UserError(f"budget {given or 'of nothing'}: give exactly one of steps, bytes and flops, more than 0")
+
+
+def total_steps(budget: Budget, flops_per_step: float) -> int | None:
+    """Steps that the budget pays for, or None where only the data can tell (a budget in bytes)."""
+    if budget.steps is not None:
+        return budget.steps
+    return math.ceil(budget.flops / flops_per_step) if budget.flops is not None else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) or Muon (Jordan et al. 2024) with a schedule over progress."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """Muon takes the layers' matrices, AdamW what is left."""
+    learning_rate: float = 3e-3
+    """At the schedule's top."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Warm-up, then cosine decay; or warm-up, stable, linear decay (WSD; Hu et al. 2024, arXiv 2404.06395, section 4)."""
+    warmup_share: float = 0.05
+    """Share of the budget over which the learning rate rises linearly."""
+    decay_share: float = 0.2
+    """Share of the budget over which it falls at the end; of `wsd` only."""
+    final_share: float = 0.1
+    """The learning rate at the end, as a share of the top."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    """Decoupled; of matrices only, not of norms. scales (with Muon: of the matrices it takes)."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    skip_above: float = 20.0
+    """A step whose gradient norm is this many times its running mean is skipped, as is a non-finite one."""
+    max_skipped_in_a_row: int = 20
+    """After this many skipped steps in a row the run stops."""
+
+    def __post_init__(self):
+        for name in ("warmup_share", "decay_share", "final_share"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise UserError(f"optimizer.{name} is {value}; a share is between 0 and 1")
+        if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1:
+            raise UserError(f"optimizer.warmup_share {self.warmup_share} + decay_share {self.decay_share} is more than the whole run; lower one")
+
+
+def learning_rate(config: OptimizerConfig, progress: jax.Array) -> jax.Array:
+    """f32[] at a progress f32[] in [0, 1]."""
+    warmup = jnp.minimum(1.0, progress / config.warmup_share) if config.warmup_share else 1.0
+    if config.schedule == "cosine":
+        after_warmup = jnp.clip((progress - config.warmup_share) / max(1e-9, 1 - config.warmup_share), 0, 1)
+        remaining = 0.5 * (1 + jnp.cos(jnp.pi * after_warmup))
+    else:
+        remaining = jnp.clip((1 - progress) / config.decay_share, 0, 1) if config.decay_share else 1.0
+    return config.learning_rate * warmup * (config.final_share + (1 - config.final_share) * remaining)
+
+
+def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransformation:
+    """The update rule at a learning rate of 1; the step scales it.
+
+    Args:
+      config: the options.
+      axes: nested dict of the parameters' logical axes (`models.axes.parameter_axes`).
+    """
+    is_axes = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+    decayed = jax.tree.map(lambda names: len([name for name in names if name != "layers"]) > 1, axes, is_leaf=is_axes)
+    adam = dict(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+    if config.kind == "adamw":
+        return optax.adamw(1.0, **adam, weight_decay=config.weight_decay, mask=decayed)
+    return optax.contrib.muon(
+        1.0, weight_decay=config.weight_decay, adam_b1=config.beta1, adam_b2=config.beta2, eps=config.epsilon,
+        consistent_rms=0.2, muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, axes, is_leaf=is_axes))
+
+
+def _muon_dimensions(names: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a layer's matrix are summed over when it is applied, and which come out; None: AdamW takes it."""
+    matrix = [number for number, name in enumerate(names) if name != "layers"]
+    if names[0] != "layers" or len(matrix) < 2:
+        return None
+    outputs = matrix[-1:] if names[-1] == "embed" else matrix[1:]
+    return optax.contrib.MuonDimensionNumbers(
+        reduction_axis=tuple(number for number in matrix if number not in outputs), output_axis=tuple(outputs))

@@ -1,0 +1,143 @@
+"""Where every tensor lives: the mesh, and one table from logical axes to mesh axes.
+
+Mesh axes: `replica` (between slices, over DCN), `fsdp` (parameters and batch rows), `tensor` (heads, mlp, vocab), `sequence`
+(positions of a sequence).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models.axes import Placement
+from tokenizer_lab.errors import UserError
+
+MESH_AXES = ("replica", "fsdp", "tensor", "sequence")
+
+# Parameters, gradients and optimizer state.
+PARAMETER_AXES = {
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "norm": None,
+}
+# Batches and activations.
+ACTIVATION_AXES = {
+    "batch": ("replica", "fsdp"),
+    "sequence": "sequence",
+    "embed": None,
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices each mesh axis has; their product is the number of devices. One of them may be -1: all that are left."""
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    sequence: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.astuple(self)
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise UserError(f"mesh {dict(zip(MESH_AXES, sizes))}: every axis is at least 1, and at most one of them is -1 (all that are left)")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The named mesh over `devices` (all by default). Raises UserError where the sizes do not multiply to their number."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = list(dataclasses.astuple(config))
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if math.prod(sizes) != len(devices):
+        named = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes))
+        raise UserError(f"a mesh of {named} does not cover {len(devices)} devices; make the sizes multiply to {len(devices)}, or set one to -1")
+    grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
+
+
+def placement(mesh: Mesh) -> Placement:
+    """What `models.axes.use_placement` takes."""
+    return Placement(mesh, ACTIVATION_AXES)
+
+
+def check_batch(mesh: Mesh, batch_rows: int, sequence_length: int, num_microbatches: int = 1) -> None:
+    """Raises UserError where a global batch cannot be split over the mesh."""
+    shards = mesh.shape["replica"] * mesh.shape["fsdp"]
+    needed = shards * num_microbatches
+    if batch_rows % needed:
+        nearest = max(1, round(batch_rows / needed)) * needed
+        split = f"{num_microbatches} microbatches over {shards} devices" if num_microbatches > 1 else f"{shards} devices"
+        raise UserError(f"a batch of {batch_rows} rows cannot be split into {split} (replica x fsdp); use a multiple of {needed}, e.g. {nearest}")
+    if sequence_length % mesh.shape["sequence"]:
+        raise UserError(f"a sequence length of {sequence_length} cannot be split over a sequence axis of {mesh.shape['sequence']}; use a multiple of it")
+
+
+def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+    """Of a batch array whose first axis is rows and whose second, if there are two, is positions."""
+    axes = (ACTIVATION_AXES["batch"], ACTIVATION_AXES["sequence"])
+    return NamedSharding(mesh, PartitionSpec(*axes[:ndim]))
+
+
+def cursor_sharding(mesh: Mesh) -> NamedSharding:
+    """Of the row streams' cursors i32[B, S + 1]: with the rows they belong to."""
+    return NamedSharding(mesh, PartitionSpec(ACTIVATION_AXES["batch"], None))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
+    """A NamedSharding for every parameter.
+
+    Args:
+      mesh: the mesh.
+      shapes: nested dict of arrays or shapes.
+      axes: nested dict of the same structure with tuples of logical axes (`models.axes.parameter_axes`).
+
+    Raises:
+      UserError: an axis does not split over its mesh axis.
+    """
+
+    def sharding(path, leaf, names):
+        spec = [PARAMETER_AXES[name] for name in names]
+        for name, mesh_axis, size in zip(names, spec, leaf.shape):
+            if mesh_axis and size % mesh.shape[mesh_axis]:
+                where = ".".join(str(key.key) for key in path)
+                raise UserError(f"axis {name!r} of {where} has size {size}, which a {mesh_axis} axis of {mesh.shape[mesh_axis]} does not divide; "
+                                f"use a smaller mesh.{mesh_axis} or a multiple of it")
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes, axes, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+
+
+def local_rows(mesh: Mesh, batch_rows: int) -> list[int]:
+    """The rows of the global batch that this process's devices hold, ascending."""
+    indices = NamedSharding(mesh, PartitionSpec(ACTIVATION_AXES["batch"])).addressable_devices_indices_map((batch_rows,))
+    return sorted({row for (rows,) in indices.values() for row in range(*rows.indices(batch_rows))})
+
+
+def put_rows(value: np.ndarray, rows: Sequence[int], batch_rows: int, sharding: NamedSharding) -> jax.Array:
+    """The global array [batch_rows, ...] of which this process has `rows` (ascending) in `value`."""
+    where = {row: number for number, row in enumerate(rows)}
+
+    def shard(index):
+        own = [where[row] for row in range(*index[0].indices(batch_rows))]
+        return value[own][(slice(None), *index[1:])]
+
+    return jax.make_array_from_callback((batch_rows, *value.shape[1:]), sharding, shard)

@@ -1,0 +1,197 @@
+"""One training step: the state it changes and the jitted function that changes it.
+
+The state is everything a run needs to go on exactly, as one tree of arrays that is donated to each step, sharded over the mesh
+and saved as one unit: weights, optimizer, counters, random key and the data's cursors.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models.axes import parameter_axes, use_placement
+from train.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from train.sharding import cursor_sharding, parameter_shardings, placement, replicated
+
+_LIMB_BITS = 30  # bytes seen are two int32 limbs, low 30 bits last: exact beyond float32 and int32
+_NORM_DECAY = 0.98  # of the running mean of gradient norms
+_STEPS_BEFORE_SPIKES = 50  # a running mean of fewer steps says little
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that changes from step to step."""
+
+    params: dict[str, Any]
+    opt_state: Any
+    step: jax.Array
+    """i32[], steps taken, skipped ones included."""
+    bytes_seen: jax.Array
+    """i32[2], source bytes trained on, in limbs of 30 bits, high first."""
+    cursors: jax.Array
+    """i32[B, S + 1], from where each row's stream goes on (`data/rows.py`)."""
+    mean_grad_norm: jax.Array
+    """f32[], running mean over steps that were not skipped."""
+    skipped_steps: jax.Array
+    """i32[], updates left out because they were not finite or their gradient spiked."""
+    skipped_in_a_row: jax.Array
+    """i32[]."""
+    rng: jax.Array
+    """u32[2], the run's key; a step's key is it folded with the step number."""
+
+
+def bytes_in_limbs(limbs: Any) -> int:
+    """The number that `TrainState.bytes_seen` stands for."""
+    return (int(limbs[0]) << _LIMB_BITS) + int(limbs[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class StepProgram:
+    """What a training step is made of, before it meets data."""
+
+    model_def: Any
+    """`nnx.GraphDef` of the model."""
+    axes: dict[str, Any]
+    """Logical axes of the parameters."""
+    optimizer: optax.GradientTransformation
+    init: Callable[[jax.Array], TrainState]
+    """u32[2] key -> the state before the first step."""
+    shapes: TrainState
+    """The state's shapes."""
+    shardings: TrainState
+    """Where each part of the state lives."""
+
+
+def build_program(
+    build_model: Callable[[nnx.Rngs], nnx.Module], config: OptimizerConfig, mesh: Mesh, *, batch_rows: int, num_sources: int,
+) -> StepProgram:
+    """Lays a model's training state out over a mesh without allocating any of it. Raises UserError where it does not fit the mesh."""
+    model_def, abstract = nnx.split(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), nnx.Param)
+    axes = parameter_axes(abstract)
+    optimizer = make_optimizer(config, axes)
+
+    def init(key: jax.Array) -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(build_model(nnx.Rngs(jax.random.wrap_key_data(key))), nnx.Param))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(
+            params=params, opt_state=optimizer.init(params), step=zero, bytes_seen=jnp.zeros(2, jnp.int32),
+            cursors=jnp.zeros((batch_rows, num_sources + 1), jnp.int32), mean_grad_norm=jnp.zeros(()),
+            skipped_steps=zero, skipped_in_a_row=zero, rng=key)
+
+    shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((2,), jnp.uint32))
+    by_parameter = parameter_shardings(mesh, shapes.params, axes)
+    everywhere = replicated(mesh)
+    shardings = dataclasses.replace(
+        jax.tree.map(lambda _: everywhere, shapes),
+        params=by_parameter,
+        opt_state=_optimizer_shardings(shapes.opt_state, shapes.params, by_parameter, everywhere),
+        cursors=cursor_sharding(mesh))
+    return StepProgram(model_def, axes, optimizer, jax.jit(init, out_shardings=shardings), shapes, shardings)
+
+
+def _optimizer_shardings(opt_state: Any, params: Any, by_parameter: Any, otherwise: NamedSharding) -> Any:
+    """Moments live where their parameter does: they are found by the parameter's path at the end of theirs, and its shape."""
+    shapes, shardings = (dict(jax.tree_util.tree_flatten_with_path(tree)[0]) for tree in (params, by_parameter))
+
+    def sharding(path, leaf):
+        parameter = next((path[start:] for start in range(len(path)) if path[start:] in shapes), None)
+        return shardings[parameter] if parameter and shapes[parameter].shape == leaf.shape else otherwise
+
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)
+
+
+def make_train_step(
+    program: StepProgram, objective: Callable, config: OptimizerConfig, mesh: Mesh, *,
+    progress: Callable[[jax.Array, jax.Array], jax.Array], num_microbatches: int = 1,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step (state, batch) -> (state, metrics); the state is donated.
+
+    Args:
+      program: of `build_program`.
+      objective: of `train/objectives.py`.
+      config: the optimizer's options.
+      mesh: the mesh.
+      progress: (steps i32[], bytes_seen f32[]) -> share of the budget that is spent, f32[]. At 1 a step changes nothing.
+      num_microbatches: the batch is taken in this many parts whose gradients are added up.
+    """
+
+    def gradients(params, batch, rng):
+        def loss(params):
+            loss_sum, weight_sum, aux = objective(nnx.merge(program.model_def, nnx.State(params)), batch, rng)
+            return loss_sum, {"loss": loss_sum, "weight": weight_sum, **aux}
+
+        grads, sums = jax.grad(loss, has_aux=True)(params)
+        return grads, sums
+
+    def accumulated_gradients(params, batch, rng):
+        if num_microbatches == 1:
+            return gradients(params, batch, rng)
+
+        def microbatches(x):  # every device keeps its own rows: part i takes every num_microbatches-th row
+            x = jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0)
+            spec = placement(mesh).spec(None, "batch", *(["sequence"] if x.ndim > 2 else []))
+            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+        def add(total, numbered):
+            number, part = numbered
+            return jax.tree.map(jnp.add, total, gradients(params, part, jax.random.fold_in(rng, number))), None
+
+        parts = jax.tree.map(microbatches, batch)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts), rng))
+        return jax.lax.scan(add, zeros, (jnp.arange(num_microbatches), parts))[0]
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = dict(batch)
+        cursors, num_bytes = batch.pop("cursors"), jnp.sum(batch.pop("num_bytes"))
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        high, low = state.bytes_seen
+        spent = progress(state.step, high.astype(jnp.float32) * 2.0**_LIMB_BITS + low.astype(jnp.float32))
+        rate = learning_rate(config, spent)
+
+        with use_placement(placement(mesh)):
+            grads, sums = accumulated_gradients(state.params, batch, rng)
+        weight = jnp.maximum(sums["weight"], 1)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        norm = optax.tree.norm(grads)
+        spiked = (state.step - state.skipped_steps >= _STEPS_BEFORE_SPIKES) & (norm > config.skip_above * state.mean_grad_norm)
+        good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & ~spiked
+
+        def update():
+            clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-20)), grads)
+            updates, opt_state = program.optimizer.update(clipped, state.opt_state, state.params)
+            params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+            mean = jnp.where(state.mean_grad_norm > 0, _NORM_DECAY * state.mean_grad_norm + (1 - _NORM_DECAY) * norm, norm)
+            return params, opt_state, mean
+
+        def keep():
+            return state.params, state.opt_state, state.mean_grad_norm
+
+        over = spent >= 1
+        params, opt_state, mean_grad_norm = jax.lax.cond(good & ~over, update, keep)
+        skipped = (~good).astype(jnp.int32)
+        low = low + num_bytes
+        counted = dataclasses.replace(
+            state, step=state.step + 1, bytes_seen=jnp.stack([high + (low >> _LIMB_BITS), low & (2**_LIMB_BITS - 1)]), cursors=cursors,
+            skipped_steps=state.skipped_steps + skipped, skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped)
+        counted = jax.tree.map(lambda old, new: jnp.where(over, old, new), state_counters(state), state_counters(counted))
+        new_state = dataclasses.replace(state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted)
+        metrics = {
+            "loss": sums["loss"] / weight, "nats": sums["nats"], "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
+            "grad_norm": norm, "skipped": skipped, "over": over, "step": new_state.step, "bytes_seen": new_state.bytes_seen,
+            "skipped_steps": new_state.skipped_steps, "skipped_in_a_row": new_state.skipped_in_a_row,
+        }
+        return new_state, metrics
+
+    everywhere = replicated(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(program.shardings, everywhere))
+
+
+def state_counters(state: TrainState) -> dict[str, jax.Array]:
+    """The parts of the state that count what has been done."""
+    return {name: getattr(state, name) for name in ("step", "bytes_seen", "cursors", "skipped_steps", "skipped_in_a_row")}
