@@ -1,7 +1,7 @@
 """Where documents come from: files, directories and globs, read piece by piece in bounded memory.
 
-A file's name says how it is read. `.gz`, `.zst` and `.xz` are decompressed; under that, `.jsonl` is a record a line (and
-so is `.json` if compressed, as large text collections call it), `.parquet` a record a row, and all else plain text.
+A file's name says how it is read. `.gz`, `.zst` and `.xz` are decompressed; under that, `.jsonl` and `.ndjson` are a record
+a line (so is `.json` if compressed, as large text collections call it), `.parquet` a record a row, and all else plain text.
 """
 
 import codecs
@@ -46,14 +46,14 @@ def find_files(source: str, leave_out: pathlib.Path) -> list[SourceFile]:
     """
     path = pathlib.Path(source)
     try:
-        if path.is_file():
+        if os.path.isfile(source):
             found = {path: path.name}
-        elif path.is_dir():
+        elif os.path.isdir(source):
             found = {file: file.relative_to(path).as_posix() for file in _walk(path)}
         elif glob.has_magic(source):
             found = _glob(source)
         else:
-            raise UserError(f"{source} is neither a file nor a directory; name what is there, or a glob, or the word embedded")
+            raise UserError(f"{source!r} is neither a file nor a directory; name what is there, or a glob, or the word embedded")
         inside = leave_out.resolve()
         files = [SourceFile(file, name, file.stat().st_size) for file, name in found.items() if not file.resolve().is_relative_to(inside)]
     except OSError as error:
@@ -106,11 +106,11 @@ def read_records(
     compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
     kind = suffixes[-1] if suffixes else ""
     try:
-        with io.BufferedReader(_ReportingFile(file.path, report), _READ_BYTES) as raw:
+        with io.BufferedReader(_ReportingFile(file, report), _READ_BYTES) as raw:
             stream = _decompressed(raw, compression)
-            if kind == ".jsonl" or (kind == ".json" and compression):
+            if kind in (".jsonl", ".ndjson") or (kind == ".json" and compression):
                 records = _read_jsonl(stream, file.path, field, max_document_bytes)
-            elif kind == ".parquet" and not compression:
+            elif kind == ".parquet":
                 records = _read_parquet(stream, file.path, field, max_document_bytes)
             elif separator is not None:
                 records = _split(stream, file.path, separator, max_document_bytes)
@@ -127,15 +127,16 @@ def read_records(
 class _ReportingFile(io.FileIO):
     """A file that tells how much of it has been read."""
 
-    def __init__(self, path: pathlib.Path, report: Callable[[int], None]):
-        super().__init__(path, "rb")
+    def __init__(self, file: SourceFile, report: Callable[[int], None]):
+        super().__init__(file.path, "rb")
+        self._limit_bytes = file.num_bytes
         self._report = report
-        self._num_bytes = 0
+        self._num_bytes_read = 0
 
     def readinto(self, buffer) -> int:
         num_bytes = super().readinto(buffer)
-        self._num_bytes += num_bytes
-        self._report(self._num_bytes)
+        self._num_bytes_read += num_bytes
+        self._report(min(self._num_bytes_read, self._limit_bytes))  # parquet reads some parts twice
         return num_bytes
 
 
@@ -241,8 +242,7 @@ def _check_column(schema: pa.Schema, path: pathlib.Path, column: str) -> None:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(test(kind) for test in tests)
+    return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def _as_binary(values: pa.Array) -> list[bytes | None]:

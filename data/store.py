@@ -187,9 +187,10 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]
         raise UserError(f"{path} has format {found!r}, this version reads {FORMAT!r}; ingest the corpus again")
     try:
         shards = tuple(_parse_shard(value) for value in manifest["shards"])
-        if not shards or manifest != _manifest(shards, float(manifest["holdout"]["test_fraction"])):
+        test_fraction = float(manifest["holdout"]["test_fraction"])
+        if not shards or not 0 <= test_fraction <= 1 or manifest != _manifest(shards, test_fraction):
             raise ValueError("its parts contradict each other")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged or was changed by hand: {error}; ingest the corpus again") from error
     return manifest, shards
 

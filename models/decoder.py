@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models import flops
 from models.axes import constrain, parameter
 from models.layers import Block, KVCache, fan_in_normal, rms_norm
 from tokenizer_lab.errors import UserError
@@ -52,6 +53,15 @@ class DecoderConfig:
     def residual_scale(self) -> float:
         """Of the matrices that write to the residual stream, so that its variance does not grow with depth (GPT-2, section 2.3)."""
         return (2 * self.num_layers) ** -0.5
+
+    def build(self, vocab_size: int, rngs: nnx.Rngs) -> "Decoder":
+        return Decoder(self, vocab_size, rngs=rngs)
+
+    def count_parameters(self, vocab_size: int) -> dict[str, int]:
+        return flops.count_parameters(self, vocab_size)
+
+    def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> dict[str, float]:
+        return flops.training_flops_per_token(self, vocab_size, sequence_length)
 
     def padded_vocab_size(self, vocab_size: int) -> int:
         return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE

@@ -6,10 +6,15 @@ These are the model's FLOPs: what remat computes again and what pads a vocabular
 other elementwise work are left out; tests hold the whole within 2 % of what XLA counts.
 """
 
-from models.decoder import DecoderConfig
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+    from models.decoder import DecoderConfig
 
 
-def parameters(config: DecoderConfig, vocab_size: int) -> dict[str, int]:
+def count_parameters(config: DecoderConfig, vocab_size: int) -> dict[str, int]:
     """Parameter counts by component, and "total". Rows that only pad the vocabulary are not counted."""
     d, h = config.embed_dim, config.head_dim
     attention = d * h * (2 * config.num_heads + 2 * config.num_kv_heads)

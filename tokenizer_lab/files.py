@@ -20,7 +20,9 @@ _MAX_JSON_BYTES = 64 << 20
 def check_name(name: str, what: str) -> str:
     """`name`, if it is a plain file name that cannot leave its folder. Raises UserError otherwise."""
     if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
-        raise UserError(f"{what} {name!r} is not a plain name; use letters, digits, '.', '_' and '-', not starting with '.' or '-'")
+        raise UserError(
+            f"{what} {name!r} is not a plain name; use up to 128 letters, digits, '.', '_' and '-', not starting with '.' or '-'"
+        )
     return name
 
 
@@ -30,8 +32,12 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -41,18 +47,31 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: epath.PathLike, what: str) -> Any:
-    """The value in a JSON file that may come from a stranger. Raises UserError naming `what` and the file."""
+def read_bytes(path: epath.PathLike, what: str, max_bytes: int) -> bytes:
+    """The content of a file that may come from a stranger. Raises UserError naming `what` and the file."""
     path = epath.Path(path)
     try:
-        if (size := path.stat().length) > _MAX_JSON_BYTES:
-            raise UserError(f"{path}: {size} bytes are more than a {what} ever has ({_MAX_JSON_BYTES}); it is damaged")
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; is this the folder of a {what}?") from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
+        with path.open("rb") as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            if size_bytes > max_bytes:
+                raise UserError(
+                    f"{path} has {size_bytes:,} bytes, more than the {max_bytes:,} of a {what}; it is damaged or something else"
+                )
+            file.seek(0)
+            return file.read(size_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} does not exist; is {path.parent} the folder of a {what}?") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}; a {what} is a readable file there") from error
+
+
+def read_json(path: epath.PathLike, what: str) -> Any:
+    """The value in a JSON file that may come from a stranger. Raises UserError naming `what` and the file."""
+    try:
+        return json.loads(read_bytes(path, what, _MAX_JSON_BYTES))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable {what}: {error}") from error
 
 
@@ -66,8 +85,9 @@ def cannot_write(path: epath.PathLike, error: OSError) -> UserError:
         errno.EPERM: "no permission; choose another folder or change its mode",
         errno.ENOTDIR: "a file is where a folder is needed; choose another folder",
     }
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return UserError(f"cannot write {os.fspath(path)}: {reason}; {remedies.get(error.errno, 'choose another folder')}")
+    return UserError(
+        f"cannot write {os.fspath(path)}: {_reason(error)}; {remedies.get(error.errno, 'choose another folder')}"
+    )
 
 
 def sha256_of_parts(parts: Iterable[bytes]) -> str:
@@ -77,3 +97,7 @@ def sha256_of_parts(parts: Iterable[bytes]) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)

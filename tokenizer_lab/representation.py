@@ -5,25 +5,28 @@ A representation turns a document's bytes into ids and back:
 - lossless on every byte string: `decode(encode(x)) == x`, also where `x` is not UTF-8;
 - total: `decode` of any ids in `[0, vocab_size)` returns bytes, never an exception;
 - exact about bytes: `sum(byte_lengths(encode(x))) == len(x)`;
-- the same ids on every machine for the same artifact.
+- the same ids on every machine for the same artifact;
+- immutable, so that any number of threads may encode at once.
 
 An artifact is a folder: `manifest.json` and the files that `Representation.to_files` names. Its fingerprint is the hash
 of kind and files, so two artifacts with one fingerprint give the same ids. Nothing in it is code.
 """
 
 import abc
+import functools
 import hashlib
 import importlib
-import shutil
+import json
 import uuid
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, check_name, read_json, sha256_of_parts, write_json
+from tokenizer_lab.files import cannot_write, check_name, read_bytes, read_json, sha256_of_parts, write_json
 
 FORMAT = "tokenizer-lab representation 1"
 MAX_FILE_BYTES = 4 << 30
@@ -55,12 +58,14 @@ class Representation(abc.ABC):
         """One document's bytes -> i32[n] ids."""
 
     @abc.abstractmethod
-    def decode(self, ids: np.ndarray) -> bytes:
+    def decode(self, ids: npt.ArrayLike) -> bytes:
         """i[n] ids, any in range -> bytes. Special ids stand for nothing. Raises UserError for ids out of range."""
 
     @abc.abstractmethod
-    def byte_lengths(self, ids: np.ndarray) -> np.ndarray:
-        """i[n] ids of one document, from its start -> i64[n], the source bytes that each id carries."""
+    def byte_lengths(self, ids: npt.ArrayLike) -> np.ndarray:
+        """i[n] ids of one document, from its start -> i64[n], the source bytes that each id carries.
+
+        Raises UserError for ids out of range."""
 
     @abc.abstractmethod
     def to_files(self) -> dict[str, bytes]:
@@ -71,13 +76,11 @@ class Representation(abc.ABC):
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         """The inverse of `to_files`. Raises UserError for content that is not what it should be."""
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of kind and files, as hex."""
-        if not hasattr(self, "_fingerprint"):
-            files = self.to_files()
-            self._fingerprint = sha256_of_parts([self.kind.encode(), *(x for name in sorted(files) for x in (name.encode(), files[name]))])
-        return self._fingerprint
+        files = sorted(self.to_files().items())
+        return sha256_of_parts([self.kind.encode(), *(part for name, content in files for part in (name.encode(), content))])
 
     def save(self, folder: epath.PathLike) -> None:
         """Writes the artifact folder, whole or not at all; the same artifact again changes nothing.
@@ -87,40 +90,58 @@ class Representation(abc.ABC):
         """
         folder = epath.Path(folder)
         if folder.exists():
-            if (folder / "manifest.json").exists() and read_manifest(folder)["fingerprint"] == self.fingerprint:
+            if (folder / "manifest.json").exists() and load(folder).fingerprint == self.fingerprint:
                 return
-            raise UserError(f"{folder} already exists and holds something else; choose another --out or remove it")
-        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+            raise UserError(f"{folder} already exists and is not this artifact; choose another folder or remove it")
         files = self.to_files()
+        manifest = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "vocab_size": self.vocab_size,
+            "fit_corpus_hash": self.fit_corpus_hash,
+            "fingerprint": self.fingerprint,
+            "files": {name: {"bytes": len(files[name]), "sha256": _sha256(files[name])} for name in sorted(files)},
+        }
+        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
         try:
             partial.mkdir(parents=True)
-            for name, content in files.items():
-                (partial / check_name(name, "artifact file")).write_bytes(content)
-            manifest = {
-                "format": FORMAT,
-                "kind": self.kind,
-                "vocab_size": self.vocab_size,
-                "fit_corpus_hash": self.fit_corpus_hash,
-                "fingerprint": self.fingerprint,
-                "files": {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in sorted(files.items())},
-            }
-            write_json(partial / "manifest.json", manifest)
-            partial.rename(folder)
+            try:
+                for name, content in files.items():
+                    (partial / check_name(name, "artifact file")).write_bytes(content)
+                write_json(partial / "manifest.json", manifest | {"manifest_sha256": _manifest_sha256(manifest)})
+                partial.rename(folder)
+            except BaseException:
+                partial.rmtree(missing_ok=True)
+                raise
         except OSError as error:
             raise cannot_write(folder, error) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+    def __reduce__(self):
+        # Worker processes rebuild a representation from its files: what a backend pickles of itself may be less.
+        return type(self).from_files, (self.to_files(),), {"fit_corpus_hash": self.fit_corpus_hash}
 
 
 def read_manifest(folder: epath.PathLike) -> dict:
-    """The manifest of an artifact folder, checked for form. Raises UserError."""
-    folder = epath.Path(folder)
-    manifest = read_json(folder / "manifest.json", "representation artifact")
-    required = {"format": str, "kind": str, "vocab_size": int, "fit_corpus_hash": str, "fingerprint": str, "files": dict}
-    if not isinstance(manifest, dict) or any(not isinstance(manifest.get(key), of) for key, of in required.items()):
-        raise UserError(f"{folder}/manifest.json lacks one of {', '.join(required)}; fit the representation again")
+    """The manifest of an artifact folder, checked for form and damage. Raises UserError."""
+    path = epath.Path(folder) / "manifest.json"
+    manifest = read_json(path, "representation artifact")
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise UserError(f"{path} is not the manifest of a representation artifact; fit the representation again")
     if manifest["format"] != FORMAT:
-        raise UserError(f"{folder} has format {manifest['format']!r}, this version reads {FORMAT!r}; fit the representation again")
+        raise UserError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT!r}; fit the representation again")
+    form = {
+        "format": str,
+        "kind": str,
+        "vocab_size": int,
+        "fit_corpus_hash": str,
+        "fingerprint": str,
+        "files": dict,
+        "manifest_sha256": str,
+    }
+    if not _has_form(manifest, form) or not all(_has_form(x, {"bytes": int, "sha256": str}) for x in manifest["files"].values()):
+        raise UserError(f"{path} does not have just {', '.join(form)}; fit the representation again")
+    if manifest.pop("manifest_sha256") != _manifest_sha256(manifest):
+        raise UserError(f"{path} is damaged: its SHA-256 is not the one it states; fit the representation again")
     return manifest
 
 
@@ -136,15 +157,14 @@ def load(folder: epath.PathLike) -> Representation:
         raise UserError(f"{folder} is of kind {manifest['kind']!r}; this version knows {', '.join(KINDS)}")
     files = {}
     for name, expected in manifest["files"].items():
-        path = folder / check_name(name, "artifact file")
-        if not path.exists():
-            raise UserError(f"{path} is missing; fit the representation again")
-        if path.stat().length != expected["bytes"] or expected["bytes"] > MAX_FILE_BYTES:
-            raise UserError(f"{path} has {path.stat().length} bytes, its manifest says {expected['bytes']}; fit the representation again")
-        files[name] = path.read_bytes()
-        if hashlib.sha256(files[name]).hexdigest() != expected["sha256"]:
-            raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's; fit the representation again")
-    representation = kind_class(manifest["kind"]).from_files(files)
+        path = folder / check_name(name, f"{folder}: artifact file")
+        files[name] = read_bytes(path, "representation artifact", MAX_FILE_BYTES)
+        if len(files[name]) != expected["bytes"] or _sha256(files[name]) != expected["sha256"]:
+            raise UserError(f"{path} is damaged: its size or SHA-256 is not the manifest's; fit the representation again")
+    try:
+        representation = kind_class(manifest["kind"]).from_files(files)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     representation.fit_corpus_hash = manifest["fit_corpus_hash"]
     if representation.fingerprint != manifest["fingerprint"] or representation.vocab_size != manifest["vocab_size"]:
         raise UserError(f"{folder} does not give back the artifact its manifest describes; fit the representation again")
@@ -155,3 +175,26 @@ def kind_class(kind: str) -> type[Representation]:
     """The class of a kind in `KINDS`."""
     module, _, name = KINDS[kind].partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def check_ids(ids: npt.ArrayLike, vocab_size: int) -> np.ndarray:
+    """i[n] ids -> i64[n], all in `[0, vocab_size)`. Raises UserError for an id outside."""
+    ids = np.asarray(ids)
+    assert ids.ndim == 1 and (ids.size == 0 or ids.dtype.kind in "iu"), f"ids are i[n], not {ids.dtype}{list(ids.shape)}"
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if outside.size:
+        raise UserError(f"id {outside[0]} is outside the vocabulary; ids are 0 to {vocab_size - 1}; were they made by another tokenizer?")
+    return ids.astype(np.int64)
+
+
+def _has_form(value: object, form: Mapping[str, type]) -> bool:
+    """Whether `value` is a dict with exactly these keys, each of its type."""
+    return isinstance(value, dict) and value.keys() == form.keys() and all(type(value[key]) is of for key, of in form.items())
+
+
+def _manifest_sha256(manifest: Mapping) -> str:
+    return _sha256(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -6,6 +6,7 @@ arms with equal budgets in bytes are at the same point of their schedules when t
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from tokenizer_lab.errors import UserError
+
+LIMB_BITS = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,31 @@ def total_steps(budget: Budget, flops_per_step: float) -> int | None:
     if budget.steps is not None:
         return budget.steps
     return math.ceil(budget.flops / flops_per_step) if budget.flops is not None else None
+
+
+def make_meter(budget: Budget, flops_per_step: float) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The function (steps i32[], bytes seen i32[2] of `limbs`) -> (share of the budget spent f32[], whether it is all spent bool[])."""
+    steps = total_steps(budget, flops_per_step)
+    if steps is not None:
+        return lambda step, _: (step / steps, step >= steps)
+    end_high, end_low = limbs(budget.bytes)
+
+    def meter(_, bytes_seen):
+        high, low = bytes_seen
+        share = (high.astype(jnp.float32) * 2.0**LIMB_BITS + low) / budget.bytes
+        return share, (high > end_high) | ((high == end_high) & (low >= end_low))
+
+    return meter
+
+
+def limbs(number: int) -> tuple[int, int]:
+    """A count as two int32, the last with 30 bits: exact beyond what an int32 or a float32 of a device can hold."""
+    return number >> LIMB_BITS, number & (2**LIMB_BITS - 1)
+
+
+def from_limbs(pair: Any) -> int:
+    """The count that `limbs` took apart."""
+    return (int(pair[0]) << LIMB_BITS) + int(pair[1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,21 @@
 """Many runs in, one report out: `toklab report RUN... --out DIR`.
 
 `index.html` is one page that needs no network and no other file; `report.csv` and `report.json` hold the same rows. The
-same runs give the same bytes. What comes out of a run folder is text from a stranger: its form is checked when it is read.
+same runs give the same bytes. What a run folder holds is text from a stranger: its form is checked where it is read.
 """
 
+import collections
 import csv
 import dataclasses
 import io
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import rich.box
 import rich.table
 import rich.text
 import tyro
@@ -21,22 +24,26 @@ from etils import epath
 from tokenizer_lab import files
 from tokenizer_lab.errors import UserError
 from train import report_page
+from train.report_page import fixed, si
 
-# What the files of a run must hold: `float` is a finite number or null, `...` any key, a tuple that many items or null.
+# The form of a run's files: `float` is a finite number or null, `...` any other key, a tuple that many items or null.
 _SUMMARY = {
     "name": str, "state": str, "device": str, "versions": {...: str}, "corpora": [{"path": str, "content_hash": str}],
     "representation": {"kind": str, "vocab_size": float, "fingerprint": str, "bytes_per_token": float},
-    "parameters": {"total": float, ...: float}, "flops_per_token": {"total": float, ...: float}, "flops_per_byte": float,
-    "steps": float, "bytes_seen": float, "tokens_seen": float, "flops": float, "seconds": float, "bytes_per_second": float,
-    "tokens_per_second": float, "outside_step_share": float, "skipped_steps": float,
+    "parameters": {"total": float, ...: float}, "flops_per_token": {"total": float, ...: float},
+    "steps": float, "bytes_seen": float, "tokens_seen": float, "flops": float, "seconds": float, "skipped_steps": float,
+    "flops_per_byte": float, "bytes_per_second": float, "tokens_per_second": float, "outside_step_share": float,
 }
 _POINT = {"step": float, "bytes_seen": float, "flops": float, "bits_per_byte": float}
 _SCORE = {"bits_per_byte": float, "interval_95": (float, float), "num_bytes": float, "num_documents": float}
 _EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: _SCORE}}
-_SAMPLES = [{"prompt": str, "text": str, "temperature": float, "top_k": float, "top_p": float, "seed": float, "step": float}]
-_KINDS = {float: "a finite number or null", str: "a text", dict: "an object", list: "a list", tuple: "a pair or null"}
+_SETTINGS = {"temperature": float, "top_k": float, "top_p": float, "seed": float, "step": float}
+_SAMPLES = [{"prompt": str, "text": str} | _SETTINGS]
+_FORM_NAMES = {
+    float: "a finite number or null", str: "a text", dict: "an object", list: "a list", tuple: "two numbers or null",
+}
 
-# Control characters, text-direction overrides and halves of surrogate pairs: nothing that belongs on a page or a terminal.
+# Control characters, text-direction overrides and halves of surrogate pairs: they belong on no page and no terminal.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _EMBEDDINGS = ("embedding", "unembedding", "softmax")
 
@@ -57,9 +64,10 @@ class Arm:
 
     Attributes:
       label: the run's name, with its folder where another run has the same name.
+      config: the resolved recipe, as JSON.
       curve: evaluations while training, on a fixed part of the held-out documents.
-      training: the loss of the training batches themselves.
-      evaluation: the evaluation on all held-out documents, where there was one.
+      training: the same of the training batches themselves.
+      evaluation: that of all held-out documents, where there was one.
     """
 
     label: str
@@ -76,72 +84,97 @@ class Arm:
         return self.summary["state"] == "finished"
 
     @property
-    def row(self) -> dict[str, Any]:
-        """The arm as one row of numbers and names; None where it has no such number. Domains are in `scores`."""
-        summary, representation, parameters = self.summary, self.summary["representation"], self.summary["parameters"]
-        evaluation = self.evaluation or dict.fromkeys(_EVALUATION)
-        low, high = evaluation["interval_95"] or (None, None)
-        at = self.evaluation or summary  # bits per byte stand beside the bytes and FLOPs that they took
-        last = self.curve[-1] if self.curve else dict.fromkeys(_POINT)
-        embeddings = sum(parameters.get(name) or 0 for name in _EMBEDDINGS)
-        return {
-            "arm": self.label, "folder": self.folder, "state": summary["state"], "representation": representation["kind"],
-            "fingerprint": representation["fingerprint"], "vocab_size": representation["vocab_size"],
-            "bytes_per_token": representation["bytes_per_token"], "parameters": parameters["total"],
-            "parameters_without_embeddings": None if parameters["total"] is None else parameters["total"] - embeddings,
-            "flops_per_byte": summary["flops_per_byte"], "steps": summary["steps"], "evaluated_step": evaluation["step"],
-            "bytes_seen": at["bytes_seen"], "flops": at["flops"], "bits_per_byte": evaluation["bits_per_byte"],
-            "bits_per_byte_low": low, "bits_per_byte_high": high, "held_out_bytes": evaluation["num_bytes"],
-            "held_out_documents": evaluation["num_documents"], "held_out_corpus": evaluation["corpus_content_hash"],
-            "while_training_step": last["step"], "while_training_bits_per_byte": last["bits_per_byte"],
-            "bytes_per_second": summary["bytes_per_second"], "tokens_per_second": summary["tokens_per_second"],
-            "seconds": summary["seconds"], "outside_step_share": summary["outside_step_share"],
-            "skipped_steps": summary["skipped_steps"], "device": summary["device"],
-        }
+    def evaluations(self) -> list[dict]:
+        return [self.evaluation] if self.evaluation else []
 
     @property
     def domains(self) -> dict[str, dict]:
+        """Domain -> its score."""
         return self.evaluation["by_domain"] if self.evaluation else {}
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What the tables, the CSV and the JSON say of the arm, domains apart. None where there is no such number."""
+        summary, parameters = self.summary, self.summary["parameters"]
+        evaluation = self.evaluation or dict.fromkeys(_EVALUATION)
+        low, high = evaluation["interval_95"] or (None, None)
+        reached = self.evaluation or summary  # bits per byte stand beside the bytes and FLOPs that they took
+        last = self.curve[-1] if self.curve else dict.fromkeys(_POINT)
+        embeddings = sum(parameters.get(name) or 0 for name in _EMBEDDINGS)
+        return {
+            "arm": self.label,
+            "folder": self.folder,
+            "state": summary["state"],
+            "representation": summary["representation"]["kind"],
+            "fingerprint": summary["representation"]["fingerprint"],
+            "vocab_size": summary["representation"]["vocab_size"],
+            "bytes_per_token": summary["representation"]["bytes_per_token"],
+            "parameters": parameters["total"],
+            "parameters_without_embeddings": None if parameters["total"] is None else parameters["total"] - embeddings,
+            "flops_per_byte": summary["flops_per_byte"],
+            "steps": summary["steps"],
+            "evaluated_step": evaluation["step"],
+            "bytes_seen": reached["bytes_seen"],
+            "flops": reached["flops"],
+            "bits_per_byte": evaluation["bits_per_byte"],
+            "bits_per_byte_low": low,
+            "bits_per_byte_high": high,
+            "held_out_bytes": evaluation["num_bytes"],
+            "held_out_documents": evaluation["num_documents"],
+            "held_out_corpus": evaluation["corpus_content_hash"],
+            "while_training_step": last["step"],
+            "while_training_bits_per_byte": last["bits_per_byte"],
+            "bytes_per_second": summary["bytes_per_second"],
+            "tokens_per_second": summary["tokens_per_second"],
+            "seconds": summary["seconds"],
+            "outside_step_share": summary["outside_step_share"],
+            "skipped_steps": summary["skipped_steps"],
+            "device": summary["device"],
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Arms that one ranking may hold, best first: they were evaluated on the same text.
+    """Arms that one ranking may hold: they were evaluated on the same text.
 
     Attributes:
       corpus: content hash of that text; None where no arm of the group has been evaluated.
-      arms: those without an evaluation come last.
+      arms: best first; those without an evaluation last.
     """
 
     corpus: str | None
     arms: list[Arm]
 
     @property
+    def name(self) -> str:
+        return "not evaluated" if self.corpus is None else f"held-out text {self.corpus[:12]}"
+
+    @property
     def finding(self) -> str:
-        """The result in one sentence."""
-        rows = [row for row in (arm.row for arm in self.arms) if row["bits_per_byte"] is not None]
-        if not rows:
-            return "No arm has been evaluated yet, so there is nothing to rank."
-        best, score = rows[0]["arm"], _score(rows[0])
-        if len(rows) == 1:
-            return f"Only {best} has been evaluated: {score}. One arm is no comparison."
-        found = f"{best} has the lowest bits per byte, {score}; next is {rows[1]['arm']}, {_score(rows[1])}."
-        high, low = rows[0]["bits_per_byte_high"], rows[1]["bits_per_byte_low"]
+        """The result in a sentence or two."""
+        ranked = [arm.row for arm in self.arms if arm.row["bits_per_byte"] is not None]
+        if not ranked:
+            return "Nothing to rank: no arm has been evaluated."
+        found = f"{ranked[0]['arm']} has the lowest bits per byte, {_score(ranked[0])}"
+        if len(ranked) == 1:
+            return f"{found}, because no other arm has been evaluated on this text."
+        found += f"; next is {ranked[1]['arm']}, {_score(ranked[1])}."
+        high, low = ranked[0]["bits_per_byte_high"], ranked[1]["bits_per_byte_low"]
         if high is None or low is None:
             return found
-        return found + (" The intervals overlap: this evaluation alone does not settle which of the two is better."
-                        if high >= low else " The intervals do not overlap.")
+        if high < low:
+            return f"{found} The intervals do not overlap."
+        return f"{found} The intervals overlap: this evaluation alone does not settle which of the two is better."
 
     @property
     def budget(self) -> str:
-        """Whether the arms spent the same, in one sentence; empty for a single arm."""
-        rows = [arm.row for arm in self.arms]
-        spent = [_spread(rows, "bytes_seen", "bytes seen", "B"), _spread(rows, "flops", "FLOPs spent", "FLOP")]
-        if len(rows) < 2:
+        """Whether the arms spent the same; empty for a single arm."""
+        if len(self.arms) < 2:
             return ""
-        unequal = all(text.startswith("different") for text in spent)
-        return f"Budgets: {'; '.join(spent)}." + (
-            " Neither is equal, so the table does not compare like with like; read the charts at one point of their x axis." if unequal else "")
+        rows = [arm.row for arm in self.arms]
+        spent = _spread(rows, "bytes_seen", "bytes seen", "B"), _spread(rows, "flops", "FLOPs spent", "FLOP")
+        advice = " The table does not compare like with like: read the charts at one point of their x axis."
+        return f"Budgets: {'; '.join(spent)}." + ("" if any(text.startswith("the same") for text in spent) else advice)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +184,7 @@ class Report:
     Attributes:
       arms: every run, in the order given.
       groups: the same arms, by what they may be compared with.
-      warnings: what a reader must know before comparing, a sentence each.
+      warnings: what a reader must know before comparing, an entry each.
       index: the page.
     """
 
@@ -161,9 +194,21 @@ class Report:
     index: epath.Path
 
     @property
+    def ranked_arms(self) -> list[Arm]:
+        """Group after group, best first in each."""
+        return [arm for group in self.groups for arm in group.arms]
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
-        """The arms as rows, best first within each group."""
-        return [arm.row for group in self.groups for arm in group.arms]
+        """`Arm.row` of `ranked_arms`."""
+        return [arm.row for arm in self.ranked_arms]
+
+    @property
+    def findings(self) -> list[str]:
+        """The finding of each group, which is named where there are several."""
+        if len(self.groups) == 1:
+            return [self.groups[0].finding]
+        return [f"{group.name.capitalize()}: {group.finding}" for group in self.groups]
 
 
 def write_report(run_dirs: Sequence[epath.PathLike], out: epath.PathLike) -> Report:
@@ -173,7 +218,7 @@ def write_report(run_dirs: Sequence[epath.PathLike], out: epath.PathLike) -> Rep
       UserError: no run was given, one twice, a folder is not a run, a file is damaged, or `out` cannot be written.
     """
     if not run_dirs:
-        raise UserError("no runs were given; name the folders of one or more, e.g. `toklab report runs/byte runs/subword`")
+        raise UserError("no runs were given; name one folder or more, e.g. `toklab report runs/byte runs/subword`")
     arms = _with_distinct_labels([read_arm(folder) for folder in run_dirs])
     out, groups = epath.Path(out), group_arms(arms)
     report = Report(arms=arms, groups=groups, warnings=_warnings(arms, groups), index=out / "index.html")
@@ -184,24 +229,34 @@ def write_report(run_dirs: Sequence[epath.PathLike], out: epath.PathLike) -> Rep
 
 
 def console_table(report: Report) -> rich.table.Table:
-    """The arms as a table for the terminal, with the findings below it."""
-    table = rich.table.Table(caption=rich.text.Text("\n".join(group.finding for group in report.groups)), caption_justify="left")
-    table.add_column("arm")
-    table.add_column("representation")
-    for title in ("vocab", "bytes/token", "parameters", "FLOP/byte", "bytes seen", "bits/byte (95 %)", "bytes/s", "outside step"):
-        table.add_column(title, justify="right")
-    si, fixed = report_page.si, report_page.fixed
+    """The arms as a table that 80 columns have room for, the findings below it."""
+    findings = rich.text.Text("\n".join(report.findings))
+    look = {"box": rich.box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
+    table = rich.table.Table(**look, caption=findings, caption_justify="left")
+    table.add_column("arm", overflow="fold")
+    titles = "bits/\nbyte", "95 %\ninterval", "vocab", "bytes/\ntoken", "params", "FLOPs/\nbyte", "bytes\nseen", "bytes/s"
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
     for group in report.groups:
         for row in (arm.row for arm in group.arms):
-            score = "not evaluated" if row["bits_per_byte"] is None else _score(row, short=True)
-            cells = (row["arm"], row["representation"], fixed(row["vocab_size"], 0), fixed(row["bytes_per_token"], 2), si(row["parameters"]),
-                     si(row["flops_per_byte"]), si(row["bytes_seen"], "B"), score, si(row["bytes_per_second"], "B"), report_page.percent(row["outside_step_share"]))
+            interval = f"{fixed(row['bits_per_byte_low'], 3)}–{fixed(row['bits_per_byte_high'], 3)}"
+            cells = (
+                row["arm"],
+                fixed(row["bits_per_byte"], 3),
+                "unevaluated" if row["bits_per_byte"] is None else interval,
+                fixed(row["vocab_size"]),
+                fixed(row["bytes_per_token"], 2),
+                si(row["parameters"]),
+                si(row["flops_per_byte"]),
+                si(row["bytes_seen"], "B"),
+                si(row["bytes_per_second"], "B"),
+            )
             table.add_row(*map(rich.text.Text, cells))  # a Text, so that no name is taken for markup
         table.add_section()
     return table
 
 
-# ---- Reading a run folder ---------------------------------------------------------------------------------------------
+# ---- Reading a run folder ------------------------------------------------------------------------
 
 
 def read_arm(folder: epath.PathLike) -> Arm:
@@ -209,126 +264,144 @@ def read_arm(folder: epath.PathLike) -> Arm:
     folder = epath.Path(folder)
     missing = [name for name in ("config.json", "summary.json") if not (folder / name).exists()]
     if missing:
-        what = f"has no {' and no '.join(missing)}" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
+        lacks = f"has no {' and no '.join(missing)}"
+        what = lacks if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} is not a run: it {what}; make one with `toklab train RECIPE --run-dir {folder}`")
-    config = json.dumps(files.read_json(folder / "config.json", "run's config"), indent=2, ensure_ascii=False)
+    config = json.dumps(files.read_json(folder / "config.json", "run"), indent=2, ensure_ascii=False)
     summary = _read(folder / "summary.json", _SUMMARY)
-    partial = summary["state"] == "running"
+    still_written = summary["state"] == "running"
     return Arm(
         label=" ".join(summary["name"].split()) or folder.name,
         folder=_printable(str(folder)),
         config=_printable(config),
         summary=summary,
-        curve=_by_step(_read_lines(folder / "eval.jsonl", _POINT, partial)),
-        training=_by_step(_read_lines(folder / "metrics.jsonl", _POINT, partial)),
+        curve=_by_step(_read_lines(folder / "eval.jsonl", still_written)),
+        training=_by_step(_read_lines(folder / "metrics.jsonl", still_written)),
         evaluation=_read(folder / "eval.json", _EVALUATION) if (folder / "eval.json").exists() else None,
         samples=_read(folder / "samples.json", _SAMPLES) if (folder / "samples.json").exists() else [],
     )
 
 
 def _read(path: epath.Path, form: Any) -> Any:
-    return _checked(files.read_json(path, "file of a run"), form, str(path))
+    return _checked(files.read_json(path, "run"), form, str(path))
 
 
-def _read_lines(path: epath.Path, form: Any, partial: bool) -> Iterator[dict]:
-    """The lines of a jsonl file, none where there is no file. While a run is being written its last line may be `partial`."""
+def _read_lines(path: epath.Path, still_written: bool) -> Iterator[dict]:
+    """The points in a jsonl file, none where there is none. The last line of one `still_written` may be half there."""
     if not path.exists():
         return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if partial and not line.endswith(b"\n"):
+            if still_written and not line.endswith(b"\n"):
                 return
             try:
-                record = json.loads(line)
+                point = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path} line {number} is damaged: {error}; remove the line or train the run again") from error
-            yield _checked(record, form, f"{path} line {number}")
+                raise UserError(f"{path} line {number} is damaged: {error}; remove that line or train again") from error
+            yield _checked(point, _POINT, f"{path} line {number}")
 
 
 def _checked(value: Any, form: Any, where: str) -> Any:
-    """A copy of `value` with exactly what `form` names, its texts printable. Raises UserError where it is not of that form."""
+    """A copy of `value` with what `form` names and no more, its texts printable. Raises UserError for another form."""
     kind = form if isinstance(form, type) else type(form)
     if kind is float:
-        good = value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        good = value is None or (number and -1e300 < value < 1e300)
     elif kind is tuple:
-        good = value is None or (isinstance(value, list) and len(value) == len(form))
+        good = value is None or (isinstance(value, list) and len(value) == len(form) and None not in value)
     else:
         good = isinstance(value, kind)
+    remedy = "the file is damaged or of another version, make it again"
     if not good:
-        raise UserError(f"{where}: {repr(value)[:60]} should be {_KINDS[kind]}; the file is damaged or of another version, make it again")
-    if kind is dict:
-        if missing := [key for key in form if key is not ... and key not in value]:
-            raise UserError(f"{where} lacks {', '.join(missing)}; the file is damaged or of another version, make it again")
-        keys = value if ... in form else form
-        return {_printable(key): _checked(value[key], form.get(key, form.get(...)), f"{where}: {_printable(key)}") for key in keys}
-    if kind in (list, tuple) and value is not None:
-        forms = form * len(value) if kind is list else form
-        return [_checked(item, item_form, where) for item, item_form in zip(value, forms, strict=True)]
-    return _printable(value) if kind is str else value
+        raise UserError(f"{where}: {repr(value)[:60]} should be {_FORM_NAMES[kind]}; {remedy}")
+    match value:
+        case str():
+            return _printable(value)
+        case list():
+            forms = form if kind is tuple else form * len(value)
+            return [_checked(item, item_form, where) for item, item_form in zip(value, forms, strict=True)]
+        case dict():
+            if missing := [key for key in form if key is not ... and key not in value]:
+                raise UserError(f"{where} lacks {', '.join(missing)}; {remedy}")
+            keys = [key for key in value if key in form or ... in form]
+            forms = {_printable(key): (value[key], form.get(key, form.get(...))) for key in keys}
+            return {key: _checked(item, item_form, f"{where}: {key}") for key, (item, item_form) in forms.items()}
+    return value
 
 
 def _printable(text: str) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def _by_step(records: Iterator[dict]) -> list[dict]:
+def _by_step(points: Iterator[dict]) -> list[dict]:
     """In order of steps. A resumed run may have taken a step again; what it wrote last counts."""
-    return sorted({record["step"] or 0: record for record in records}.values(), key=lambda record: record["step"] or 0)
+    latest = {point["step"] or 0: point for point in points}
+    return [latest[step] for step in sorted(latest)]
 
 
 def _with_distinct_labels(arms: list[Arm]) -> list[Arm]:
-    folders, labels = [str(epath.Path(arm.folder).resolve()) for arm in arms], [arm.label for arm in arms]
-    if repeated := [arm.folder for arm, folder in zip(arms, folders, strict=True) if folders.count(folder) > 1]:
-        raise UserError(f"{repeated[0]} was given {len(repeated)} times ({', '.join(repeated)}); name each run once")
-    return [dataclasses.replace(arm, label=f"{arm.label} ({arm.folder})") if labels.count(arm.label) > 1 else arm for arm in arms]
+    folders = collections.Counter(str(epath.Path(arm.folder).resolve()) for arm in arms)
+    labels = collections.Counter(arm.label for arm in arms)
+    for folder, times in folders.items():
+        if times > 1:
+            raise UserError(f"{folder} was given {times} times; name each run once")
+    longer = [f"{arm.label} ({arm.folder})" if labels[arm.label] > 1 else arm.label for arm in arms]
+    return [dataclasses.replace(arm, label=label) for arm, label in zip(arms, longer, strict=True)]
 
 
-# ---- Comparing --------------------------------------------------------------------------------------------------------
+# ---- Comparing -----------------------------------------------------------------------------------
 
 
 def group_arms(arms: list[Arm]) -> list[Group]:
-    """Arms that were evaluated on the same text together. Those without an evaluation join them where there is only one text."""
-    corpora = list(dict.fromkeys(arm.evaluation["corpus_content_hash"] for arm in arms if arm.evaluation))
-    evaluated = {corpus: [arm for arm in arms if arm.evaluation and arm.evaluation["corpus_content_hash"] == corpus] for corpus in corpora}
-    groups = {corpus: sorted(members, key=_bits_per_byte) for corpus, members in evaluated.items()}
+    """Puts arms together that were evaluated on the same text.
+
+    Arms without an evaluation join the others where there is only one text, and are a group of their own otherwise.
+    """
+    by_corpus: dict[str | None, list[Arm]] = {}
+    for arm in arms:
+        for evaluation in arm.evaluations:
+            by_corpus.setdefault(evaluation["corpus_content_hash"], []).append(arm)
+    for members in by_corpus.values():
+        members.sort(key=_bits_per_byte)
     if rest := [arm for arm in arms if not arm.evaluation]:
-        groups.setdefault(corpora[0] if len(corpora) == 1 else None, []).extend(rest)
-    return [Group(corpus=corpus, arms=members) for corpus, members in groups.items()]
+        by_corpus.setdefault(next(iter(by_corpus)) if len(by_corpus) == 1 else None, []).extend(rest)
+    return [Group(corpus=corpus, arms=members) for corpus, members in by_corpus.items()]
 
 
 def _bits_per_byte(arm: Arm) -> float:
-    score = arm.evaluation["bits_per_byte"]
-    return float("inf") if score is None else score
+    return math.inf if arm.evaluation["bits_per_byte"] is None else arm.evaluation["bits_per_byte"]
 
 
 def _warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
     warnings = []
-    corpora = {group.corpus: ", ".join(arm.label for arm in group.arms) for group in groups if group.corpus is not None}
+    corpora = [group for group in groups if group.corpus is not None]
     if len(corpora) > 1:
-        on = "; ".join(f"{labels} on {corpus[:12]}" for corpus, labels in corpora.items())
-        warnings.append(f"The arms were evaluated on different held-out texts ({on}). Bits per byte of different texts cannot be "
-                        "ranked, so each text has its own table and charts. `toklab eval RUN --corpus CORPUS` puts them on one text.")
+        named = "; ".join(f"{', '.join(arm.label for arm in group.arms)} on {group.corpus[:12]}" for group in corpora)
+        warnings.append(
+            f"The arms were evaluated on different held-out texts ({named}). Bits per byte of different texts cannot "
+            "be ranked, so each text has its own table and charts. `toklab eval RUN --corpus CORPUS` puts them on one."
+        )
     for arm in arms:
-        row = arm.row
+        state, steps, evaluated_step = (arm.row[key] for key in ("state", "steps", "evaluated_step"))
         if not arm.finished:
-            warnings.append(f"{arm.label} has not finished: it is {row['state']} at step {report_page.fixed(row['steps'], 0)}.")
+            warnings.append(f"{arm.label} has not finished: it is {state} at step {fixed(steps)}.")
         if not arm.evaluation:
             warnings.append(f"{arm.label} has not been evaluated, so it has no rank; run `toklab eval {arm.folder}`.")
-        elif row["evaluated_step"] != row["steps"]:
-            warnings.append(f"{arm.label} was evaluated at step {report_page.fixed(row['evaluated_step'], 0)} of the "
-                            f"{report_page.fixed(row['steps'], 0)} it has trained; `toklab eval {arm.folder}` renews that.")
+        elif evaluated_step != steps:
+            warnings.append(
+                f"{arm.label} was evaluated at step {fixed(evaluated_step)} and has trained to step {fixed(steps)}; "
+                f"`toklab eval {arm.folder}` renews that."
+            )
     if len({frozenset(corpus["content_hash"] for corpus in arm.summary["corpora"]) for arm in arms}) > 1:
-        warnings.append("The arms were trained on different corpora; the runs below name them.")
+        warnings.append("The arms were trained on different corpora, which the runs below name.")
     if len({arm.summary["device"] for arm in arms}) > 1:
         warnings.append("The arms ran on different devices, so their bytes per second cannot be compared.")
     return warnings
 
 
-def _score(row: dict, short: bool = False) -> str:
-    low, high = (report_page.fixed(row[f"bits_per_byte_{end}"], 3) for end in ("low", "high"))
-    if row["bits_per_byte_low"] is None:
-        return f"{row['bits_per_byte']:.3f}"
-    return f"{row['bits_per_byte']:.3f} " + (f"({low}–{high})" if short else f"(95 % interval {low} to {high})")
+def _score(row: dict) -> str:
+    interval = f" (95 % interval {fixed(row['bits_per_byte_low'], 3)} to {fixed(row['bits_per_byte_high'], 3)})"
+    return fixed(row["bits_per_byte"], 3) + ("" if row["bits_per_byte_low"] is None else interval)
 
 
 def _spread(rows: list[dict], key: str, name: str, unit: str) -> str:
@@ -337,18 +410,18 @@ def _spread(rows: list[dict], key: str, name: str, unit: str) -> str:
         return f"{name} unknown for some"
     least, most = known[0], known[-1]
     if most[key] <= 1.01 * least[key]:  # a budget ends at a whole step
-        return f"the same {name}, {report_page.si(most[key], unit)}"
-    return f"different {name}, {report_page.si(least[key], unit)} ({least['arm']}) to {report_page.si(most[key], unit)} ({most['arm']})"
+        return f"the same {name}, {si(most[key], unit)}"
+    return f"different {name}, {si(least[key], unit)} ({least['arm']}) to {si(most[key], unit)} ({most['arm']})"
 
 
-# ---- Writing ----------------------------------------------------------------------------------------------------------
+# ---- Writing -------------------------------------------------------------------------------------
 
 
 def _csv(report: Report) -> str:
     domains = sorted({domain for arm in report.arms for domain in arm.domains})
     rows = []
-    for arm in (arm for group in report.groups for arm in group.arms):
-        scores = {f"bits_per_byte:{domain}": arm.domains[domain]["bits_per_byte"] if domain in arm.domains else None for domain in domains}
+    for arm in report.ranked_arms:
+        scores = {f"bits_per_byte:{domain}": arm.domains.get(domain, {}).get("bits_per_byte") for domain in domains}
         rows.append({key: _cell(value) for key, value in (arm.row | scores).items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
@@ -363,6 +436,10 @@ def _cell(value: Any) -> Any:
 
 
 def _json(report: Report) -> dict:
-    arms = [arm.row | {"domains": arm.domains, "curve": arm.curve} for group in report.groups for arm in group.arms]
-    return {"format": "tokenizer-lab report 1", "findings": [group.finding for group in report.groups],
-            "budgets": [group.budget for group in report.groups], "warnings": report.warnings, "arms": arms}
+    return {
+        "format": "tokenizer-lab report 1",
+        "findings": report.findings,
+        "budgets": [group.budget for group in report.groups],
+        "warnings": report.warnings,
+        "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve} for arm in report.ranked_arms],
+    }

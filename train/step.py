@@ -15,10 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.axes import parameter_axes, use_placement
-from train.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from train.optimizer import LIMB_BITS, OptimizerConfig, learning_rate, make_optimizer
 from train.sharding import cursor_sharding, parameter_shardings, placement, replicated
 
-_LIMB_BITS = 30  # bytes seen are two int32 limbs, low 30 bits last: exact beyond float32 and int32
 _NORM_DECAY = 0.98  # of the running mean of gradient norms
 _STEPS_BEFORE_SPIKES = 50  # a running mean of fewer steps says little
 
@@ -33,7 +32,7 @@ class TrainState:
     step: jax.Array
     """i32[], steps taken, skipped ones included."""
     bytes_seen: jax.Array
-    """i32[2], source bytes trained on, in limbs of 30 bits, high first."""
+    """i32[2], source bytes trained on (`train.optimizer.limbs`)."""
     cursors: jax.Array
     """i32[B, S + 1], from where each row's stream goes on (`data/rows.py`)."""
     mean_grad_norm: jax.Array
@@ -44,11 +43,6 @@ class TrainState:
     """i32[]."""
     rng: jax.Array
     """u32[2], the run's key; a step's key is it folded with the step number."""
-
-
-def bytes_in_limbs(limbs: Any) -> int:
-    """The number that `TrainState.bytes_seen` stands for."""
-    return (int(limbs[0]) << _LIMB_BITS) + int(limbs[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +102,7 @@ def _optimizer_shardings(opt_state: Any, params: Any, by_parameter: Any, otherwi
 
 def make_train_step(
     program: StepProgram, objective: Callable, config: OptimizerConfig, mesh: Mesh, *,
-    progress: Callable[[jax.Array, jax.Array], jax.Array], num_microbatches: int = 1,
+    meter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]], num_microbatches: int = 1,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step (state, batch) -> (state, metrics); the state is donated.
 
@@ -117,7 +111,7 @@ def make_train_step(
       objective: of `train/objectives.py`.
       config: the optimizer's options.
       mesh: the mesh.
-      progress: (steps i32[], bytes_seen f32[]) -> share of the budget that is spent, f32[]. At 1 a step changes nothing.
+      meter: of `train.optimizer.make_meter`. Once the budget is all spent a step changes nothing.
       num_microbatches: the batch is taken in this many parts whose gradients are added up.
     """
 
@@ -150,9 +144,8 @@ def make_train_step(
         batch = dict(batch)
         cursors, num_bytes = batch.pop("cursors"), jnp.sum(batch.pop("num_bytes"))
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        high, low = state.bytes_seen
-        spent = progress(state.step, high.astype(jnp.float32) * 2.0**_LIMB_BITS + low.astype(jnp.float32))
-        rate = learning_rate(config, spent)
+        share, over = meter(state.step, state.bytes_seen)
+        rate = learning_rate(config, share)
 
         with use_placement(placement(mesh)):
             grads, sums = accumulated_gradients(state.params, batch, rng)
@@ -172,18 +165,17 @@ def make_train_step(
         def keep():
             return state.params, state.opt_state, state.mean_grad_norm
 
-        over = spent >= 1
         params, opt_state, mean_grad_norm = jax.lax.cond(good & ~over, update, keep)
         skipped = (~good).astype(jnp.int32)
-        low = low + num_bytes
+        high, low = state.bytes_seen[0], state.bytes_seen[1] + num_bytes
         counted = dataclasses.replace(
-            state, step=state.step + 1, bytes_seen=jnp.stack([high + (low >> _LIMB_BITS), low & (2**_LIMB_BITS - 1)]), cursors=cursors,
+            state, step=state.step + 1, bytes_seen=jnp.stack([high + (low >> LIMB_BITS), low & (2**LIMB_BITS - 1)]), cursors=cursors,
             skipped_steps=state.skipped_steps + skipped, skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped)
         counted = jax.tree.map(lambda old, new: jnp.where(over, old, new), state_counters(state), state_counters(counted))
         new_state = dataclasses.replace(state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted)
         metrics = {
             "loss": sums["loss"] / weight, "nats": sums["nats"], "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
-            "grad_norm": norm, "skipped": skipped, "over": over, "step": new_state.step, "bytes_seen": new_state.bytes_seen,
+            "grad_norm": norm, "skipped": skipped, "over": over, "share": share, "step": new_state.step, "bytes_seen": new_state.bytes_seen,
             "skipped_steps": new_state.skipped_steps, "skipped_in_a_row": new_state.skipped_in_a_row,
         }
         return new_state, metrics

@@ -1,0 +1,170 @@
+"""Text in many forms -> a corpus store."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import tyro
+
+from data.embedded import embedded_documents
+from data.sources import SourceFile, find_files, read_records
+from data.store import Split, write_corpus
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import check_name
+
+EMBEDDED = "embedded"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """Add text to a corpus."""
+
+    sources: tyro.conf.Positional[tuple[str, ...]]
+    """Files, directories, globs (text, .jsonl, .parquet; also .gz, .zst, .xz), or "embedded": text that comes with Python."""
+
+    out: pathlib.Path
+    """The corpus folder: a new one, or one that gets a further domain."""
+
+    domain: str = "text"
+    """Name under which these documents are counted and evaluated."""
+
+    field: str = "text"
+    """Field of a JSON record, or column of a parquet file, that is the document."""
+
+    separator: str | None = None
+    r"""Split plain text files at this string, e.g. '\n\n'. Without it, a file is a document."""
+
+    test_fraction: float = 1 / 16
+    """Share of the documents to hold out for evaluation, by a fixed rule on the hash of a document's name."""
+
+    on_empty: Literal["error", "skip", "keep"] = "error"
+    """What to do with a document that has no bytes, or a file without records."""
+
+    max_document_bytes: int = 128 << 20
+    """A document, or a line of .jsonl, that is larger is an error."""
+
+    def __post_init__(self):
+        check_name(self.domain, "domain")
+        if not 0 <= self.test_fraction <= 1:
+            raise UserError(f"--test-fraction {self.test_fraction} is not a share; use a number from 0 to 1")
+        if self.max_document_bytes < 1:
+            raise UserError(f"--max-document-bytes {self.max_document_bytes} allows no document; use a positive number")
+        if self.separator is not None:
+            parse_separator(self.separator)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestResult:
+    """What an ingest did.
+
+    Attributes:
+      changed: False if the corpus had exactly these documents already.
+      num_documents, num_bytes: (domain, split) -> how much was given; a split without documents is not there.
+      num_skipped: empty documents left out, as `on_empty` said.
+    """
+
+    folder: pathlib.Path
+    changed: bool
+    num_documents: dict[tuple[str, Split], int]
+    num_bytes: dict[tuple[str, Split], int]
+    num_skipped: int
+
+
+def ingest(options: IngestOptions, report: Callable[[int, int], None] = lambda num_bytes_read, num_bytes_total: None) -> IngestResult:
+    """Adds the documents of `options.sources` to the corpus in `options.out`: all of them, or nothing.
+
+    Args:
+      report: called often with the input bytes (of compressed files, compressed ones) read so far, and those there are.
+
+    Raises:
+      UserError: for input that is damaged, too large or empty, and for a corpus that cannot take or hold the documents.
+    """
+    files_of = _find_all(options)
+    num_documents: dict[tuple[str, Split], int] = {}
+    num_bytes: dict[tuple[str, Split], int] = {}
+    num_skipped = 0
+    with write_corpus(options.out, options.test_fraction) as writer:
+        for domain, name, document in _documents(options, files_of, report):
+            if not document and options.on_empty == "skip":
+                num_skipped += 1
+                continue
+            split = split_of(name, options.test_fraction)
+            writer.add(domain, split, document)
+            num_documents[domain, split] = num_documents.get((domain, split), 0) + 1
+            num_bytes[domain, split] = num_bytes.get((domain, split), 0) + len(document)
+        if not num_documents:
+            raise UserError(f"no documents in {', '.join(options.sources)} ({num_skipped} empty ones left out); name other sources")
+        changed = writer.commit()
+    return IngestResult(
+        folder=options.out, changed=changed, num_documents=num_documents, num_bytes=num_bytes, num_skipped=num_skipped
+    )
+
+
+def split_of(name: str, test_fraction: float) -> Split:
+    """The split of a document: a fixed rule, so that the same documents are held out by everyone, whatever comes with them."""
+    first_bytes = hashlib.sha256(os.fsencode(name)).digest()[:8]
+    return "test" if int.from_bytes(first_bytes) < test_fraction * 2**64 else "train"
+
+
+def parse_separator(text: str) -> bytes:
+    r"""The bytes of a separator in which escapes such as \n stand for what they stand for in Python. Raises UserError."""
+    try:
+        separator = text.encode("latin-1", "backslashreplace").decode("unicode_escape").encode()
+    except UnicodeError as error:
+        raise UserError(f"--separator {text!r} is not understood: {error}; write a backslash as \\\\") from error
+    if not separator:
+        raise UserError("--separator is empty; leave it out to take a file as one document")
+    return separator
+
+
+def _find_all(options: IngestOptions) -> dict[str, list[SourceFile]]:
+    """Source -> its files, in the order given. Raises UserError for a file that is reached twice."""
+    if not options.sources:
+        raise UserError("no sources are given; name files, directories or globs, or the word embedded")
+    files_of: dict[str, list[SourceFile]] = {}
+    source_of: dict[pathlib.Path, str] = {}
+    for source in options.sources:
+        files_of[source] = [] if source == EMBEDDED else find_files(source, leave_out=options.out)
+        for file in files_of[source]:
+            # Under two names a document could be in both splits.
+            if other := source_of.get(real_path := file.path.resolve()):
+                raise UserError(f"{file.path} is named twice, by {other!r} and {source!r}; name every file once")
+            source_of[real_path] = source
+    return files_of
+
+
+def _documents(
+    options: IngestOptions, files_of: dict[str, list[SourceFile]], report: Callable[[int, int], None]
+) -> Iterator[tuple[str, str, bytes]]:
+    """Yields (domain, name, document) of all sources in order."""
+    embedded = list(embedded_documents()) if EMBEDDED in files_of else []
+    num_bytes_total = sum(len(document) for _, _, document in embedded)
+    num_bytes_total += sum(file.num_bytes for files in files_of.values() for file in files)
+    num_bytes_before = 0
+    for source, files in files_of.items():
+        for domain, name, document in embedded if source == EMBEDDED else []:
+            yield domain, name, document
+            num_bytes_before += len(document)
+            report(num_bytes_before, num_bytes_total)
+        for file in files:
+            for name, document in _file_documents(options, file, lambda num_bytes: report(num_bytes_before + num_bytes, num_bytes_total)):
+                yield options.domain, name, document
+            num_bytes_before += file.num_bytes
+            report(num_bytes_before, num_bytes_total)
+
+
+def _file_documents(options: IngestOptions, file: SourceFile, report: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
+    """Yields (name, document) of a file."""
+    separator = None if options.separator is None else parse_separator(options.separator)
+    number = 0
+    for number, document in read_records(
+        file, field=options.field, separator=separator, max_document_bytes=options.max_document_bytes, report=report
+    ):
+        if not document and options.on_empty == "error":
+            raise UserError(f"{file.path}{f', record {number},' if number else ''} is empty; choose --on-empty skip or keep")
+        yield file.name if number is None else f"{file.name}#{number}", document
+    if number == 0 and options.on_empty == "error":
+        raise UserError(f"{file.path} has no records; leave it out or choose --on-empty skip")

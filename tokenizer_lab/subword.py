@@ -1,0 +1,362 @@
+"""Subword tokens through Hugging Face `tokenizers`: BPE and Unigram, fitted here or loaded from any tokenizer.json.
+
+How a library for text keeps the contract of `tokenizer_lab.representation`, which is about bytes:
+
+1. When a tokenizer is loaded, every id gets the bytes it stands for. `decode` and `byte_lengths` look them up.
+2. `encode` hands the valid UTF-8 in a document to the library and compares the bytes of the ids with the text. Where they
+   differ (an unknown character, whitespace that was dropped, a normalizer that changed the text), and for what is not
+   UTF-8, it writes byte ids.
+3. A tokenizer that lacks an id for one of the 256 bytes gets 256 byte ids after its vocabulary. Last comes the
+   end-of-document id, which is never one of the tokenizer's own.
+
+What puts into the ids something that is not in the text is off: templates such as `[CLS] $A [SEP]`, truncation, padding,
+the space put before the first word, random segmentations, and special tokens, whose literal text in a document is text.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import read_bytes
+from tokenizer_lab.representation import Representation, check_ids
+
+TOKENIZER_FILE = "tokenizer.json"
+MAX_TOKENIZER_BYTES = 1 << 30
+MAX_VOCAB_SIZE = 1 << 24
+
+# The split patterns under their usual names. Each keeps every character; what it yields is then spelled in bytes.
+PRETOKENIZATIONS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+",
+    "whitespace": r" ?\S+|\s+(?!\S)|\s+",
+}
+
+# The library takes about 110 bytes of memory for each byte of a text and its split patterns fail ("retry-limit-in-match") on
+# whitespace runs of a few megabytes. So it gets segments, cut where every common tokenizer cuts too: between two words.
+SEGMENT_BYTES = 1 << 15
+_WORD_BORDER = re.compile(rb"(?<=[A-Za-z]) (?=[A-Za-z])")
+_WORD_BORDER_SEARCH_BYTES = 1 << 10
+
+_EVERY_BYTE = {bytes([byte]) for byte in range(256)}
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+
+# How byte-level tokenizers write bytes in JSON: visible ones as themselves, the others as characters from 256 on.
+_VISIBLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN_BYTES = sorted(set(range(256)) - set(_VISIBLE_BYTES))
+_BYTE_OF_CHARACTER = dict(zip(map(chr, [*_VISIBLE_BYTES, *range(256, 256 + len(_HIDDEN_BYTES))]), _VISIBLE_BYTES + _HIDDEN_BYTES))
+
+# Decoded with "surrogateescape", a byte that is not UTF-8 is one of these characters, which no valid text has.
+_VALID_OR_INVALID_RUN = re.compile("[^\udc80-\udcff]+|[\udc80-\udcff]+")
+
+
+class SubwordRepresentation(Representation):
+    """A `tokenizers` tokenizer, made lossless on bytes."""
+
+    kind = "subword"
+
+    def __init__(self, tokenizer_json: bytes):
+        """`tokenizer_json`: the content of a tokenizer.json. Raises UserError if it is not one."""
+        self._tokenizer_json = tokenizer_json
+        spec = _parse(tokenizer_json)
+        self._tokenizer = _faithful_tokenizer(spec)
+        self._token_bytes = _token_bytes(spec, self._tokenizer)
+        if not _EVERY_BYTE <= set(self._token_bytes):
+            self._token_bytes += sorted(_EVERY_BYTE)
+        self._byte_ids = {token[0]: id_ for id_, token in enumerate(self._token_bytes) if len(token) == 1}
+        self.eod_id = len(self._token_bytes)
+        self._token_bytes.append(b"")
+        self._token_lengths = np.array([len(token) for token in self._token_bytes], dtype=np.int64)
+        self.vocab_size = len(self._token_bytes)
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return np.concatenate([np.array(self._encode_segment(segment), dtype=np.int32) for segment in _segments(text)])
+
+    def decode(self, ids: npt.ArrayLike) -> bytes:
+        return self._join(check_ids(ids, self.vocab_size).tolist())
+
+    def byte_lengths(self, ids: npt.ArrayLike) -> np.ndarray:
+        return self._token_lengths[check_ids(ids, self.vocab_size)]
+
+    def to_files(self) -> dict[str, bytes]:
+        return {TOKENIZER_FILE: self._tokenizer_json}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        if files.keys() != {TOKENIZER_FILE}:
+            raise UserError(f"a subword artifact has the file {TOKENIZER_FILE}, not {', '.join(files) or 'none'}; fit it again")
+        return cls(files[TOKENIZER_FILE])
+
+    def _encode_segment(self, segment: bytes) -> list[int]:
+        runs = _VALID_OR_INVALID_RUN.findall(segment.decode("utf-8", "surrogateescape"))
+        of_valid_run = iter(self._encode_texts([run for run in runs if not _is_invalid(run)]))
+        return [id_ for run in runs for id_ in (self._spell(run) if _is_invalid(run) else next(of_valid_run))]
+
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text. The fast call has no offsets, makes fewer objects and, like all of `_batch`, frees the GIL."""
+        try:
+            ids_of_texts = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        except BaseException as error:
+            _raise_unless_from_library(error)
+            return [self._encode_by_halves(text) for text in texts]
+        return [
+            ids if self._join(ids) == text.encode() else self._encode_aligned(text)
+            for text, ids in zip(texts, ids_of_texts, strict=True)
+        ]
+
+    def _encode_by_halves(self, text: str) -> list[int]:
+        """Ids of a text that may have parts, e.g. characters without an id, on which the library fails."""
+        try:
+            return self._encode_aligned(text)
+        except BaseException as error:
+            _raise_unless_from_library(error)
+            if len(text) == 1:
+                return self._spell(text)
+        middle = len(text) // 2
+        return self._encode_by_halves(text[:middle]) + self._encode_by_halves(text[middle:])
+
+    def _encode_aligned(self, text: str) -> list[int]:
+        """The library's ids where their bytes are the very text at their offsets, byte ids everywhere else."""
+        [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        ids, done = [], 0
+        for group, start, end in _overlapping(encoding.ids, encoding.offsets):
+            if start >= done and self._join(group) == text[start:end].encode():
+                ids += self._spell(text[done:start]) + group
+                done = end
+        return ids + self._spell(text[done:])
+
+    def _spell(self, text: str) -> list[int]:
+        return [self._byte_ids[byte] for byte in text.encode("utf-8", "surrogateescape")]
+
+    def _join(self, ids: list[int]) -> bytes:
+        return b"".join(map(self._token_bytes.__getitem__, ids))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubwordFit:
+    """Options of `toklab fit subword`."""
+
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    """How the vocabulary is learned: byte-level BPE merges, or a Unigram language model."""
+    vocab_size: int = 4096
+    """Number of ids in the end: the 256 bytes, the learned tokens and the end-of-document id."""
+    pretokenization: Literal["gpt2", "gpt4", "whitespace"] = "gpt4"
+    """Where tokens may not cross: GPT-2's pattern, GPT-4's (at most three digits a token), or whitespace only."""
+    from_file: pathlib.Path | None = None
+    """Take this tokenizer.json instead of learning one; the other options then mean nothing."""
+
+    def __post_init__(self):
+        smallest = 256 + 1
+        if not smallest <= self.vocab_size <= MAX_VOCAB_SIZE:
+            raise UserError(
+                f"--vocab-size is {self.vocab_size:,}; it is at least {smallest} (256 bytes and the end of a document) "
+                f"and at most {MAX_VOCAB_SIZE:,}; choose e.g. 4096"
+            )
+
+    def fit(self, documents: Iterable[bytes], corpus_hash: str) -> SubwordRepresentation:
+        """The representation learned from the valid UTF-8 of `documents`, which are read once, one at a time.
+
+        Memory grows with the number of different words, not with the corpus. The same documents in any order give the same ids.
+
+        Raises:
+          UserError: the documents do not support so many ids; `from_file` is not a tokenizer.json.
+        """
+        if self.from_file is not None:
+            return _load_tokenizer_json(self.from_file)
+        representation = SubwordRepresentation(self._train(documents))
+        assert representation.vocab_size <= self.vocab_size, f"{representation.vocab_size=} {self.vocab_size=}"
+        if representation.vocab_size < self.vocab_size:
+            raise UserError(
+                f"the corpus supports {representation.vocab_size:,} ids ({self.algorithm}, {self.pretokenization}), --vocab-size is "
+                f"{self.vocab_size:,}; use at most {representation.vocab_size:,}, or a larger corpus"
+            )
+        representation.fit_corpus_hash = corpus_hash
+        return representation
+
+    def _train(self, documents: Iterable[bytes]) -> bytes:
+        """The content of a tokenizer.json."""
+        split = tokenizers.Regex(PRETOKENIZATIONS[self.pretokenization])
+        model, trainer = {
+            "bpe": (models.BPE, trainers.BpeTrainer),
+            "unigram": (models.Unigram, trainers.UnigramTrainer),
+        }[self.algorithm]
+        tokenizer = tokenizers.Tokenizer(model())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(split, behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        options = dict(
+            vocab_size=self.vocab_size - 1,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        if self.algorithm == "bpe":
+            options["min_frequency"] = 2
+        tokenizer.train_from_iterator(_valid_texts(documents), trainer(**options))
+        spec = json.loads(tokenizer.to_str())
+        if self.algorithm == "unigram":
+            spec["model"]["vocab"] = _reproducible_scores(spec["model"]["vocab"])
+        return json.dumps(spec, ensure_ascii=False).encode()
+
+
+FIT_OPTIONS = SubwordFit
+
+
+def _load_tokenizer_json(path: pathlib.Path) -> SubwordRepresentation:
+    content = read_bytes(path, "tokenizer", MAX_TOKENIZER_BYTES)
+    try:
+        return SubwordRepresentation(content)
+    except UserError as error:
+        raise UserError(f"{path} is {error}") from error
+
+
+def _valid_texts(documents: Iterable[bytes]) -> Iterator[str]:
+    """The valid UTF-8 runs of the documents, in segments."""
+    for document in documents:
+        for segment in _segments(document):
+            runs = _VALID_OR_INVALID_RUN.findall(segment.decode("utf-8", "surrogateescape"))
+            yield from (run for run in runs if not _is_invalid(run))
+
+
+def _reproducible_scores(vocab: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """A trained Unigram vocabulary, (piece, log probability), without what differs from one training to the next.
+
+    The library sums in the order of its hash tables, which moves the last bits of a score, and ranks the bytes that the
+    corpus lacks in that order. So scores are rounded, to multiples of 2^-20, whose sums are exact in float64: the best
+    segmentation is then the same on every machine. No byte scores below the least probable longer piece; without any, bytes
+    are alike (their scores are None where the corpus was empty).
+    """
+    lowest = min((score for piece, score in vocab if len(piece) > 1), default=None)
+    if lowest is None:
+        return sorted((piece, 0.0) for piece, _ in vocab)
+    rounded = [(piece, round(max(score, lowest) * 2**20) / 2**20) for piece, score in vocab]
+    return sorted(rounded, key=lambda entry: (-entry[1], entry[0]))
+
+
+def _segments(document: bytes) -> Iterator[bytes]:
+    """The document, in one or more pieces of at most `SEGMENT_BYTES`, none of which ends inside a UTF-8 character."""
+    start = 0
+    while len(document) - start > SEGMENT_BYTES:
+        end = _last_border(document, start + SEGMENT_BYTES)
+        yield document[start:end]
+        start = end
+    yield document[start:]
+
+
+def _last_border(document: bytes, end: int) -> int:
+    """The last border between words shortly before `end`; else `end`, moved back to where a UTF-8 character begins."""
+    borders = [match.start() for match in _WORD_BORDER.finditer(document, end - _WORD_BORDER_SEARCH_BYTES, end)]
+    if borders:
+        return borders[-1]
+    longest_character_bytes = 4
+    starts = (i for i in range(end, end - longest_character_bytes, -1) if document[i] & 0xC0 != 0x80)
+    return next(starts, end)
+
+
+def _is_invalid(run: str) -> bool:
+    return "\udc80" <= run[0] <= "\udcff"
+
+
+def _overlapping(ids: list[int], offsets: list[tuple[int, int]]) -> Iterator[tuple[list[int], int, int]]:
+    """Ids grouped so that the characters of two groups do not overlap, e.g. the ids of one emoji: (ids, start, end)."""
+    group, start, end = [], 0, 0
+    for id_, (token_start, token_end) in zip(ids, offsets, strict=True):
+        if group and token_start >= end:
+            yield group, start, end
+            group = []
+        if not group:
+            start, end = token_start, token_end
+        group.append(id_)
+        start, end = min(start, token_start), max(end, token_end)
+    if group:
+        yield group, start, end
+
+
+def _raise_unless_from_library(error: BaseException) -> None:
+    """Raises `error` again, unless `tokenizers` failed on a text: it raises plain Exception, or Rust's PanicException."""
+    if type(error) is not Exception and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _parse(tokenizer_json: bytes) -> dict:
+    try:
+        spec = json.loads(tokenizer_json)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not a tokenizer.json: {error}; it is the JSON that `Tokenizer.save` writes") from error
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        raise UserError("not a tokenizer.json: it has no 'model'; it is the JSON that `Tokenizer.save` writes")
+    return spec
+
+
+def _faithful_tokenizer(spec: dict) -> tokenizers.Tokenizer:
+    """The tokenizer that `spec` describes, adding nothing to the text and with no chance in it."""
+    spec = spec | {"truncation": None, "padding": None, "post_processor": None}
+    if "dropout" in spec["model"]:
+        spec["model"] = spec["model"] | {"dropout": None}
+    spec["normalizer"] = _without_prefix_space(spec.get("normalizer"))
+    spec["pre_tokenizer"] = _without_prefix_space(spec.get("pre_tokenizer"))
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except BaseException as error:
+        _raise_unless_from_library(error)
+        raise UserError(f"not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}") from error
+    tokenizer.encode_special_tokens = True  # Their literal text in a document is text.
+    return tokenizer
+
+
+def _without_prefix_space(step: Any) -> Any:
+    """A normalizer or pre-tokenizer, as in a tokenizer.json, that does not put a space before the text."""
+    if not isinstance(step, dict):
+        return step
+    if step.get("type") == "Prepend":
+        return None
+    if step.get("type") == "Metaspace":
+        return step | {"prepend_scheme": "never"}
+    if step.get("type") == "ByteLevel" and "add_prefix_space" in step:
+        return step | {"add_prefix_space": False}
+    for steps in ("normalizers", "pretokenizers"):
+        if isinstance(step.get(steps), list):
+            step = step | {steps: [x for x in map(_without_prefix_space, step[steps]) if x is not None]}
+    return step
+
+
+def _token_bytes(spec: dict, tokenizer: tokenizers.Tokenizer) -> list[bytes]:
+    """What each id of the library stands for: b"" for special tokens, and where an id has no token.
+
+    A token that is spelled in a way not known here gets wrong bytes, and `encode` then never uses it.
+    """
+    tokens = sorted((id_, token) for token, id_ in tokenizer.get_vocab(with_added_tokens=False).items())
+    added = tokenizer.get_added_tokens_decoder()
+    size = 1 + max([*added, *(id_ for id_, _ in tokens)], default=-1)
+    if size > MAX_VOCAB_SIZE:
+        raise UserError(f"not a tokenizer.json to use here: its largest id is {size - 1:,}, the limit is {MAX_VOCAB_SIZE - 1:,}")
+    steps = json.dumps([spec.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    bytes_of_ids = [b""] * size
+    for id_, token in tokens + [(id_, token.content) for id_, token in sorted(added.items())]:
+        bytes_of_ids[id_] = _bytes_of_token(token, tokenizer.model, byte_level='"ByteLevel"' in steps, metaspace="▁" in steps)
+    for id_, token in added.items():
+        if token.special:
+            bytes_of_ids[id_] = b""
+    return bytes_of_ids
+
+
+def _bytes_of_token(token: str, model: models.Model, byte_level: bool, metaspace: bool) -> bytes:
+    if getattr(model, "byte_fallback", False) and (byte := _BYTE_TOKEN.fullmatch(token)):
+        return bytes.fromhex(byte[1])
+    token = token.removeprefix(getattr(model, "continuing_subword_prefix", None) or "")
+    token = token.removesuffix(getattr(model, "end_of_word_suffix", None) or "")
+    if byte_level and all(character in _BYTE_OF_CHARACTER for character in token):
+        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+    return (token.replace("▁", " ") if metaspace else token).encode()

@@ -1,0 +1,197 @@
+"""Exact bits per byte over held-out documents.
+
+Every byte is scored exactly once, which is asserted; sums are float64 on the host; bits per byte is the whole text's nats over its
+bytes, never an average of averages. The nats of end-of-document ids count, although they carry no bytes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from data.rows import Documents, scoring_batches
+from data.store import Corpus
+from models.axes import use_placement
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import write_json
+from tokenizer_lab.representation import Representation
+from train.objectives import token_nats
+from train.run_folder import RunFolder
+from train.setup import load_run
+from train.sharding import batch_sharding, check_batch, local_rows, placement, put_rows, replicated
+
+NUM_RESAMPLES = 1000
+_MODEL_ARRAYS = ("ids", "targets", "segment_ids", "positions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What held-out documents cost under a model, one entry a document."""
+
+    nats: np.ndarray
+    """f64[N]."""
+    num_bytes: np.ndarray
+    """i64[N], source bytes."""
+    num_tokens: np.ndarray
+    """i64[N], targets scored, ends of documents included."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        return bits_per_byte(self.nats.sum(), self.num_bytes.sum())
+
+    def of(self, chosen: np.ndarray) -> "Scores":
+        """The scores of some of the documents."""
+        return Scores(self.nats[chosen], self.num_bytes[chosen], self.num_tokens[chosen])
+
+
+def bits_per_byte(nats: float, num_bytes: int) -> float:
+    """nats / ln 2 / bytes, the code length of a text per byte of it."""
+    if num_bytes == 0:
+        raise UserError("0 bytes were scored, so that there are no bits per byte; evaluate on a corpus with non-empty held-out documents")
+    return float(nats) / math.log(2) / int(num_bytes)
+
+
+def make_scorer(model_def: Any, mesh: Mesh) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+    """The jitted function (params, batch) -> -log p(target) f32[B, T], the whole of it on every host."""
+
+    def score(params, batch):
+        with use_placement(placement(mesh)):
+            return token_nats(nnx.merge(model_def, nnx.State(params)), batch)[0]
+
+    return jax.jit(score, out_shardings=replicated(mesh))
+
+
+def score_documents(
+    documents: Sequence[bytes] | Documents, representation: Representation, score: Callable, params: Any, mesh: Mesh, *,
+    batch_rows: int, sequence_length: int, num_workers: int = 1, on_progress: Callable[[int], None] = lambda num_bytes: None,
+) -> Scores:
+    """Scores every byte of every document once.
+
+    Args:
+      documents: N documents.
+      representation: the one the model was trained on.
+      score: of `make_scorer`.
+      params: the model's weights.
+      mesh: the mesh of `score`; every host goes through all documents and computes its own rows of each batch.
+      batch_rows: rows scored at a time, a multiple of the mesh's replica x fsdp.
+      sequence_length: of a row; a longer document is cut into pieces that do not see each other.
+      num_workers: threads that encode.
+      on_progress: called with the number of bytes scored so far.
+    """
+    check_batch(mesh, batch_rows, sequence_length)
+    rows, (count, true_bytes) = local_rows(mesh, batch_rows), (len(documents), [])
+    nats, num_bytes, num_tokens = np.zeros(count), np.zeros(count, np.int64), np.zeros(count, np.int64)
+
+    def read():
+        for number in range(count):
+            document = documents[number]
+            true_bytes.append(len(document))
+            yield number, document
+
+    for batch in scoring_batches(read(), representation, batch_rows=batch_rows, sequence_length=sequence_length, num_workers=num_workers):
+        shards = {name: put_rows(batch[name][rows], rows, batch_rows, batch_sharding(mesh, 2)) for name in _MODEL_ARRAYS}
+        nats_bt = np.asarray(score(params, shards), np.float64)
+        scored = batch["segment_ids"] > 0
+        owner = batch["documents"][scored]
+        nats += np.bincount(owner, nats_bt[scored], count)
+        num_bytes += np.bincount(owner, batch["target_bytes"][scored], count).astype(np.int64)
+        num_tokens += np.bincount(owner, minlength=count)
+        on_progress(int(num_bytes.sum()))
+    assert np.array_equal(num_bytes, true_bytes), "not every byte of every document was scored exactly once"
+    return Scores(nats, num_bytes, num_tokens)
+
+
+def bootstrap_interval(scores: Scores, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of bits per byte: percentiles over documents drawn again with replacement (Efron & Tibshirani 1993, ch. 13)."""
+    rng, count = np.random.default_rng(seed), len(scores.nats)
+    resampled = []
+    for _ in range(NUM_RESAMPLES):
+        drawn = rng.integers(0, count, count)
+        if (drawn_bytes := scores.num_bytes[drawn].sum()) > 0:
+            resampled.append(bits_per_byte(scores.nats[drawn].sum(), drawn_bytes))
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summarize(scores: Scores, domains: Sequence[str]) -> dict[str, Any]:
+    """The numbers of `eval.json`: the whole, and each domain; `domains` names the domain of each document."""
+
+    def numbers(part: Scores) -> dict[str, Any]:
+        return {"bits_per_byte": part.bits_per_byte, "interval_95": list(bootstrap_interval(part)), "num_bytes": int(part.num_bytes.sum()),
+                "num_documents": len(part.nats), "num_tokens": int(part.num_tokens.sum()), "total_nats": float(part.nats.sum())}
+
+    by_domain = {domain: scores.of(np.array([name == domain for name in domains])) for domain in sorted(set(domains))}
+    return numbers(scores) | {"by_domain": {domain: numbers(part) for domain, part in by_domain.items() if part.num_bytes.sum()}}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The test documents of some corpora, one after the other."""
+
+    parts: list[Any]
+    """`data.store.Documents` of each corpus."""
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, number: int) -> bytes:
+        part, index = self._find(number)
+        return part[index]
+
+    def domain(self, number: int) -> str:
+        part, index = self._find(number)
+        return part.domain(index)
+
+    def _find(self, number: int) -> tuple[Any, int]:
+        for part in self.parts:
+            if number < len(part):
+                return part, number
+            number -= len(part)
+        raise IndexError(number)
+
+
+def held_out_documents(corpora: Sequence[Corpus]) -> HeldOut:
+    """Raises UserError where a corpus holds nothing out."""
+    return HeldOut([corpus.documents("test") for corpus in corpora])
+
+
+def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:
+    """Whole documents in a fixed random order, as many as fit in `max_bytes` (at least one with text)."""
+    subset, total = [], 0
+    for number in np.random.default_rng(seed).permutation(len(documents)):
+        document = documents[int(number)]
+        if total and total + len(document) > max_bytes:
+            break
+        subset.append(document)
+        total += len(document)
+    return subset
+
+
+def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Scores all held-out documents with a run's newest checkpoint and writes `eval.json`.
+
+    Args:
+      run_dir: the run's folder.
+      corpus: a corpus store in place of the run's.
+      on_progress: called with the bytes scored and the bytes there are.
+    """
+    loaded = load_run(run_dir, corpus)
+    setup, recipe = loaded.setup, loaded.setup.recipe
+    documents = held_out_documents(setup.corpora)
+    total_bytes = sum(part.num_bytes for part in documents.parts)
+    scores = score_documents(
+        documents, setup.representation, make_scorer(setup.program.model_def, setup.mesh), loaded.params, setup.mesh,
+        batch_rows=recipe.evaluation.batch_rows, sequence_length=recipe.data.sequence_length, num_workers=recipe.data.num_workers,
+        on_progress=lambda num_bytes: on_progress(num_bytes, total_bytes))
+    result = {
+        **loaded.counters,
+        **summarize(scores, [documents.domain(number) for number in range(len(documents))]),
+        "corpus_content_hash": "+".join(corpus.content_hash for corpus in setup.corpora),
+    }
+    write_json(RunFolder(run_dir).evaluation, result)
+    return result

@@ -1,0 +1,146 @@
+"""What a run says while it goes: a progress bar or plain lines, metrics.jsonl, TensorBoard, Weights & Biases."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import cannot_write
+from train.evaluation import bits_per_byte
+from train.hardware import model_flops_utilization
+from train.recipe import Recipe, to_json
+from train.run_folder import RunFolder
+
+
+class Stopwatch:
+    """Seconds of wall time by what they were spent on."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class RunLog:
+    """Adds steps up between log lines and writes the lines everywhere."""
+
+    def __init__(self, run: RunFolder, recipe: Recipe, console: rich.console.Console):
+        self._every, self._console, self._name = recipe.logging.every_steps, console, recipe.name
+        self._files = {}
+        try:
+            self._files = {"metrics": open(run.metrics, "a"), "evaluations": open(run.evaluations, "a")}
+            self._tensorboard = SummaryWriter(str(run.tensorboard)) if recipe.logging.tensorboard else None
+        except OSError as error:
+            raise cannot_write(run.path, error) from error
+        self._wandb = _start_wandb(recipe, run) if recipe.logging.wandb_project else None
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(), rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.fields[figures]}"), rich.progress.TimeRemainingColumn(), console=console, transient=False)
+        self._task = self._bar.add_task(f"train {recipe.name}", total=1.0, figures="")
+        self._pending: list[dict[str, Any]] = []
+        self._since = time.perf_counter()
+        self._data_seconds = self._logged_data_seconds = 0.0
+
+    def __enter__(self) -> "RunLog":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+        for file in self._files.values():
+            file.close()
+        for writer in (self._tensorboard, self._wandb):
+            if writer is not None:
+                writer.close() if writer is self._tensorboard else writer.finish()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what is done inside (an evaluation) out of the rates."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    def step(self, numbers: dict[str, Any], data_seconds: float) -> None:
+        """One step's numbers on the host: those of `train/step.py` and the totals so far.
+
+        Args:
+          numbers: the step's.
+          data_seconds: time spent waiting for data since the run's loop began.
+        """
+        self._pending.append(numbers)
+        self._data_seconds = data_seconds
+        self._bar.update(self._task, completed=numbers["share"])
+        if len(self._pending) >= self._every:
+            self.write_pending()
+
+    def write_pending(self) -> None:
+        """Writes one line for the steps since the last one."""
+        if not self._pending:
+            return
+        steps, seconds = self._pending, max(1e-9, time.perf_counter() - self._since)
+        last, num_bytes = steps[-1], sum(step["num_bytes"] for step in steps)
+        flops_per_second = last["flops"] / last["step"] * len(steps) / seconds
+        line = {
+            **{name: last[name] for name in ("step", "bytes_seen", "tokens_seen", "flops", "learning_rate", "grad_norm", "skipped_steps")},
+            "loss": sum(step["loss"] for step in steps) / len(steps),
+            "bits_per_byte": bits_per_byte(sum(step["nats"] for step in steps), num_bytes) if num_bytes else None,
+            "bytes_per_second": num_bytes / seconds,
+            "tokens_per_second": sum(step["tokens"] for step in steps) / seconds,
+            "step_seconds": seconds / len(steps),
+            "data_wait_seconds": (self._data_seconds - self._logged_data_seconds) / len(steps),
+            "mfu": model_flops_utilization(flops_per_second, jax.devices()),
+        }
+        line = {name: value if value is None or math.isfinite(value) else None for name, value in line.items()}
+        self._write("metrics", line)
+        shown = f"step {line['step']}  {_figure(line['bits_per_byte'], '.3f')} bits/byte  {line['bytes_per_second'] / 1e3:.1f} kB/s"
+        self._bar.update(self._task, figures=shown)
+        if not self._console.is_terminal:
+            self._console.print(f"{self._name}  {last['share']:6.1%}  {shown}  loss {_figure(line['loss'], '.4f')}  "
+                                f"lr {line['learning_rate']:.2e}  {line['step_seconds']:.3f} s/step", soft_wrap=True)
+        self._pending, self._since, self._logged_data_seconds = [], time.perf_counter(), self._data_seconds
+
+    def evaluation(self, line: dict[str, Any]) -> None:
+        """One evaluation while training, as it goes into eval.jsonl."""
+        self._write("evaluations", line, prefix="held_out/")
+        self._console.print(f"{self._name}  step {line['step']}  held-out {line['bits_per_byte']:.4f} bits/byte over {line['num_bytes']:,} bytes")
+
+    def _write(self, name: str, line: dict[str, Any], prefix: str = "") -> None:
+        file = self._files[name]
+        try:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+        except OSError as error:
+            raise cannot_write(file.name, error) from error
+        numbers = {prefix + key: value for key, value in line.items() if key != "step" and value is not None}
+        if self._tensorboard is not None:
+            for key, value in numbers.items():
+                self._tensorboard.add_scalar(key, value, line["step"])
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=line["step"])
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)
+
+
+def _start_wandb(recipe: Recipe, run: RunFolder) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("logging.wandb_project is set but wandb is not installed; pip install 'tokenizer-lab[wandb]' or leave it out") from error
+    return wandb.init(project=recipe.logging.wandb_project, name=recipe.name, dir=str(run.path), config=to_json(recipe), id=recipe.name, resume="allow")

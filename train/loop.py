@@ -1,0 +1,271 @@
+"""The training loop: from a recipe and a run folder to a trained model, or to a checkpoint that goes on exactly."""
+
+import collections
+import contextlib
+import importlib.metadata
+import platform
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import rich.console
+
+from data.rows import RowStreams, Source
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import read_json, write_json
+from train.checkpoints import Checkpoints
+from train.evaluation import fixed_subset, held_out_documents, make_scorer, score_documents
+from train.hardware import model_flops_utilization
+from train.logs import RunLog, Stopwatch
+from train.optimizer import from_limbs
+from train.recipe import Recipe, refused_changes
+from train.run_folder import RunFolder, drop_lines_after, lock
+from train.setup import Setup, set_up
+from train.sharding import batch_sharding, cursor_sharding, local_rows, put_rows
+from train.step import TrainState, make_train_step
+
+FINISHED, STOPPED = "finished", "stopped"
+
+
+def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
+    """Trains until the budget is spent; goes on from the newest checkpoint if the folder has one.
+
+    Returns:
+      FINISHED, or STOPPED if a signal asked for it and the state was saved.
+
+    Raises:
+      UserError: something a person can mend. What was committed is whole.
+    """
+    run, clock = RunFolder(run_dir), Stopwatch()
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignal())
+        # 1. What is read and trained, and where it lives; refused before anything is written.
+        setup = set_up(recipe)
+        # 2. Where the run stands.
+        stack.enter_context(lock(run_dir))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep)))
+        state = start_or_resume(setup, run, checkpoints, console)
+        first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
+        # 3. The data from there, and the held-out text.
+        next_batch = open_batches(setup, state)
+        evaluate = make_evaluate(setup)
+        # 4. The step.
+        batch = next_batch()
+        with clock("compile"), console.status("compiling the training step"):
+            train_step = make_train_step(setup.program, recipe.objective, recipe.optimizer, setup.mesh, meter=setup.meter,
+                                         num_microbatches=recipe.data.num_microbatches).lower(state, batch).compile()
+        describe(setup, clock.seconds["compile"], console)
+
+        # 5. The loop. One step is in flight while the host looks at the numbers of the one before it.
+        log = stack.enter_context(RunLog(run, recipe, console))
+        over = bool(setup.meter(state.step, state.bytes_seen)[1])
+        launched, in_flight = first_step, collections.deque()
+        checkpoint_due = lambda: launched % recipe.checkpoint.every_steps == 0  # noqa: E731
+        evaluation_due = lambda: launched % recipe.evaluation.every_steps == 0  # noqa: E731
+        started = time.perf_counter()
+
+        while not (over or stop.received):
+            with clock("step"):
+                state, metrics = train_step(state, batch)
+            launched += 1
+            with clock("data"):
+                batch = next_batch()
+            in_flight.append(metrics)
+            may_fly = 0 if checkpoint_due() or evaluation_due() or launched == setup.num_steps else 1
+            while len(in_flight) > may_fly and not over:
+                with clock("step"):
+                    metrics = jax.device_get(in_flight.popleft())
+                over = look_at(metrics, setup, log, clock)
+            if evaluation_due() and not over:
+                with clock("evaluation"), log.paused():
+                    log.evaluation(evaluate(state))
+            if checkpoint_due() and not over:
+                with clock("checkpoint"):
+                    checkpoints.save(launched, state, setup.identity | {"counters": counters(setup, state)})
+        with clock("step"):  # a step that was launched behind the end of the budget has changed nothing
+            rest = [] if over else jax.device_get(list(in_flight))
+        for metrics in rest:
+            over = look_at(metrics, setup, log, clock)
+        seconds = time.perf_counter() - started
+
+        # 6. The end: what the model is worth, and everything on disk.
+        log.write_pending()
+        if over:
+            with clock("last evaluation"):
+                log.evaluation(evaluate(state))
+        if checkpoints.latest_step() != int(state.step):
+            checkpoints.save(int(state.step), state, setup.identity | {"counters": counters(setup, state)})
+        checkpoints.wait()
+        outcome = FINISHED if over else STOPPED
+        summary = summarize(setup, state, outcome, int(state.step) - first_step, from_limbs(state.bytes_seen) - first_bytes, seconds, clock.seconds)
+        write_json(run.summary, summary)
+        console.print(f"{recipe.name} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen, {summary['flops']:.3g} FLOPs, "
+                      f"{seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the step), {summary['skipped_steps']} steps skipped",
+                      soft_wrap=True)
+    return outcome
+
+
+class StopSignal:
+    """Notes the first Ctrl-C or SIGTERM for the loop to act on; a second one interrupts at once."""
+
+    def __init__(self):
+        self.received = False
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, *_: Any) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, console: rich.console.Console) -> TrainState:
+    """The state of the newest checkpoint, or a new one; the folder's lines behind it are dropped.
+
+    Raises:
+      UserError: the folder belongs to another run.
+    """
+    step = checkpoints.latest_step()
+    if step is not None:
+        refuse_another_run(run, checkpoints.read_meta(step), setup.identity)
+        state = checkpoints.restore(step, setup.program.shapes, setup.program.shardings)
+        console.print(f"{run.path}: going on from step {step}")
+    else:
+        if run.config.exists():
+            refuse_another_run(run, setup.identity | {"config": read_json(run.config, "run's config")}, setup.identity)
+        state = setup.program.init(np.asarray(jax.random.key_data(jax.random.key(setup.recipe.seed))))
+    setup.representation.save(run.representation)
+    write_json(run.config, setup.identity["config"])
+    for lines in (run.metrics, run.evaluations):
+        drop_lines_after(lines, step or 0)
+    return state
+
+
+def refuse_another_run(run: RunFolder, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises UserError naming what differs between the run in a folder and the one that is asked for."""
+    differences = refused_changes(stored["config"], wanted["config"])
+    for what in ("representation_fingerprint", "corpus_content_hashes"):
+        if stored[what] != wanted[what]:
+            differences.append(f"{what}: {_short(stored[what])} -> {_short(wanted[what])}")
+    if differences:
+        raise UserError(f"{run.path} holds another run: {'; '.join(differences)}; choose another --run-dir, or undo the change to go on with this one")
+
+
+def _short(fingerprints: str | list[str]) -> str:
+    return fingerprints[:12] if isinstance(fingerprints, str) else "+".join(fingerprint[:12] for fingerprint in fingerprints)
+
+
+def open_batches(setup: Setup, state: TrainState) -> Callable[[], dict[str, jax.Array]]:
+    """A function that gives the next global batch, from where the state's cursors stand."""
+    data, mesh = setup.recipe.data, setup.mesh
+    rows = local_rows(mesh, data.batch_rows)
+    weights = data.weights or (1.0,) * len(setup.corpora)
+    streams = RowStreams(
+        [Source(corpus.documents("train"), weight) for corpus, weight in zip(setup.corpora, weights)], setup.representation,
+        batch_rows=data.batch_rows, sequence_length=data.sequence_length, seed=setup.recipe.seed, rows=rows,
+        cursors=_rows_of(state.cursors, rows), num_workers=data.num_workers)
+    batches = iter(grain.experimental.ThreadPrefetchIterDataset(streams, prefetch_buffer_size=data.prefetch_batches))
+
+    def place(name: str, value: np.ndarray) -> jax.Array:
+        sharding = cursor_sharding(mesh) if name == "cursors" else batch_sharding(mesh, value.ndim)
+        return put_rows(value, rows, data.batch_rows, sharding)
+
+    return lambda: {name: place(name, value) for name, value in next(batches).items()}
+
+
+def _rows_of(cursors: jax.Array, rows: list[int]) -> np.ndarray:
+    """This process's rows of the global cursors i32[B, S + 1]."""
+    own = {}
+    for shard in cursors.addressable_shards:
+        own |= zip(range(*shard.index[0].indices(cursors.shape[0])), np.asarray(shard.data))
+    return np.stack([own[row] for row in rows])
+
+
+def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, Any]]:
+    """A function that scores a fixed part of the held-out text; its result is a line of eval.jsonl."""
+    recipe = setup.recipe
+    held_out = fixed_subset(held_out_documents(setup.corpora), recipe.evaluation.max_bytes)
+    score = make_scorer(setup.program.model_def, setup.mesh)
+
+    def evaluate(state: TrainState) -> dict[str, Any]:
+        scores = score_documents(held_out, setup.representation, score, state.params, setup.mesh, batch_rows=recipe.evaluation.batch_rows,
+                                 sequence_length=recipe.data.sequence_length, num_workers=recipe.data.num_workers)
+        return {**counters(setup, state), "bits_per_byte": scores.bits_per_byte, "num_bytes": int(scores.num_bytes.sum())}
+
+    return evaluate
+
+
+def counters(setup: Setup, state: TrainState) -> dict[str, Any]:
+    """How far a state has come."""
+    step = int(state.step)
+    return {"step": step, "bytes_seen": from_limbs(state.bytes_seen), "flops": step * setup.flops_per_step}
+
+
+def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog, clock: Stopwatch) -> bool:
+    """Logs one step's numbers; returns whether the budget is spent. Raises UserError where the run has gone wrong."""
+    if metrics["over"]:
+        return True
+    numbers = {name: value.tolist() for name, value in metrics.items()}
+    numbers["bytes_seen"] = from_limbs(numbers["bytes_seen"])
+    numbers["tokens_seen"] = numbers["step"] * setup.tokens_per_step
+    numbers["flops"] = numbers["step"] * setup.flops_per_step
+    with clock("log"):
+        log.step(numbers, clock.seconds.get("data", 0.0))
+    if numbers["skipped_in_a_row"] >= setup.recipe.optimizer.max_skipped_in_a_row:
+        raise UserError(f"the last {numbers['skipped_in_a_row']} steps, up to step {numbers['step']}, were skipped because their gradients were not "
+                        f"finite or spiked (last norm {numbers['grad_norm']:.3g}); lower --optimizer.learning-rate or raise --optimizer.skip-above")
+    budget = setup.recipe.budget
+    return numbers["bytes_seen"] >= budget.bytes if budget.bytes is not None else numbers["step"] >= setup.num_steps
+
+
+def describe(setup: Setup, compile_seconds: float, console: rich.console.Console) -> None:
+    """Says what is about to be trained."""
+    parameters = setup.recipe.model.count_parameters(setup.representation.vocab_size)["total"]
+    length = f"{setup.num_steps:,} steps" if setup.num_steps is not None else f"{setup.recipe.budget.bytes:,} bytes of text"
+    console.print(f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters; {setup.flops_per_step:.3g} FLOPs "
+                  f"a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size} x {jax.devices()[0].device_kind}; "
+                  f"compiled in {compile_seconds:.1f} s", soft_wrap=True)
+
+
+def summarize(
+    setup: Setup, state: TrainState, outcome: str, steps_here: int, bytes_here: int, loop_seconds: float, seconds_by_part: dict[str, float],
+) -> dict[str, Any]:
+    """What goes into summary.json: what the run was, what it has seen and spent, and where the time of its last part went."""
+    recipe, step, bytes_seen = setup.recipe, int(state.step), from_limbs(state.bytes_seen)
+    stepping = max(1e-9, loop_seconds - seconds_by_part.get("evaluation", 0.0))
+    tokens_seen = step * setup.tokens_per_step
+    bytes_per_token = bytes_seen / max(1, tokens_seen)
+    vocab_size = setup.representation.vocab_size
+    packages = ("jax", "jaxlib", "flax", "tokenizer-lab")
+    return {
+        "name": recipe.name,
+        "state": outcome,
+        "representation": {"kind": setup.representation.kind, "vocab_size": vocab_size, "fingerprint": setup.representation.fingerprint,
+                           "bytes_per_token": bytes_per_token},
+        "parameters": recipe.model.count_parameters(vocab_size),
+        "flops_per_token": setup.flops_per_token,
+        "flops_per_byte": setup.flops_per_token["total"] / bytes_per_token if bytes_per_token else None,
+        "steps": step,
+        "bytes_seen": bytes_seen,
+        "tokens_seen": tokens_seen,
+        "flops": step * setup.flops_per_step,
+        "seconds": loop_seconds,
+        "seconds_by_part": seconds_by_part,
+        "bytes_per_second": bytes_here / stepping,
+        "tokens_per_second": steps_here * setup.tokens_per_step / stepping,
+        "outside_step_share": max(0.0, 1 - seconds_by_part.get("step", 0.0) / stepping),
+        "skipped_steps": int(state.skipped_steps),
+        "corpora": [{"path": path, "content_hash": corpus.content_hash} for path, corpus in zip(recipe.data.corpora, setup.corpora)],
+        "device": f"{setup.mesh.size} x {jax.devices()[0].device_kind}",
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
+    }

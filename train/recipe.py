@@ -1,0 +1,180 @@
+"""A run's configuration: typed, complete, stored with the run, and read back from there.
+
+A recipe is one Python file, in `configs/` or anywhere, with a function `recipe() -> Recipe` whose docstring gives the command, what
+it costs and what came out.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+import types
+import typing
+from typing import Any
+
+from models.decoder import DecoderConfig
+from tokenizer_lab.errors import UserError
+from train.objectives import Causal
+from train.optimizer import Budget, OptimizerConfig
+from train.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a run reads, and in which portions."""
+
+    corpora: tuple[str, ...]
+    """Folders of corpus stores; their train splits are trained on, their test splits held out."""
+    weights: tuple[float, ...] = ()
+    """Share of the documents drawn from each corpus; equal shares if none are given."""
+    batch_rows: int = 32
+    """Rows of the global batch, over all devices and microbatches."""
+    sequence_length: int = 512
+    """Positions of a row."""
+    num_microbatches: int = 1
+    """Gradient accumulation: the batch is computed in this many parts."""
+    num_workers: int = 2
+    """Threads that read and encode documents on each host; changes nothing but the speed."""
+    prefetch_batches: int = 4
+    """Batches made ahead of the step; changes nothing but the speed."""
+
+    def __post_init__(self):
+        for name in ("batch_rows", "sequence_length", "num_microbatches", "num_workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.prefetch_batches < 0:
+            raise UserError(f"data.prefetch_batches is {self.prefetch_batches}; it must be at least 0")
+        if not self.corpora:
+            raise UserError("data.corpora is empty; name at least one folder made by 'toklab ingest'")
+        if self.weights and (len(self.weights) != len(self.corpora) or not all(weight > 0 for weight in self.weights)):
+            raise UserError(f"data.weights {self.weights} do not fit {len(self.corpora)} corpora; give one number above 0 for each, or none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the run is saved. It is saved at its end, and when it is stopped, in any case."""
+
+    every_steps: int = 1000
+    keep: int = 2
+    """Newest checkpoints that stay."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How held-out text is scored while training; `toklab eval` scores all of it."""
+
+    every_steps: int = 500
+    max_bytes: int = 1 << 20
+    """Score whole held-out documents, in a fixed random order, up to this many bytes."""
+    batch_rows: int = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What is written down while training."""
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project (pip install 'tokenizer-lab[wandb]')."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a run does."""
+
+    name: str
+    representation: str
+    """Folder of a representation's artifact, made by 'toklab fit'."""
+    data: DataConfig
+    budget: Budget
+    model: DecoderConfig = DecoderConfig()
+    objective: Causal = Causal()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    seed: int = 0
+
+
+# What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run longer.
+MAY_CHANGE_ON_RESUME = (
+    "budget", "mesh", "checkpoint", "evaluation", "logging", "representation",  # of the representation, the fingerprint decides
+    "data.corpora", "data.num_microbatches", "data.num_workers", "data.prefetch_batches", "model.remat",  # of corpora, their content
+)
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """The recipe of a name in `configs/` or of a Python file. Raises UserError."""
+    folder = pathlib.Path(importlib.util.find_spec("configs").submodule_search_locations[0])
+    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    path = folder / f"{name_or_path}.py" if name_or_path in names else pathlib.Path(name_or_path)
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"no recipe {name_or_path!r}{nearest(name_or_path, names)}; there are {', '.join(names)}, or give the path of a Python file")
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        recipe = module.recipe()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}; a recipe is a file with a function 'recipe() -> train.recipe.Recipe'") from error
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{path}: recipe() gives a {type(recipe).__name__}; it must give a train.recipe.Recipe")
+    return recipe
+
+
+def nearest(word: str, words: typing.Iterable[str]) -> str:
+    """', did you mean X?' for the closest of some words, or nothing."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def to_json(config: Any) -> Any:
+    """A config dataclass as JSON values."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return [to_json(value) for value in config] if isinstance(config, tuple) else config
+
+
+def from_json(kind: Any, value: Any, where: str = "config") -> Any:
+    """The inverse of `to_json` for a config of type `kind`. Raises UserError for a stranger's file that is none."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or (unknown := set(value) - set(hints)):
+            what = f"unknown {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], hints)}" if isinstance(value, dict) else f"a {type(value).__name__}"
+            raise UserError(f"{where}: {what} where a {kind.__name__} should be; was it written by another version?")
+        missing = [field.name for field in dataclasses.fields(kind) if field.name not in value
+                   and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]
+        if missing:
+            raise UserError(f"{where}: {missing[0]!r} is missing; was it written by another version?")
+        return kind(**{name: from_json(hints[name], part, f"{where}.{name}") for name, part in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and isinstance(value, list):
+        return tuple(from_json(arguments[0], part, where) for part in value)
+    if origin is typing.Literal:
+        accepted = value in arguments
+    else:
+        options = arguments if origin in (types.UnionType, typing.Union) else (kind,)
+        accepted = type(value) in options or (type(value) is int and float in options)
+    if not accepted:
+        raise UserError(f"{where} is {value!r}, which is no {kind}; was it written by another version?")
+    return value
+
+
+def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+    """{"model": {"num_layers": 4}} -> {"model.num_layers": 4}."""
+    flat = {}
+    for name, value in config.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def refused_changes(stored: dict, wanted: dict) -> list[str]:
+    """What differs between two configs (`to_json`) and may not when a run goes on, as 'field: stored -> wanted'."""
+    old, new = flatten(stored), flatten(wanted)
+    may_change = lambda name: any(name == free or name.startswith(free + ".") for free in MAY_CHANGE_ON_RESUME)  # noqa: E731
+    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not may_change(name)]

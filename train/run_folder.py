@@ -1,0 +1,85 @@
+"""What lies in a run's folder, and who writes it.
+
+    config.json      the resolved recipe                                          train
+    representation/  a copy of the artifact, so that the folder stands alone      train
+    checkpoints/     one folder a step: weights, optimizer, counters, cursors     train
+    metrics.jsonl    a line every few steps                                       train
+    eval.jsonl       a line an evaluation while training, on a part of the text   train
+    summary.json     what the run was and what it cost, once it ends or stops     train
+    tensorboard/     the same metrics for TensorBoard                             train
+    eval.json        bits per byte over all held-out text                         eval
+    samples.json     texts drawn from the model                                   sample
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+from typing import Any, IO
+
+from etils import epath
+
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import cannot_write, read_json, write_bytes
+from train.recipe import Recipe, from_json
+
+
+class RunFolder:
+    """Paths of a run's files."""
+
+    def __init__(self, path: epath.PathLike):
+        self.path = epath.Path(path)
+        self.config = self.path / "config.json"
+        self.representation = self.path / "representation"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.evaluations = self.path / "eval.jsonl"
+        self.summary = self.path / "summary.json"
+        self.tensorboard = self.path / "tensorboard"
+        self.evaluation = self.path / "eval.json"
+        self.samples = self.path / "samples.json"
+
+    def recipe(self) -> Recipe:
+        """The recipe the run was made with. Raises UserError where this is no run."""
+        if not self.config.exists():
+            raise UserError(f"{self.path} is not a run: it has no config.json; make one with 'toklab train RECIPE --run-dir {self.path}'")
+        return from_json(Recipe, read_json(self.config, "run's config"), str(self.config))
+
+
+def lock(folder: epath.PathLike) -> IO:
+    """Takes the folder for this process until the returned file is closed. Raises UserError if another has it, or none can be written."""
+    path = pathlib.Path(os.fspath(folder))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / ".lock", "a")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"another process is training in {path}; wait for it, or choose another --run-dir") from error
+    return file
+
+
+def read_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """The values of a .jsonl file, none if there is no file. A last line that was cut off by a crash is left out. Raises UserError."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    values = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path} line {number} is not JSON: {error}; delete the line") from error
+    return values
+
+
+def drop_lines_after(path: epath.Path, step: int) -> None:
+    """Takes out what a run that was cut off wrote after the checkpoint it goes on from."""
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    if path.exists():
+        write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -1,0 +1,118 @@
+"""What a recipe stands for on this machine: everything that training, evaluation and sampling are built from."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import tokenizer_lab
+from data.store import Corpus
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.representation import Representation
+from train.checkpoints import Checkpoints
+from train.optimizer import make_meter, total_steps
+from train.recipe import Recipe, to_json
+from train.run_folder import RunFolder
+from train.sharding import MeshConfig, check_batch, make_mesh
+from train.step import StepProgram, build_program
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A recipe with what it names opened and what it describes laid out; no weights yet."""
+
+    recipe: Recipe
+    representation: Representation
+    corpora: list[Corpus]
+    mesh: Mesh
+    program: StepProgram
+
+    @property
+    def flops_per_token(self) -> dict[str, float]:
+        """Training FLOPs a position, by component."""
+        return self.recipe.model.training_flops_per_token(self.representation.vocab_size, self.recipe.data.sequence_length)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.recipe.data.batch_rows * self.recipe.data.sequence_length
+
+    @property
+    def flops_per_step(self) -> float:
+        return self.flops_per_token["total"] * self.tokens_per_step
+
+    @property
+    def num_steps(self) -> int | None:
+        """Steps that the budget pays for; None where only the data can tell."""
+        return total_steps(self.recipe.budget, self.flops_per_step)
+
+    @property
+    def meter(self) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+        return make_meter(self.recipe.budget, self.flops_per_step)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the run it belongs to."""
+        return {
+            "config": to_json(self.recipe),
+            "representation_fingerprint": self.representation.fingerprint,
+            "corpus_content_hashes": [corpus.content_hash for corpus in self.corpora],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained run on this machine's devices."""
+
+    setup: Setup
+    params: Any
+    counters: dict[str, Any]
+    """Steps, bytes seen and FLOPs spent when the weights were saved: step, bytes_seen, flops."""
+
+
+def set_up(recipe: Recipe) -> Setup:
+    """Opens what a recipe names and lays its state out over the mesh. Raises UserError before anything is allocated or written."""
+    data = recipe.data
+    representation = tokenizer_lab.load(recipe.representation)
+    corpora = [Corpus.open(path) for path in data.corpora]
+    mesh = make_mesh(recipe.mesh)
+    check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
+    check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length)
+    program = build_program(lambda rngs: recipe.model.build(representation.vocab_size, rngs), recipe.optimizer, mesh,
+                            batch_rows=data.batch_rows, num_sources=len(corpora))
+    return Setup(recipe, representation, corpora, mesh, program)
+
+
+def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
+    """The newest checkpoint of a run.
+
+    Args:
+      run_dir: the run's folder; its own copy of the representation is used.
+      corpus: a corpus store to take in place of the run's.
+
+    Raises:
+      UserError: the folder is no run, or has no checkpoint.
+    """
+    run = RunFolder(run_dir)
+    recipe = run.recipe()
+    if corpus:
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpora=(corpus,), weights=()))
+    checkpoints = Checkpoints(run.checkpoints)
+    with contextlib.closing(checkpoints):
+        step = checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"{run.path} has no checkpoint yet; train it with 'toklab train RECIPE --run-dir {run.path}'")
+        setup = set_up(_for_reading(recipe, run))
+        params = checkpoints.restore_params(step, setup.program.shapes.params, setup.program.shardings.params)
+        return LoadedRun(setup, params, checkpoints.read_meta(step)["counters"])
+
+
+def _for_reading(recipe: Recipe, run: RunFolder) -> Recipe:
+    """The recipe on the devices that are here, with batches they divide: how many rows are scored at a time changes no number."""
+    rows = -(-recipe.evaluation.batch_rows // jax.device_count()) * jax.device_count()
+    return dataclasses.replace(
+        recipe, representation=str(run.representation), mesh=MeshConfig(),
+        data=dataclasses.replace(recipe.data, batch_rows=rows, num_microbatches=1),
+        evaluation=dataclasses.replace(recipe.evaluation, batch_rows=rows))
