@@ -8,7 +8,6 @@ import os
 import pathlib
 import sysconfig
 from collections.abc import Iterator
-
 from pydoc_data.topics import topics
 
 from tokenizer_lab.errors import UserError
@@ -17,7 +16,7 @@ _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-package
 
 
 def embedded_documents() -> Iterator[tuple[str, str, bytes]]:
-    """Yields (domain, name, document), sorted by domain and name. Raises UserError where Python came without its sources."""
+    """Yields (domain, name, document), sorted by domain and name. Raises UserError for a Python without its sources."""
     sources = sorted(_standard_library_sources())
     if not sources:
         raise UserError(f"{_root()} holds no Python sources; install a Python that has its standard library as files")

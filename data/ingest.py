@@ -23,7 +23,7 @@ class IngestOptions:
     """Add text to a corpus."""
 
     sources: tyro.conf.Positional[tuple[str, ...]]
-    """Files, directories, globs (text, .jsonl, .parquet; also .gz, .zst, .xz), or "embedded": text that comes with Python."""
+    """Files, directories, globs (text, .jsonl, .parquet; also .gz .zst .xz), or "embedded": text that is in Python."""
 
     out: pathlib.Path
     """The corpus folder: a new one, or one that gets a further domain."""
@@ -73,7 +73,9 @@ class IngestResult:
     num_skipped: int
 
 
-def ingest(options: IngestOptions, report: Callable[[int, int], None] = lambda num_bytes_read, num_bytes_total: None) -> IngestResult:
+def ingest(
+    options: IngestOptions, report: Callable[[int, int], None] = lambda num_bytes_read, num_bytes_total: None
+) -> IngestResult:
     """Adds the documents of `options.sources` to the corpus in `options.out`: all of them, or nothing.
 
     Args:
@@ -96,7 +98,9 @@ def ingest(options: IngestOptions, report: Callable[[int, int], None] = lambda n
             num_documents[domain, split] = num_documents.get((domain, split), 0) + 1
             num_bytes[domain, split] = num_bytes.get((domain, split), 0) + len(document)
         if not num_documents:
-            raise UserError(f"no documents in {', '.join(options.sources)} ({num_skipped} empty ones left out); name other sources")
+            raise UserError(
+                f"no documents in {', '.join(options.sources)} ({num_skipped} empty ones left out); name other sources"
+            )
         changed = writer.commit()
     return IngestResult(
         folder=options.out, changed=changed, num_documents=num_documents, num_bytes=num_bytes, num_skipped=num_skipped
@@ -104,13 +108,13 @@ def ingest(options: IngestOptions, report: Callable[[int, int], None] = lambda n
 
 
 def split_of(name: str, test_fraction: float) -> Split:
-    """The split of a document: a fixed rule, so that the same documents are held out by everyone, whatever comes with them."""
+    """The split of a document, by its name alone: everyone holds out the same ones, whatever else is in a corpus."""
     first_bytes = hashlib.sha256(os.fsencode(name)).digest()[:8]
     return "test" if int.from_bytes(first_bytes) < test_fraction * 2**64 else "train"
 
 
 def parse_separator(text: str) -> bytes:
-    r"""The bytes of a separator in which escapes such as \n stand for what they stand for in Python. Raises UserError."""
+    r"""The bytes of a separator in which escapes such as \n mean what they mean in Python. Raises UserError."""
     try:
         separator = text.encode("latin-1", "backslashreplace").decode("unicode_escape").encode()
     except UnicodeError as error:
@@ -150,13 +154,17 @@ def _documents(
             num_bytes_before += len(document)
             report(num_bytes_before, num_bytes_total)
         for file in files:
-            for name, document in _file_documents(options, file, lambda num_bytes: report(num_bytes_before + num_bytes, num_bytes_total)):
+            for name, document in _file_documents(
+                options, file, lambda num_bytes: report(num_bytes_before + num_bytes, num_bytes_total)
+            ):
                 yield options.domain, name, document
             num_bytes_before += file.num_bytes
             report(num_bytes_before, num_bytes_total)
 
 
-def _file_documents(options: IngestOptions, file: SourceFile, report: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
+def _file_documents(
+    options: IngestOptions, file: SourceFile, report: Callable[[int], None]
+) -> Iterator[tuple[str, bytes]]:
     """Yields (name, document) of a file."""
     separator = None if options.separator is None else parse_separator(options.separator)
     number = 0
@@ -164,7 +172,9 @@ def _file_documents(options: IngestOptions, file: SourceFile, report: Callable[[
         file, field=options.field, separator=separator, max_document_bytes=options.max_document_bytes, report=report
     ):
         if not document and options.on_empty == "error":
-            raise UserError(f"{file.path}{f', record {number},' if number else ''} is empty; choose --on-empty skip or keep")
+            raise UserError(
+                f"{file.path}{f', record {number},' if number else ''} is empty; choose --on-empty skip or keep"
+            )
         yield file.name if number is None else f"{file.name}#{number}", document
     if number == 0 and options.on_empty == "error":
         raise UserError(f"{file.path} has no records; leave it out or choose --on-empty skip")

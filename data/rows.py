@@ -55,8 +55,9 @@ def draw_source(seed: int, row: int, draw: int, weights: Sequence[float]) -> int
     if len(weights) == 1:
         return 0
     digest = hashlib.blake2b(f"{seed}/{row}/{draw}".encode(), digest_size=8).digest()
+    uniform = (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits, as 64 would round up to 1
     cumulative = list(itertools.accumulate(weights))
-    return bisect.bisect_right(cumulative, int.from_bytes(digest, "little") / 2**64 * cumulative[-1])
+    return bisect.bisect_right(cumulative, uniform * cumulative[-1])
 
 
 def document_positions(representation: Representation, document: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +171,7 @@ class _Row:
         if self._ids is None:
             ordinal = self._row + streams.batch_rows * int(self.cursor[source])
             self._ids, self._lengths = document_positions(streams.representation, streams.shuffled[source][ordinal])
+            assert self.cursor[-1] < len(self._lengths), f"position {self.cursor[-1]} of a document that has {len(self._lengths)}"
         return source
 
     def _advance(self, source: int, position: int) -> None:

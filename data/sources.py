@@ -1,7 +1,8 @@
 """Where documents come from: files, directories and globs, read piece by piece in bounded memory.
 
-A file's name says how it is read. `.gz`, `.zst` and `.xz` are decompressed; under that, `.jsonl` and `.ndjson` are a record
-a line (so is `.json` if compressed, as large text collections call it), `.parquet` a record a row, and all else plain text.
+A file's name says how it is read. `.gz`, `.zst` and `.xz` are decompressed. Under that, `.jsonl` and `.ndjson` are a
+record a line (so is `.json` if compressed, as large text collections call it), `.parquet` is a record a row, and all
+else is plain text.
 """
 
 import codecs
@@ -24,7 +25,7 @@ from tokenizer_lab.errors import UserError
 
 _COMPRESSIONS = (".gz", ".zst", ".xz")
 _READ_BYTES = 1 << 20
-_PARQUET_BATCH_BYTES = 16 << 20
+_PARQUET_BATCH_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +54,23 @@ def find_files(source: str, leave_out: pathlib.Path) -> list[SourceFile]:
         elif glob.has_magic(source):
             found = _glob(source)
         else:
-            raise UserError(f"{source!r} is neither a file nor a directory; name what is there, or a glob, or the word embedded")
+            raise UserError(
+                f"{source!r} is neither a file nor a directory; name what is there, or a glob, or the word embedded"
+            )
         inside = leave_out.resolve()
-        files = [SourceFile(file, name, file.stat().st_size) for file, name in found.items() if not file.resolve().is_relative_to(inside)]
+        files = [
+            SourceFile(file, name, file.stat().st_size)
+            for file, name in found.items()
+            if not file.resolve().is_relative_to(inside)
+        ]
     except OSError as error:
-        raise UserError(f"cannot read {error.filename or source}: {error.strerror or error}; check its permissions") from error
+        raise UserError(
+            f"cannot read {error.filename or source}: {error.strerror or error}; check its permissions"
+        ) from error
     if not files:
-        raise UserError(f"{source} stands for no files (hidden ones and symbolic links in a directory do not count); name other ones")
+        raise UserError(
+            f"{source} stands for no files (hidden ones and symbolic links in a directory do not count); name others"
+        )
     return sorted(files, key=lambda file: file.name)
 
 
@@ -121,7 +132,9 @@ def read_records(
                 reached = number
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UserError(f"{file.path} cannot be read on after record {reached}: {reason}; mend the file or leave it out") from error
+        raise UserError(
+            f"{file.path} cannot be read on after record {reached}: {reason}; mend the file or leave it out"
+        ) from error
 
 
 class _ReportingFile(io.FileIO):
@@ -148,12 +161,16 @@ def _decompressed(raw: io.BufferedReader, compression: str) -> BinaryIO:
         case ".xz":
             return lzma.LZMAFile(raw)
         case ".zst":
-            return pa.CompressedInputStream(raw, "zstd")  # the zstandard package would take a cut-off file for a whole one
+            return pa.CompressedInputStream(
+                raw, "zstd"
+            )  # the zstandard package would take a cut-off file for a whole one
         case _:
             return raw
 
 
-def _split(stream: BinaryIO, path: pathlib.Path, separator: bytes | None, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+def _split(
+    stream: BinaryIO, path: pathlib.Path, separator: bytes | None, max_bytes: int
+) -> Iterator[tuple[int, bytes]]:
     """Yields (number from 1, piece) for what is between separators; without one, for all there is.
 
     A separator at the very end begins no further piece. Reads no more than `max_bytes` and a bit before it raises.
@@ -181,7 +198,8 @@ def _checked_size(document: bytes, path: pathlib.Path, number: int, max_bytes: i
 
 def _too_large(num_bytes: int, path: pathlib.Path, number: int, max_bytes: int) -> UserError:
     return UserError(
-        f"{path}, record {number}, has {num_bytes} bytes or more, over the limit of {max_bytes}; split it (text: --separator) or raise --max-document-bytes"
+        f"{path}, record {number}, has {num_bytes} bytes or more, over the limit of {max_bytes}; "
+        "split it (text: --separator) or raise --max-document-bytes"
     )
 
 
@@ -195,7 +213,7 @@ def _read_jsonl(stream: BinaryIO, path: pathlib.Path, field: str, max_bytes: int
 
 
 def _json_text(line: bytes, path: pathlib.Path, number: int, field: str) -> bytes:
-    # Bytes that are not UTF-8 become lone surrogates and bytes again; in a valid line, lone surrogates are what it says.
+    # Bytes that are not UTF-8 become lone surrogates and bytes again; in a valid line, lone surrogates are its text.
     try:
         text, errors = line.decode(), "surrogatepass"
     except UnicodeDecodeError:
@@ -205,7 +223,9 @@ def _json_text(line: bytes, path: pathlib.Path, number: int, field: str) -> byte
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, record {number}, is not JSON: {error}; mend or remove the line") from error
     if not isinstance(record, dict):
-        raise UserError(f"{path}, record {number}, is not a JSON object but of type {type(record).__name__}; mend or remove the line")
+        raise UserError(
+            f"{path}, record {number}, is no JSON object but of type {type(record).__name__}; mend or remove the line"
+        )
     value = record.get(field)
     if not isinstance(value, str):
         found = f"is of type {type(value).__name__}, not text" if field in record else "is missing"
@@ -213,13 +233,15 @@ def _json_text(line: bytes, path: pathlib.Path, number: int, field: str) -> byte
     try:
         return value.encode(errors=errors)
     except UnicodeEncodeError as error:
-        raise UserError(f"{path}, record {number}, has invalid UTF-8 and a lone surrogate escape; mend or remove the line") from error
+        raise UserError(
+            f"{path}, record {number}, has invalid UTF-8 and a lone surrogate escape; mend or remove the line"
+        ) from error
 
 
 def _read_parquet(stream: BinaryIO, path: pathlib.Path, column: str, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yields (row number from 1, text in `column`). Memory is bounded by a batch, or a page of the file (at most 2 GiB)."""
+    """Yields (row number from 1, text in `column`). Holds a batch of rows, and a page of the file."""
     number = 0
-    with pq.ParquetFile(stream, buffer_size=_READ_BYTES) as parquet:
+    with pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False) as parquet:
         _check_column(parquet.schema_arrow, path, column)
         for index in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(index)
@@ -228,7 +250,7 @@ def _read_parquet(stream: BinaryIO, path: pathlib.Path, column: str, max_bytes: 
                 for value in _as_binary(batch.column(0)):
                     number += 1
                     if value is None:
-                        raise UserError(f"{path}, record {number}: column {column!r} is null; choose another --field or drop such rows")
+                        raise UserError(f"{path}, record {number}: column {column!r} is null; drop such rows")
                     yield number, _checked_size(value, path, number, max_bytes)
 
 
@@ -236,7 +258,9 @@ def _check_column(schema: pa.Schema, path: pathlib.Path, column: str) -> None:
     if schema.names.count(column) != 1:
         raise UserError(f"{path} has no single column {column!r}; choose --field from {_listed(schema.names)}")
     if not _is_text(kind := schema.field(column).type):
-        raise UserError(f"{path}: column {column!r} is of type {kind}, not text; choose --field from {_listed(schema.names)}")
+        raise UserError(
+            f"{path}: column {column!r} is of type {kind}, not text; choose --field from {_listed(schema.names)}"
+        )
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -254,4 +278,8 @@ def _as_binary(values: pa.Array) -> list[bytes | None]:
 
 def _listed(names) -> str:
     names = [repr(name[:40]) for name in names]
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "nothing: there are no fields"
+    return (
+        ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        if names
+        else "nothing: there are no fields"
+    )

@@ -32,7 +32,8 @@ def attend(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, segment_ids_
     if placement is not None and placement.mesh.devices.flat[0].platform == "tpu":
         if (why := _splash_refuses(q_bthd.shape, k_bshd.shape, placement)) is None:
             return _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement)
-        warnings.warn(f"splash attention does not take this shape ({why}); attention writes its weights to memory instead", stacklevel=2)
+        warnings.warn(f"splash attention does not take queries of shape {list(q_bthd.shape)}: {why}; attention writes its weights to memory instead",
+                      stacklevel=2)
     same_document_btt = segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :]
     return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, mask=same_document_btt[:, None], is_causal=True)
 
@@ -66,8 +67,11 @@ def _splash_refuses(q_shape: tuple[int, ...], k_shape: tuple[int, ...], placemen
     return None
 
 
-def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement):
-    """`attend` by the splash kernel under `shard_map`: queries split over sequence shards, keys and values gathered."""
+def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, interpret=False):
+    """`attend` by the splash kernel under `shard_map`: queries split over sequence shards, keys and values gathered.
+
+    `interpret` runs the kernel on any platform, slowly.
+    """
     mesh, (_, length, num_heads, head_dim) = placement.mesh, q_bthd.shape
     sequence_shards, head_shards = _axis_size(placement, "sequence"), _axis_size(placement, "heads")
     block = next(size for size in (_SPLASH_BLOCK, 256, _LANES) if (length // sequence_shards) % size == 0)
@@ -75,7 +79,7 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement):
         "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")})
     kernel = splash.make_splash_mha(
         mask=splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * num_heads),
-        head_shards=head_shards, q_seq_shards=sequence_shards, block_sizes=sizes)
+        head_shards=head_shards, q_seq_shards=sequence_shards, block_sizes=sizes, interpret=interpret)
     batch, sequence, heads = (placement.activations[name] for name in ("batch", "sequence", "heads"))
     kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(heads, sequence)))
     query, key = PartitionSpec(batch, heads, sequence, None), PartitionSpec(batch, heads, None, None)

@@ -17,7 +17,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -97,7 +97,7 @@ class SubwordRepresentation(Representation):
         return cls(files[TOKENIZER_FILE])
 
     def _encode_segment(self, segment: bytes) -> list[int]:
-        runs = _VALID_OR_INVALID_RUN.findall(segment.decode("utf-8", "surrogateescape"))
+        runs = _runs(segment)
         of_valid_run = iter(self._encode_texts([run for run in runs if not _is_invalid(run)]))
         return [id_ for run in runs for id_ in (self._spell(run) if _is_invalid(run) else next(of_valid_run))]
 
@@ -107,29 +107,18 @@ class SubwordRepresentation(Representation):
             ids_of_texts = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         except BaseException as error:
             _raise_unless_from_library(error)
-            return [self._encode_by_halves(text) for text in texts]
+            return [self._spell(text) for text in texts]
         return [
             ids if self._join(ids) == text.encode() else self._encode_aligned(text)
             for text, ids in zip(texts, ids_of_texts, strict=True)
         ]
-
-    def _encode_by_halves(self, text: str) -> list[int]:
-        """Ids of a text that may have parts, e.g. characters without an id, on which the library fails."""
-        try:
-            return self._encode_aligned(text)
-        except BaseException as error:
-            _raise_unless_from_library(error)
-            if len(text) == 1:
-                return self._spell(text)
-        middle = len(text) // 2
-        return self._encode_by_halves(text[:middle]) + self._encode_by_halves(text[middle:])
 
     def _encode_aligned(self, text: str) -> list[int]:
         """The library's ids where their bytes are the very text at their offsets, byte ids everywhere else."""
         [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
         ids, done = [], 0
         for group, start, end in _overlapping(encoding.ids, encoding.offsets):
-            if start >= done and self._join(group) == text[start:end].encode():
+            if self._join(group) == text[start:end].encode():
                 ids += self._spell(text[done:start]) + group
                 done = end
         return ids + self._spell(text[done:])
@@ -185,11 +174,14 @@ class SubwordFit:
     def _train(self, documents: Iterable[bytes]) -> bytes:
         """The content of a tokenizer.json."""
         split = tokenizers.Regex(PRETOKENIZATIONS[self.pretokenization])
-        model, trainer = {
-            "bpe": (models.BPE, trainers.BpeTrainer),
-            "unigram": (models.Unigram, trainers.UnigramTrainer),
-        }[self.algorithm]
-        tokenizer = tokenizers.Tokenizer(model())
+        options = dict(
+            vocab_size=self.vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
+        if self.algorithm == "bpe":
+            model, trainer = models.BPE(), trainers.BpeTrainer(min_frequency=2, **options)  # Seen once is not worth an id.
+        else:
+            model, trainer = models.Unigram(), trainers.UnigramTrainer(**options)
+        tokenizer = tokenizers.Tokenizer(model)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(split, behavior="isolated"),
@@ -197,17 +189,10 @@ class SubwordFit:
             ]
         )
         tokenizer.decoder = decoders.ByteLevel()
-        options = dict(
-            vocab_size=self.vocab_size - 1,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        if self.algorithm == "bpe":
-            options["min_frequency"] = 2
-        tokenizer.train_from_iterator(_valid_texts(documents), trainer(**options))
+        tokenizer.train_from_iterator(_valid_texts(documents), trainer)
         spec = json.loads(tokenizer.to_str())
         if self.algorithm == "unigram":
-            spec["model"]["vocab"] = _reproducible_scores(spec["model"]["vocab"])
+            spec["model"]["vocab"] = _reproducible_unigram(spec["model"]["vocab"], trainer.vocab_size)
         return json.dumps(spec, ensure_ascii=False).encode()
 
 
@@ -226,22 +211,23 @@ def _valid_texts(documents: Iterable[bytes]) -> Iterator[str]:
     """The valid UTF-8 runs of the documents, in segments."""
     for document in documents:
         for segment in _segments(document):
-            runs = _VALID_OR_INVALID_RUN.findall(segment.decode("utf-8", "surrogateescape"))
-            yield from (run for run in runs if not _is_invalid(run))
+            yield from (run for run in _runs(segment) if not _is_invalid(run))
 
 
-def _reproducible_scores(vocab: list[tuple[str, float]]) -> list[tuple[str, float]]:
+def _reproducible_unigram(vocab: list[tuple[str, float | None]], size: int) -> list[tuple[str, float]]:
     """A trained Unigram vocabulary, (piece, log probability), without what differs from one training to the next.
 
-    The library sums in the order of its hash tables, which moves the last bits of a score, and ranks the bytes that the
-    corpus lacks in that order. So scores are rounded, to multiples of 2^-20, whose sums are exact in float64: the best
-    segmentation is then the same on every machine. No byte scores below the least probable longer piece; without any, bytes
-    are alike (their scores are None where the corpus was empty).
+    The library sums in the order of its hash tables, which moves the last bits of a score. So scores are rounded, to
+    multiples of 2^-12; their sums are exact in float64, and the best segmentation is the same on every machine. It also gives
+    the bytes that the corpus lacks the lowest score plus 0, 1, 2, ... times 0.0001 in that order; here all get the lowest.
+    Where only the bytes fit, it adds longer pieces beyond `size`, or its scores are None; here all bytes score the same.
     """
-    lowest = min((score for piece, score in vocab if len(piece) > 1), default=None)
-    if lowest is None:
-        return sorted((piece, 0.0) for piece, _ in vocab)
-    rounded = [(piece, round(max(score, lowest) * 2**20) / 2**20) for piece, score in vocab]
+    if size == len(_EVERY_BYTE) or all(len(piece) == 1 for piece, _ in vocab):
+        return sorted((piece, 0.0) for piece, _ in vocab if len(piece) == 1)
+    lowest = min(score for _, score in vocab)
+    lowest_of_seen_byte = lowest + 0.0001 * len(_EVERY_BYTE)
+    scores = {piece: lowest if len(piece) == 1 and score < lowest_of_seen_byte else score for piece, score in vocab}
+    rounded = [(piece, round(score * 2**12) / 2**12) for piece, score in scores.items()]
     return sorted(rounded, key=lambda entry: (-entry[1], entry[0]))
 
 
@@ -265,6 +251,11 @@ def _last_border(document: bytes, end: int) -> int:
     return next(starts, end)
 
 
+def _runs(segment: bytes) -> list[str]:
+    """The runs of valid UTF-8 and of other bytes, in turn."""
+    return _VALID_OR_INVALID_RUN.findall(segment.decode("utf-8", "surrogateescape"))
+
+
 def _is_invalid(run: str) -> bool:
     return "\udc80" <= run[0] <= "\udcff"
 
@@ -279,7 +270,7 @@ def _overlapping(ids: list[int], offsets: list[tuple[int, int]]) -> Iterator[tup
         if not group:
             start, end = token_start, token_end
         group.append(id_)
-        start, end = min(start, token_start), max(end, token_end)
+        end = max(end, token_end)
     if group:
         yield group, start, end
 
@@ -301,19 +292,38 @@ def _parse(tokenizer_json: bytes) -> dict:
 
 
 def _faithful_tokenizer(spec: dict) -> tokenizers.Tokenizer:
-    """The tokenizer that `spec` describes, adding nothing to the text and with no chance in it."""
-    spec = spec | {"truncation": None, "padding": None, "post_processor": None}
-    if "dropout" in spec["model"]:
-        spec["model"] = spec["model"] | {"dropout": None}
-    spec["normalizer"] = _without_prefix_space(spec.get("normalizer"))
-    spec["pre_tokenizer"] = _without_prefix_space(spec.get("pre_tokenizer"))
+    """The tokenizer that `spec` describes, adding nothing to the text, with no chance in it, failing on no character."""
     try:
+        spec = spec | {
+            "truncation": None,
+            "padding": None,
+            "post_processor": None,
+            "normalizer": _without_prefix_space(spec.get("normalizer")),
+            "pre_tokenizer": _without_prefix_space(spec.get("pre_tokenizer")),
+            "model": _plain_model(spec["model"]),
+        }
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except BaseException as error:
-        _raise_unless_from_library(error)
+        if not isinstance(error, RecursionError):
+            _raise_unless_from_library(error)
         raise UserError(f"not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}") from error
     tokenizer.encode_special_tokens = True  # Their literal text in a document is text.
     return tokenizer
+
+
+def _plain_model(model: dict) -> dict:
+    """A model, as in a tokenizer.json, without random merges, and with an id for what it does not know.
+
+    Any id will do: its bytes are not those of the text, and so `encode` does not use it.
+    """
+    vocab = model.get("vocab")
+    if isinstance(vocab, list):  # Unigram
+        return model | {"unk_id": 0} if vocab and model.get("unk_id") is None else model
+    if "merges" in model:  # BPE leaves out what it does not know
+        return model | {"dropout": None}
+    if isinstance(vocab, dict) and vocab and str(model.get("unk_token")) not in vocab:
+        return model | {"unk_token": min(vocab)}
+    return model
 
 
 def _without_prefix_space(step: Any) -> Any:
@@ -342,21 +352,29 @@ def _token_bytes(spec: dict, tokenizer: tokenizers.Tokenizer) -> list[bytes]:
     size = 1 + max([*added, *(id_ for id_, _ in tokens)], default=-1)
     if size > MAX_VOCAB_SIZE:
         raise UserError(f"not a tokenizer.json to use here: its largest id is {size - 1:,}, the limit is {MAX_VOCAB_SIZE - 1:,}")
-    steps = json.dumps([spec.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    spell = _spelling(spec, tokenizer.model)
     bytes_of_ids = [b""] * size
-    for id_, token in tokens + [(id_, token.content) for id_, token in sorted(added.items())]:
-        bytes_of_ids[id_] = _bytes_of_token(token, tokenizer.model, byte_level='"ByteLevel"' in steps, metaspace="▁" in steps)
+    for id_, token in tokens:
+        bytes_of_ids[id_] = spell(token)
     for id_, token in added.items():
-        if token.special:
-            bytes_of_ids[id_] = b""
+        bytes_of_ids[id_] = b"" if token.special else spell(token.content)
     return bytes_of_ids
 
 
-def _bytes_of_token(token: str, model: models.Model, byte_level: bool, metaspace: bool) -> bytes:
-    if getattr(model, "byte_fallback", False) and (byte := _BYTE_TOKEN.fullmatch(token)):
-        return bytes.fromhex(byte[1])
-    token = token.removeprefix(getattr(model, "continuing_subword_prefix", None) or "")
-    token = token.removesuffix(getattr(model, "end_of_word_suffix", None) or "")
-    if byte_level and all(character in _BYTE_OF_CHARACTER for character in token):
-        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
-    return (token.replace("▁", " ") if metaspace else token).encode()
+def _spelling(spec: dict, model: models.Model) -> Callable[[str], bytes]:
+    """How the tokens of a tokenizer write bytes."""
+    steps = json.dumps([spec.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    byte_level, metaspace = '"ByteLevel"' in steps, "▁" in steps
+    byte_fallback = getattr(model, "byte_fallback", False)
+    prefix = getattr(model, "continuing_subword_prefix", None) or ""
+    suffix = getattr(model, "end_of_word_suffix", None) or ""
+
+    def spell(token: str) -> bytes:
+        if byte_fallback and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(byte[1])
+        token = token.removeprefix(prefix).removesuffix(suffix)
+        if byte_level and all(character in _BYTE_OF_CHARACTER for character in token):
+            return bytes(map(_BYTE_OF_CHARACTER.__getitem__, token))
+        return (token.replace("▁", " ") if metaspace else token).encode()
+
+    return spell

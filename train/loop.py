@@ -50,6 +50,10 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep)))
         state = start_or_resume(setup, run, checkpoints, console)
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
+        over = bool(setup.meter(state.step, state.bytes_seen)[1])
+        if over and is_summarized(run, first_step):
+            console.print(f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. --budget.steps {2 * first_step}")
+            return FINISHED
         # 3. The data from there, and the held-out text.
         next_batch = open_batches(setup, state)
         evaluate = make_evaluate(setup)
@@ -62,7 +66,6 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
 
         # 5. The loop. One step is in flight while the host looks at the numbers of the one before it.
         log = stack.enter_context(RunLog(run, recipe, console))
-        over = bool(setup.meter(state.step, state.bytes_seen)[1])
         launched, in_flight = first_step, collections.deque()
         checkpoint_due = lambda: launched % recipe.checkpoint.every_steps == 0  # noqa: E731
         evaluation_due = lambda: launched % recipe.evaluation.every_steps == 0  # noqa: E731
@@ -235,6 +238,14 @@ def describe(setup: Setup, compile_seconds: float, console: rich.console.Console
     console.print(f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters; {setup.flops_per_step:.3g} FLOPs "
                   f"a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size} x {jax.devices()[0].device_kind}; "
                   f"compiled in {compile_seconds:.1f} s", soft_wrap=True)
+
+
+def is_summarized(run: RunFolder, step: int) -> bool:
+    """Whether summary.json says that the run finished at this step; a crash can come between a run's last checkpoint and that."""
+    if not run.summary.exists():
+        return False
+    summary = read_json(run.summary, "run's summary")
+    return (summary.get("state"), summary.get("steps")) == (FINISHED, step)
 
 
 def summarize(

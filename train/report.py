@@ -24,7 +24,7 @@ from etils import epath
 from tokenizer_lab import files
 from tokenizer_lab.errors import UserError
 from train import report_page
-from train.report_page import fixed, si
+from train.report_page import fixed, short, si
 
 # The form of a run's files: `float` is a finite number or null, `...` any other key, a tuple that many items or null.
 _SUMMARY = {
@@ -36,6 +36,7 @@ _SUMMARY = {
 }
 _POINT = {"step": float, "bytes_seen": float, "flops": float, "bits_per_byte": float}
 _SCORE = {"bits_per_byte": float, "interval_95": (float, float), "num_bytes": float, "num_documents": float}
+_CURVE_POINT = _POINT | {"num_bytes": float}
 _EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: _SCORE}}
 _SETTINGS = {"temperature": float, "top_k": float, "top_p": float, "seed": float, "step": float}
 _SAMPLES = [{"prompt": str, "text": str} | _SETTINGS]
@@ -45,7 +46,7 @@ _FORM_NAMES = {
 
 # Control characters, text-direction overrides and halves of surrogate pairs: they belong on no page and no terminal.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_EMBEDDINGS = ("embedding", "unembedding", "softmax")
+_EMBEDDINGS = ("embedding", "softmax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,21 @@ class Arm:
     @property
     def evaluations(self) -> list[dict]:
         return [self.evaluation] if self.evaluation else []
+
+    @property
+    def trained_text(self) -> str:
+        """Content hash of the corpora it was trained on, whose held-out documents the curve is on."""
+        return "+".join(corpus["content_hash"] for corpus in self.summary["corpora"])
+
+    @property
+    def held_out_text(self) -> str:
+        """Content hash of what it was, or by default would be, evaluated on."""
+        return self.evaluation["corpus_content_hash"] if self.evaluation else self.trained_text
+
+    @property
+    def on_its_own_text(self) -> bool:
+        """Whether the curve is on a part of the text that the evaluation is on."""
+        return self.trained_text == self.held_out_text
 
     @property
     def domains(self) -> dict[str, dict]:
@@ -135,19 +151,19 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Arms that one ranking may hold: they were evaluated on the same text.
+    """Arms that one ranking may hold: they have the same held-out text.
 
     Attributes:
-      corpus: content hash of that text; None where no arm of the group has been evaluated.
+      text: content hash of that text.
       arms: best first; those without an evaluation last.
     """
 
-    corpus: str | None
+    text: str
     arms: list[Arm]
 
     @property
     def name(self) -> str:
-        return "not evaluated" if self.corpus is None else f"held-out text {self.corpus[:12]}"
+        return f"held-out text {short(self.text)}"
 
     @property
     def finding(self) -> str:
@@ -234,16 +250,16 @@ def console_table(report: Report) -> rich.table.Table:
     look = {"box": rich.box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
     table = rich.table.Table(**look, caption=findings, caption_justify="left")
     table.add_column("arm", overflow="fold")
-    titles = "bits/\nbyte", "95 %\ninterval", "vocab", "bytes/\ntoken", "params", "FLOPs/\nbyte", "bytes\nseen", "bytes/s"
-    for title in titles:
+    size_titles = ("vocab", "bytes/\ntoken", "params", "FLOPs/\nbyte", "bytes\nseen", "bytes/s")
+    for title in ("bits/\nbyte", "95 %\ninterval", *size_titles):
         table.add_column(title, justify="right", no_wrap=True)
     for group in report.groups:
         for row in (arm.row for arm in group.arms):
-            interval = f"{fixed(row['bits_per_byte_low'], 3)}–{fixed(row['bits_per_byte_high'], 3)}"
+            ends = [fixed(row[key], 3) for key in ("bits_per_byte_low", "bits_per_byte_high") if row[key] is not None]
             cells = (
                 row["arm"],
                 fixed(row["bits_per_byte"], 3),
-                "unevaluated" if row["bits_per_byte"] is None else interval,
+                "unevaluated" if row["bits_per_byte"] is None else "–".join(ends),
                 fixed(row["vocab_size"]),
                 fixed(row["bytes_per_token"], 2),
                 si(row["parameters"]),
@@ -262,21 +278,22 @@ def console_table(report: Report) -> rich.table.Table:
 def read_arm(folder: epath.PathLike) -> Arm:
     """Reads one run folder. Raises UserError where it is not one or a file in it is damaged."""
     folder = epath.Path(folder)
-    missing = [name for name in ("config.json", "summary.json") if not (folder / name).exists()]
-    if missing:
-        lacks = f"has no {' and no '.join(missing)}"
-        what = lacks if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} is not a run: it {what}; make one with `toklab train RECIPE --run-dir {folder}`")
+    command = f"`toklab train RECIPE --run-dir {folder}`"
+    if not (folder / "config.json").exists():
+        what = "has no config.json" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} is not a run: it {what}; make one with {command}")
+    if not (folder / "summary.json").exists():
+        raise UserError(f"{folder} has no summary.json: it still trains or was cut off; wait, or go on with {command}")
     config = json.dumps(files.read_json(folder / "config.json", "run"), indent=2, ensure_ascii=False)
     summary = _read(folder / "summary.json", _SUMMARY)
-    still_written = summary["state"] == "running"
+    unfinished = summary["state"] != "finished"
     return Arm(
         label=" ".join(summary["name"].split()) or folder.name,
         folder=_printable(str(folder)),
         config=_printable(config),
         summary=summary,
-        curve=_by_step(_read_lines(folder / "eval.jsonl", still_written)),
-        training=_by_step(_read_lines(folder / "metrics.jsonl", still_written)),
+        curve=_by_step(_read_lines(folder / "eval.jsonl", _CURVE_POINT, unfinished)),
+        training=_by_step(_read_lines(folder / "metrics.jsonl", _POINT, unfinished)),
         evaluation=_read(folder / "eval.json", _EVALUATION) if (folder / "eval.json").exists() else None,
         samples=_read(folder / "samples.json", _SAMPLES) if (folder / "samples.json").exists() else [],
     )
@@ -286,19 +303,19 @@ def _read(path: epath.Path, form: Any) -> Any:
     return _checked(files.read_json(path, "run"), form, str(path))
 
 
-def _read_lines(path: epath.Path, still_written: bool) -> Iterator[dict]:
-    """The points in a jsonl file, none where there is none. The last line of one `still_written` may be half there."""
+def _read_lines(path: epath.Path, form: Any, unfinished: bool) -> Iterator[dict]:
+    """The values in a jsonl file, none where there is none. The last line of an `unfinished` one may be half there."""
     if not path.exists():
         return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if still_written and not line.endswith(b"\n"):
+            if unfinished and not line.endswith(b"\n"):
                 return
             try:
-                point = json.loads(line)
+                value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path} line {number} is damaged: {error}; remove that line or train again") from error
-            yield _checked(point, _POINT, f"{path} line {number}")
+            yield _checked(value, form, f"{path} line {number}")
 
 
 def _checked(value: Any, form: Any, where: str) -> Any:
@@ -353,38 +370,30 @@ def _with_distinct_labels(arms: list[Arm]) -> list[Arm]:
 
 
 def group_arms(arms: list[Arm]) -> list[Group]:
-    """Puts arms together that were evaluated on the same text.
-
-    Arms without an evaluation join the others where there is only one text, and are a group of their own otherwise.
-    """
-    by_corpus: dict[str | None, list[Arm]] = {}
-    for arm in arms:
-        for evaluation in arm.evaluations:
-            by_corpus.setdefault(evaluation["corpus_content_hash"], []).append(arm)
-    for members in by_corpus.values():
-        members.sort(key=_bits_per_byte)
-    if rest := [arm for arm in arms if not arm.evaluation]:
-        by_corpus.setdefault(next(iter(by_corpus)) if len(by_corpus) == 1 else None, []).extend(rest)
-    return [Group(corpus=corpus, arms=members) for corpus, members in by_corpus.items()]
+    """Puts arms with the same held-out text together."""
+    by_text = collections.defaultdict(list)
+    for arm in sorted(arms, key=_bits_per_byte):
+        by_text[arm.held_out_text].append(arm)
+    return [Group(text=text, arms=members) for text, members in by_text.items()]
 
 
 def _bits_per_byte(arm: Arm) -> float:
-    return math.inf if arm.evaluation["bits_per_byte"] is None else arm.evaluation["bits_per_byte"]
+    number = arm.row["bits_per_byte"]
+    return math.inf if number is None else number
 
 
 def _warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
     warnings = []
-    corpora = [group for group in groups if group.corpus is not None]
-    if len(corpora) > 1:
-        named = "; ".join(f"{', '.join(arm.label for arm in group.arms)} on {group.corpus[:12]}" for group in corpora)
+    if len(groups) > 1:
+        named = "; ".join(f"{', '.join(arm.label for arm in group.arms)}: {short(group.text)}" for group in groups)
         warnings.append(
-            f"The arms were evaluated on different held-out texts ({named}). Bits per byte of different texts cannot "
-            "be ranked, so each text has its own table and charts. `toklab eval RUN --corpus CORPUS` puts them on one."
+            f"The arms have different held-out texts ({named}). Bits per byte of different texts cannot be ranked, so "
+            "each text has its own table and charts. `toklab eval RUN --corpus CORPUS` puts them on one."
         )
     for arm in arms:
         state, steps, evaluated_step = (arm.row[key] for key in ("state", "steps", "evaluated_step"))
         if not arm.finished:
-            warnings.append(f"{arm.label} has not finished: it is {state} at step {fixed(steps)}.")
+            warnings.append(f"{arm.label} has not finished: {state} at step {fixed(steps)}.")
         if not arm.evaluation:
             warnings.append(f"{arm.label} has not been evaluated, so it has no rank; run `toklab eval {arm.folder}`.")
         elif evaluated_step != steps:
@@ -392,7 +401,17 @@ def _warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
                 f"{arm.label} was evaluated at step {fixed(evaluated_step)} and has trained to step {fixed(steps)}; "
                 f"`toklab eval {arm.folder}` renews that."
             )
-    if len({frozenset(corpus["content_hash"] for corpus in arm.summary["corpora"]) for arm in arms}) > 1:
+        if arm.curve and not arm.on_its_own_text:
+            warnings.append(
+                f"{arm.label} was evaluated on another text than its curve, which is therefore not drawn; `toklab eval "
+                f"{arm.folder}` evaluates it on its own."
+            )
+    for group in groups:
+        sizes = {point["num_bytes"] for arm in group.arms if arm.on_its_own_text for point in arm.curve}
+        if len(sizes) > 1:
+            listed = " and ".join(sorted(si(size, "B") for size in sizes))
+            warnings.append(f"The curves on {group.name} are on different subsets of it ({listed}); compare none.")
+    if len({arm.trained_text for arm in arms}) > 1:
         warnings.append("The arms were trained on different corpora, which the runs below name.")
     if len({arm.summary["device"] for arm in arms}) > 1:
         warnings.append("The arms ran on different devices, so their bytes per second cannot be compared.")

@@ -88,7 +88,9 @@ def scale(low: float, high: float, start: float, end: float, log: bool = False) 
 
 def si(value: float, unit: str = "", form: str = "#.3g") -> str:
     """`12_000_000, "B" -> "12.0 MB"`."""
-    power = min(max(int(math.log10(abs(value)) // 3), 0), 8) if value else 0
+    if not value:
+        return f"0\N{NARROW NO-BREAK SPACE}{unit}".rstrip()
+    power = min(max(int(math.log10(abs(value)) // 3), 0), 8)
     if abs(value) / 1000**power >= 999.5 and power < 8:  # would read 1000
         power += 1
     scaled = value / 1000**power

@@ -60,6 +60,11 @@ def percent(value: float | None) -> str:
     return _NOTHING if value is None else f"{100 * value:.1f}\N{NARROW NO-BREAK SPACE}%"
 
 
+def short(content_hash: str) -> str:
+    """Enough of a content hash, or of several joined by `+`, to tell them apart."""
+    return "+".join(part[:12] for part in content_hash.split("+"))
+
+
 def _e(value: object) -> str:
     return html.escape(str(value))
 
@@ -183,7 +188,8 @@ def _points_table(group: "Group") -> str:
     columns += [_Column("Bits per byte"), _Column("Documents", "held out", number=False)]
     rows = []
     for arm in group.arms:
-        for points, documents in ((arm.curve, "a subset, while training"), (arm.evaluations, "all")):
+        subset = "a subset" if arm.on_its_own_text else "a subset of another text"
+        for points, documents in ((arm.curve, f"{subset}, while training"), (arm.evaluations, "all")):
             for point in points:
                 numbers = _cells(point, "step", "bytes_seen", "flops", "bits_per_byte")
                 rows.append([_row_head(arm.label), *numbers, _td(documents, documents)])
@@ -231,7 +237,7 @@ def _charts(group: "Group", styles: dict[str, int]) -> str:
         look = {"label": arm.label, "style": styles[arm.label]}
         interval = [end for evaluation in arm.evaluations for end in evaluation["interval_95"] or ()]
         for axis, lines in held_out.items():
-            curve, final = _points(arm.curve, axis), _points(arm.evaluations, axis)
+            curve, final = _points(arm.curve if arm.on_its_own_text else [], axis), _points(arm.evaluations, axis)
             lines.append(Line(**look, points=curve, final=final, interval=interval))
         training.append(Line(**look, points=_thinned(_points(arm.training, _BYTES))))
     held_out_figures = ""
@@ -281,17 +287,17 @@ def _samples(arm: "Arm") -> str:
 
 def _run(arm: "Arm") -> str:
     summary, row = arm.summary, arm.row
-    corpora = [f"{corpus['path']} ({corpus['content_hash'][:12]})" for corpus in summary["corpora"]]
+    corpora = [f"{corpus['path']} ({short(corpus['content_hash'])})" for corpus in summary["corpora"]]
     held_out = [
         f"{fixed(evaluation['num_documents'])} documents, {si(evaluation['num_bytes'], 'B')} "
-        f"({evaluation['corpus_content_hash'][:12]})" for evaluation in arm.evaluations]
+        f"({short(evaluation['corpus_content_hash'])})" for evaluation in arm.evaluations]
     rate, outside = si(row["tokens_per_second"]), percent(row["outside_step_share"])
     facts = {
         "Folder": arm.folder,
         "State": f"{row['state']}, {fixed(row['steps'])} steps, {fixed(row['skipped_steps'])} skipped",
         "Trained on": ", ".join(corpora) or _NOTHING,
         "Evaluated on": "".join(held_out) or "nothing yet",
-        "Representation": f"{row['representation']}, fingerprint {row['fingerprint'][:12]}",
+        "Representation": f"{row['representation']}, fingerprint {short(row['fingerprint'])}",
         "Device": row["device"],
         "Time": f"{fixed(row['seconds'])} s, {rate} tokens/s, {outside} outside the step",
         "Versions": ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),

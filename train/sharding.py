@@ -57,7 +57,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The named mesh over `devices` (all by default). Raises UserError where the sizes do not multiply to their number."""
+    """The named mesh over `devices` (all by default), `replica` between TPU slices. Raises UserError where the sizes do not fit them."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = list(dataclasses.astuple(config))
     fixed = math.prod(size for size in sizes if size != -1)
@@ -66,7 +66,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if math.prod(sizes) != len(devices):
         named = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes))
         raise UserError(f"a mesh of {named} does not cover {len(devices)} devices; make the sizes multiply to {len(devices)}, or set one to -1")
-    grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if sizes[0] % num_slices:
+        raise UserError(f"the devices are {num_slices} TPU slices, which only the replica axis may span, and mesh.replica is {sizes[0]}; "
+                        f"make it a multiple of {num_slices}")
+    if num_slices > 1:
+        within, between = [sizes[0] // num_slices, *sizes[1:]], [num_slices, 1, 1, 1]
+        grid = mesh_utils.create_hybrid_device_mesh(within, between, devices=devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
     return Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
 
 

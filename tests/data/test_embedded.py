@@ -2,9 +2,9 @@
 
 import os
 import pathlib
+from pydoc_data.topics import topics
 
 import pytest
-from pydoc_data.topics import topics
 
 import data.embedded
 from data.embedded import embedded_documents
@@ -20,7 +20,10 @@ def test_two_domains_of_known_content(documents):
     contents = {(domain, name): content for domain, name, content in documents}
     assert len(contents) == len(documents)
     assert contents["docs", "lambda"] == topics["lambda"].encode()
-    assert contents["code", "json/__init__.py"] == pathlib.Path(os.path.dirname(os.__file__), "json", "__init__.py").read_bytes()
+    assert (
+        contents["code", "json/__init__.py"]
+        == pathlib.Path(os.path.dirname(os.__file__), "json", "__init__.py").read_bytes()
+    )
     assert sum(domain == "docs" for domain, _ in contents) == len(topics)
     assert sum(len(content) for (domain, _), content in contents.items() if domain == "code") > 5_000_000
     assert all(contents.values())

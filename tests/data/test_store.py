@@ -49,7 +49,11 @@ def hash_of(documents, split="train", domain="text"):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["train", "test"]), st.binary(max_size=200)), min_size=1, max_size=30),
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.sampled_from(["train", "test"]), st.binary(max_size=200)),
+        min_size=1,
+        max_size=30,
+    ),
     st.integers(0, 300),
 )
 @example([("a", "train", b"")], 0)
@@ -70,7 +74,9 @@ def test_round_trip(documents, shard_bytes):
                 hash_parts += [domain.encode(), split.encode(), sha256_of_parts(contents).encode()] if contents else []
         assert corpus.content_hash == sha256_of_parts(hash_parts)
         for split in {split for _, split, _ in documents}:
-            expected = sorted([(domain, content) for domain, s, content in documents if s == split], key=lambda pair: pair[0])
+            expected = sorted(
+                [(domain, content) for domain, s, content in documents if s == split], key=lambda pair: pair[0]
+            )
             stored = corpus.documents(split)
             assert [(stored.domain(i), stored[i]) for i in range(len(stored))] == expected
             assert stored.num_bytes == sum(len(content) for _, content in expected)
@@ -88,7 +94,11 @@ def test_content_hash_is_over_documents_and_not_over_shards(tmp_path):
 
 def test_a_shard_ends_before_it_gets_too_large(tmp_path):
     write(tmp_path, documents=[b"12345", b"12345", b"1", b"123456789012"], shard_bytes=10)
-    assert [(shard.num_documents, shard.num_bytes) for shard in Corpus.open(tmp_path).shards] == [(2, 10), (1, 1), (1, 12)]
+    assert [(shard.num_documents, shard.num_bytes) for shard in Corpus.open(tmp_path).shards] == [
+        (2, 10),
+        (1, 1),
+        (1, 12),
+    ]
 
 
 def test_documents_are_a_pickled_grain_source_for_many_threads(tmp_path):
@@ -123,7 +133,10 @@ def test_the_same_domain_again(tmp_path):
     before = everything(tmp_path)
     assert not write(tmp_path)
     assert everything(tmp_path) == before
-    with pytest.raises(UserError, match=r"other documents under domain 'text' \(4 documents of 6015 bytes there, 3 documents .* given\)"):
+    with pytest.raises(
+        UserError,
+        match=r"other documents under domain 'text': 4 documents of 6015 bytes there, 3 documents .* given",
+    ):
         write(tmp_path, documents=DOCUMENTS[:3])
     with pytest.raises(UserError, match="other documents"):
         write(tmp_path, split="test")
@@ -167,7 +180,9 @@ def test_a_truncated_shard(tmp_path):
     with pytest.raises(UserError, match=f"has {len(content) - 1} bytes, the manifest says {len(content)}"):
         Corpus.open(tmp_path)
     path.write_bytes(bytes(len(content)))
-    with pytest.raises(UserError, match="text-train-00000.array_record is damaged: 0 documents can be found, the manifest says 4"):
+    with pytest.raises(
+        UserError, match="text-train-00000.array_record is damaged: 0 documents can be found, 4 should be there"
+    ):
         Corpus.open(tmp_path).documents("train")[0]
 
 
@@ -205,7 +220,10 @@ def test_too_many_open_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format="tokenizer-lab corpus 2"), "format 'tokenizer-lab corpus 2', this version reads 'tokenizer-lab corpus 1'"),
+        (
+            lambda m: m.update(format="tokenizer-lab corpus 2"),
+            "format 'tokenizer-lab corpus 2', this version reads 'tokenizer-lab corpus 1'",
+        ),
         (lambda m: m.update(num_bytes=5), "contradict each other"),
         (lambda m: m.update(content_hash="0" * 64), "contradict each other"),
         (lambda m: m.update(shards=[]), "contradict each other"),
@@ -216,9 +234,9 @@ def test_too_many_open_files(tmp_path, monkeypatch):
         (lambda m: m["shards"][0].update(file="../text-train-00000.array_record"), "not a plain name"),
         (lambda m: m["shards"][0].update(domain="../x"), "not a plain name"),
         (lambda m: m["shards"][0].update(split="dev"), "not train or test"),
-        (lambda m: m["shards"][0].update(num_documents=10**12), "cannot hold 1000000000000 documents"),
-        (lambda m: m["shards"][0].update(num_documents=-1), "cannot hold -1 documents"),
-        (lambda m: m["shards"][0].update(num_bytes=2**70), "cannot hold 4 documents"),
+        (lambda m: m["shards"][0].update(num_documents=10**12), "not 1000000000000 documents"),
+        (lambda m: m["shards"][0].update(num_documents=-1), "not -1 documents"),
+        (lambda m: m["shards"][0].update(num_bytes=2**70), "not 4 documents"),
         (lambda m: m["shards"][0].update(num_documents=True), "not described by"),
         (lambda m: m["shards"][0].update(extra=1), "not described by"),
         (lambda m: m["shards"].append(3), "not described by"),
@@ -280,7 +298,9 @@ def test_killed_between_two_renames(tmp_path, num_renames, old):
     if old:
         write(tmp_path)
     before = everything(tmp_path)
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED_AT_A_RENAME), str(tmp_path), str(num_renames)])
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED_AT_A_RENAME), str(tmp_path), str(num_renames)]
+    )
     assert killed.returncode == -9
     assert len(list(tmp_path.glob("killed-*"))) == num_renames  # so this was a test
     if old:

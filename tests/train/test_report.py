@@ -1,32 +1,40 @@
 """The report: made-up run folders in, a page, a CSV and a JSON out."""
 
+import base64
 import csv
+import hashlib
 import html.parser
-import itertools
+import io
 import json
 import math
-import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
-import tempfile
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import rich.console
 
 from tokenizer_lab.errors import UserError
+from train import report_chart
 from train.report import console_table, write_report
-from train.report_page import si
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-HOSTILE = "\"'></pre></script><script>alert(1)</script><img src=http://x.example/ onerror=alert(1)>{{$title}}\ud800\u202e"
+HOSTILE = (
+    "x" * 80 + "[red]`\"'></pre></td></script><script>window.stung = 1</script>"
+    "<img src=http://x.example/ onerror=alert(1)>$title\ud800\u202e\x1b[2J"
+)
 
 
-def make_run(folder: pathlib.Path, name: str, *, kind="byte", bits=2.0, bytes_per_token=1.0, bytes_seen=20_000_000, corpus="c" * 64,
-             evaluated=True, state="finished", samples=True, steps=800) -> pathlib.Path:
+def make_run(
+    folder: pathlib.Path, name: str, *, kind="byte", bits=2.0, bytes_per_token=1.0, bytes_seen=20_000_000,
+    corpus="c" * 64, evaluated=True, state="finished", samples=True,
+) -> pathlib.Path:
     """A run folder as the trainer, `toklab eval` and `toklab sample` leave it; `bits` is where its curve ends."""
-    vocab_size = 258 if kind == "byte" else 4096
+    steps, vocab_size = 800, 258 if kind == "byte" else 4096
     per_token = {"attention": 4.1e6, "mlp": 14.2e6, "embedding": 0.0, "softmax": 1536.0 * vocab_size}
     per_token["total"] = sum(per_token.values())
     per_byte = per_token["total"] / bytes_per_token
@@ -34,35 +42,46 @@ def make_run(folder: pathlib.Path, name: str, *, kind="byte", bits=2.0, bytes_pe
     parameters["total"] = sum(parameters.values())
 
     def point(step):
-        seen = bytes_seen * step // steps
-        return {"step": step, "bytes_seen": seen, "flops": seen * per_byte, "bits_per_byte": bits + (8 - bits) * math.exp(-6 * step / steps) + 0.02}
+        seen, above = bytes_seen * step // steps, (8 - bits) * math.exp(-6 * step / steps) + 0.02
+        return {"step": step, "bytes_seen": seen, "flops": seen * per_byte, "bits_per_byte": bits + above}
 
     def score(number, num_bytes, num_documents):
-        return {"bits_per_byte": number, "interval_95": [number - 0.04, number + 0.05], "num_bytes": num_bytes, "num_documents": num_documents}
+        size = {"num_bytes": num_bytes, "num_documents": num_documents}
+        return {"bits_per_byte": number, "interval_95": [number - 0.04, number + 0.05], **size}
 
     speed = {"bytes_per_second": 95_000.0 * bytes_per_token, "tokens_per_second": 95_000.0}
     summary = {
-        "name": name, "state": state, "representation": {"kind": kind, "vocab_size": vocab_size, "fingerprint": "f" * 64, "bytes_per_token": bytes_per_token},
-        "parameters": parameters, "flops_per_token": per_token, "flops_per_byte": per_byte, "steps": steps, **point(steps), **speed,
-        "tokens_seen": int(bytes_seen / bytes_per_token), "seconds": 118.2, "outside_step_share": 0.021, "skipped_steps": 0,
-        "corpora": [{"path": "demo/corpus/train", "content_hash": "a" * 64}], "device": "cpu x1", "versions": {"python": "3.11.2", "jax": "0.10.2"},
+        "name": name, "state": state, "steps": steps, **point(steps), **speed,
+        "representation": {
+            "kind": kind, "vocab_size": vocab_size, "fingerprint": "f" * 64, "bytes_per_token": bytes_per_token},
+        "parameters": parameters, "flops_per_token": per_token, "flops_per_byte": per_byte,
+        "tokens_seen": int(bytes_seen / bytes_per_token), "seconds": 118.2, "outside_step_share": 0.021,
+        "skipped_steps": 0, "corpora": [{"path": "demo/corpus/train", "content_hash": corpus}],
+        "device": "cpu x1", "versions": {"python": "3.11.2", "jax": "0.10.2"},
     }
-    config = {"name": name, "seed": 0, "corpus": "demo/corpus/train", "representation": kind, "model": {"num_layers": 4, "embed_dim": 256}, "budget": {"bytes": bytes_seen}}
-    metrics = [point(step) | speed | {"tokens_seen": 1, "loss": 1.4, "learning_rate": 1e-3, "grad_norm": 0.7, "step_seconds": 0.14, "data_wait_seconds": 0.001, "mfu": None}
-               for step in range(5, steps + 1, 5)]
+    config = {
+        "name": name, "seed": 0, "corpus": "demo/corpus/train", "representation": kind,
+        "model": {"num_layers": 4, "embed_dim": 256}, "budget": {"bytes": bytes_seen},
+    }
+    of_step = {
+        "tokens_seen": 1, "loss": 1.4, "learning_rate": 1e-3, "grad_norm": 0.7, "step_seconds": 0.14,
+        "data_wait_seconds": 0.001, "mfu": None,
+    }
+    metrics = [point(step) | speed | of_step for step in range(5, steps + 1, 5)]
     metrics[3]["bits_per_byte"] = None
     folder.mkdir(parents=True)
     dump(folder / "config.json", config)
     dump(folder / "summary.json", summary)
     dump_lines(folder / "metrics.jsonl", metrics)
-    dump_lines(folder / "eval.jsonl", [point(step) for step in range(steps // 10, steps + 1, steps // 10)])
+    dump_lines(folder / "eval.jsonl", [point(step) | {"num_bytes": 65_536} for step in range(80, steps + 1, 80)])
     if evaluated:
         domains = {"code": score(bits - 0.2, 400_000, 60), "docs": score(bits + 0.2, 600_000, 80)}
         dump(folder / "eval.json", point(steps) | score(bits, 1_000_000, 140) | {
             "num_tokens": 7, "total_nats": 1.0, "corpus_content_hash": corpus, "by_domain": domains})
     if samples:
         text = "import os\n\ndef path_of(name):\n    return os.path.join(name, '<root>')\n"
-        dump(folder / "samples.json", [{"prompt": "import os", "text": text[9:], "temperature": 0.8, "top_k": 40, "top_p": None, "seed": 0, "step": steps}])
+        settings = {"temperature": 0.8, "top_k": 40, "top_p": None, "seed": 0, "step": steps}
+        dump(folder / "samples.json", [{"prompt": text[:9], "text": text[9:], **settings}])
     return folder
 
 
@@ -80,9 +99,532 @@ def edit(path, **changes):
 
 @pytest.fixture
 def runs(tmp_path):
-    """A byte arm, a clearly better subword arm, and one that is still training and not evaluated."""
+    """A byte arm, a clearly better subword arm, and one that was stopped and not evaluated."""
+    begun = {"evaluated": False, "state": "stopped", "samples": False}
+    folder = tmp_path / "runs"
     return [
-        make_run(tmp_path / "runs/byte", "byte", bits=2.31),
-        make_run(tmp_path / "runs/subword-4k", "subword-4k", kind="subword", bits=2.02, bytes_per_token=3.7),
-        make_run(tmp_path / "runs/unigram-4k", "unigram-4k", kind="subword", bits=2.11, bytes_per_token=3.5, evaluated=False, state="running", samples=False),
+        make_run(folder / "byte", "byte", bits=2.31),
+        make_run(folder / "subword-4k", "subword-4k", kind="subword", bits=2.02, bytes_per_token=3.7),
+        make_run(folder / "unigram-4k", "unigram-4k", kind="subword", bits=2.11, bytes_per_token=3.5, **begun),
     ]
+
+
+def page_of(report) -> str:
+    return report.index.read_text()
+
+
+def text_of(report) -> str:
+    """What the page says, without its markup and script."""
+    text = re.sub(r"<[^>]*>", "", re.sub(r"(?s)<(script|style)>.*?</\1>", "", page_of(report)))
+    return html.unescape(text).replace("\N{NARROW NO-BREAK SPACE}", " ")
+
+
+# ---- What it says --------------------------------------------------------------------------------
+
+
+def test_page_csv_and_json_hold_the_same_ranked_rows(runs, tmp_path):
+    report = write_report(runs, tmp_path / "out")
+    assert [row["arm"] for row in report.rows] == ["subword-4k", "byte", "unigram-4k"]
+    best = report.rows[0]
+    assert best["bits_per_byte"] == 2.02 and best["bits_per_byte_low"] == pytest.approx(1.98)
+    assert best["flops"] == 20_000_000 * best["flops_per_byte"]
+    assert best["parameters"] - best["parameters_without_embeddings"] == 256 * 4096
+    in_csv = list(csv.DictReader((tmp_path / "out/report.csv").open()))
+    in_json = json.loads((tmp_path / "out/report.json").read_text())
+    for row, csv_row, json_row in zip(report.rows, in_csv, in_json["arms"], strict=True):
+        assert {key: "" if value is None else str(value) for key, value in row.items()}.items() <= csv_row.items()
+        assert row.items() <= json_row.items()
+    docs = in_json["arms"][0]["domains"]["docs"]["bits_per_byte"]
+    assert float(in_csv[0]["bits_per_byte:docs"]) == docs == pytest.approx(2.22)
+    row = r'<tr><th scope="row" data-value="([^"]*)">.*?<td class="number"(?: data-value="([^"]*)")?>'
+    rows = re.findall(row, page_of(report))
+    assert rows[:3] == [("subword-4k", "2.02"), ("byte", "2.31"), ("unigram-4k", "")]
+    for shown in ("2.020", "1.980 to 2.070", "3.70", "4.46 M", "18.7 M", "20.0 MB", "352 kB/s", "2.1 %", "1.820"):
+        assert shown in text_of(report), shown
+
+
+def test_the_same_runs_give_the_same_bytes(runs, tmp_path):
+    first, second = (write_report(runs, tmp_path / name).index.parent for name in ("one", "two"))
+    assert sorted(path.name for path in first.iterdir()) == ["index.html", "report.csv", "report.json"]
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(("bits", "says"), [
+    ((2.0, 2.3), "The intervals do not overlap."),
+    ((2.0, 2.05), "The intervals overlap: this evaluation alone does not settle which of the two is better."),
+])
+def test_finding_says_whether_the_intervals_overlap(tmp_path, bits, says):
+    folders = [make_run(tmp_path / name, name, bits=score) for name, score in zip("ab", bits, strict=True)]
+    report = write_report(folders, tmp_path / "out")
+    start = f"a has the lowest bits per byte, 2.000 (95 % interval 1.960 to 2.050); next is b, {bits[1]:.3f} "
+    assert report.findings[0].startswith(start) and report.findings[0].endswith(says)
+    assert report.findings[0] in text_of(report)
+
+
+def test_one_arm_is_no_comparison(tmp_path):
+    report = write_report([make_run(tmp_path / "a", "a")], tmp_path / "out")
+    assert "because no other arm has been evaluated on this text" in text_of(report)
+    assert "Budgets" not in text_of(report)
+
+
+def test_budgets_are_stated(tmp_path):
+    same = [make_run(tmp_path / "a", "a"), make_run(tmp_path / "b", "b", kind="subword", bytes_per_token=3.7)]
+    says = text_of(write_report(same, tmp_path / "out"))
+    assert "Budgets: the same bytes seen, 20.0 MB; different FLOPs spent, 133 TFLOP (b) to 374 TFLOP (a)." in says
+    unequal = text_of(write_report([*same, make_run(tmp_path / "c", "c", bytes_seen=30_000_000)], tmp_path / "out"))
+    assert "different bytes seen" in unequal and "does not compare like with like" in unequal
+
+
+def test_an_arm_without_evaluation_is_shown_but_not_ranked(runs, tmp_path):
+    report = write_report(runs, tmp_path / "out")
+    assert len(report.groups) == 1 and report.rows[-1]["bits_per_byte"] is None
+    assert f"unigram-4k has not been evaluated, so it has no rank; run toklab eval {runs[2]}." in text_of(report)
+    assert "not evaluated2.145 on a subset while training" in text_of(report)
+    assert "unigram-4k (not evaluated)" in text_of(report)
+
+
+def test_an_unfinished_run_and_a_stale_evaluation_are_named(runs, tmp_path):
+    edit(runs[0] / "summary.json", steps=1200, bytes_seen=30_000_000)
+    report = write_report(runs, tmp_path / "out")
+    says = text_of(report)
+    assert report.rows[1]["bytes_seen"] == 20_000_000  # those that its bits per byte took
+    assert "unigram-4k has not finished: stopped at step 800." in says
+    assert "byte was evaluated at step 800 and has trained to step 1,200" in says
+
+
+def test_arms_on_different_texts_are_not_in_one_ranking(runs, tmp_path):
+    other, undone = (make_run(tmp_path / name, name, bits=1.2, corpus=name[0] * 64) for name in ("data", "echo"))
+    (undone / "eval.json").unlink()
+    report = write_report([*runs, other, undone], tmp_path / "out")
+    groups = [[arm.label for arm in group.arms] for group in report.groups]
+    assert groups == [["data"], ["subword-4k", "byte", "unigram-4k"], ["echo"]]
+    named = "data: dddddddddddd; subword-4k, byte, unigram-4k: cccccccccccc; echo: eeeeeeeeeeee"
+    assert f"The arms have different held-out texts ({named})." in text_of(report)
+    assert report.findings[1].startswith("Held-out text cccccccccccc: subword-4k has the lowest")
+    assert report.findings[2] == "Held-out text eeeeeeeeeeee: Nothing to rank: no arm has been evaluated."
+    assert page_of(report).count("<h2>Arms") == page_of(report).count("<h2>Charts") == 3
+
+
+def test_a_curve_on_another_text_than_the_evaluation_is_not_drawn(runs, tmp_path):
+    evaluated_elsewhere = {"corpus_content_hash": "c" * 64 + "+" + "d" * 64}
+    edit(runs[0] / "eval.json", **evaluated_elsewhere)
+    edit(runs[1] / "eval.json", **evaluated_elsewhere)
+    page, says = (of(write_report(runs[:2], tmp_path / "out")) for of in (page_of, text_of))
+    assert "byte was evaluated on another text than its curve, which is therefore not drawn" in says
+    assert "a subset of another text, while training" in says and "(cccccccccccc+dddddddddddd)" in says
+    held_out = page[page.index("<h2>Charts"):page.index("<details><summary>The points")]
+    assert held_out.count('class="mark final ') == 4 and 'class="mark some ' not in held_out
+
+
+def test_curves_on_different_subsets_are_stated(runs, tmp_path):
+    assert "different subsets" not in text_of(write_report(runs, tmp_path / "out"))
+    lines = [json.loads(line) | {"num_bytes": 1_000} for line in (runs[0] / "eval.jsonl").read_text().splitlines()]
+    dump_lines(runs[0] / "eval.jsonl", lines)
+    says = text_of(write_report(runs, tmp_path / "out"))
+    assert "held-out text cccccccccccc are on different subsets of it (1.00 kB and 65.5 kB)" in says
+
+
+def test_different_training_corpora_and_devices_are_stated(runs, tmp_path):
+    edit(runs[0] / "summary.json", corpora=[{"path": "elsewhere", "content_hash": "b" * 64}], device="v5e x8")
+    says = text_of(write_report(runs, tmp_path / "out"))
+    assert "trained on different corpora" in says and "ran on different devices" in says
+
+
+def test_runs_of_one_name_are_told_apart_by_folder(tmp_path):
+    names = {"one": "byte", "two": "byte", "three": "other"}
+    folders = [make_run(tmp_path / folder, name) for folder, name in names.items()]
+    report = write_report(folders, tmp_path / "out")
+    assert {row["arm"] for row in report.rows} == {f"byte ({folders[0]})", f"byte ({folders[1]})", "other"}
+
+
+def test_a_step_taken_again_after_a_resume_counts_once(runs, tmp_path):
+    lines = (runs[0] / "eval.jsonl").read_text().splitlines()
+    again = json.loads(lines[3]) | {"bits_per_byte": 3.25}
+    (runs[0] / "eval.jsonl").write_text("\n".join([*lines[:5], json.dumps(again), *lines[4:]]) + "\n")
+    curve = write_report(runs, tmp_path / "out").arms[0].curve
+    assert [point["step"] for point in curve] == list(range(80, 801, 80))
+    assert curve[3]["bits_per_byte"] == 3.25
+
+
+def test_every_number_may_be_null(runs, tmp_path):
+    def without_numbers(value):
+        if isinstance(value, dict):
+            return {key: without_numbers(item) for key, item in value.items()}
+        if isinstance(value, list) and not all(isinstance(item, float) for item in value):
+            return [without_numbers(item) for item in value]
+        return value if isinstance(value, str) else None
+
+    for path in (runs[0] / name for name in ("summary.json", "eval.json", "samples.json")):
+        dump(path, without_numbers(json.loads(path.read_text())))
+    for path in (runs[0] / name for name in ("metrics.jsonl", "eval.jsonl")):
+        dump_lines(path, [without_numbers(json.loads(line)) for line in path.read_text().splitlines()])
+    for given in (runs, runs[:1]):
+        report = write_report(given, tmp_path / "out")
+        assert "None" not in text_of(report).replace("None. toklab", "") and "nan" not in page_of(report)
+        rich.console.Console(file=io.StringIO()).print(console_table(report))
+
+
+def test_a_run_that_has_only_begun(runs, tmp_path):
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        (runs[2] / name).unlink()
+    assert "No evaluation to draw." in text_of(write_report(runs[2:], tmp_path / "out"))
+
+
+def test_console_table_fits_80_columns_and_takes_no_markup(runs, tmp_path):
+    edit(runs[0] / "summary.json", name="[b]byte[/]")
+    console = rich.console.Console(width=80, file=io.StringIO())
+    console.print(console_table(write_report(runs, tmp_path / "out")))
+    printed = console.file.getvalue()
+    for shown in ("[b]byte[/] 2.310 2.270–2.360 258 1.00", "unigram-4k – unevaluated 4,096", "do not overlap."):
+        assert shown in re.sub(r"\s+", " ", printed)
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= 80
+
+
+# ---- What it is made of -----------------------------------------------------------------------------
+
+
+def parsed(page: str) -> list[tuple[str, dict]]:
+    """Every tag of the page with its attributes; fails where tags do not balance."""
+    void, found, still_open = {"meta", "input", "br", "link", "img"}, [], []
+    parser = html.parser.HTMLParser()
+
+    def start(tag, attributes):
+        found.append((tag, dict(attributes)))
+        if tag not in void:
+            still_open.append(tag)
+
+    def end(tag):
+        assert still_open and still_open.pop() == tag, f"</{tag}> at {parser.getpos()}"
+
+    parser.handle_starttag, parser.handle_endtag = start, end
+    parser.handle_startendtag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.feed(page)
+    parser.close()
+    assert not still_open
+    return found
+
+
+def assert_harmless(page: str) -> None:
+    """Balanced, ids unique, loads nothing and runs no script but its own."""
+    tags = parsed(page)
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert sum(tag == "script" for tag, _ in tags) == 1
+    loading = {"img", "link", "iframe", "object", "embed", "base", "form", "a", "image", "use", "foreignobject"}
+    assert not {tag for tag, _ in tags} & loading
+    for tag, attributes in tags:
+        assert not attributes.keys() & {"src", "href", "xlink:href", "style", "srcdoc"}, tag
+        assert not [name for name in attributes if name.startswith("on")], tag
+    assert not re.search(r"url\(|@import", re.search(r"(?s)<style>(.*?)</style>", page)[1])
+    script = re.search(r"(?s)<script>(.*?)</script>", page)[1]
+    assert not re.search(r"https?:|import\b|fetch|XMLHttp|innerHTML|eval\(", script)
+    policy = next(attributes["content"] for tag, attributes in tags if tag == "meta" and "http-equiv" in attributes)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and policy.endswith(f"script-src 'sha256-{digest}'")
+
+
+def test_page_is_well_formed_and_self_contained(runs, tmp_path):
+    assert_harmless(page_of(write_report(runs, tmp_path / "out")))
+
+
+def hostile(value):
+    """`value` with every text in it, keys of open-ended objects included, turned against the page."""
+    if isinstance(value, dict):
+        open_ended = {"docs", "code", "python", "jax", "attention", "mlp", "softmax"}
+        return {HOSTILE + key if key in open_ended else key: hostile(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return HOSTILE + value if isinstance(value, str) else value
+
+
+def hostile_runs(tmp_path) -> list:
+    folders = [make_run(tmp_path / name, name, evaluated=name != "c") for name in "abc"]
+    for path in (path for folder in folders for path in folder.glob("*.json")):
+        dump(path, hostile(json.loads(path.read_text())))
+    return folders
+
+
+def test_text_of_a_run_stays_text(tmp_path):
+    report = write_report(hostile_runs(tmp_path), tmp_path / "out")
+    page = page_of(report)
+    assert_harmless(page)
+    assert page.count("&lt;script&gt;window.stung = 1&lt;/script&gt;") > 20
+    assert not re.search("[\ud800-\udfff\u202e\x1b]", page)
+    rich.console.Console(file=io.StringIO()).print(console_table(report))
+    for row in csv.DictReader((tmp_path / "out/report.csv").open()):
+        assert "window.stung" in row["arm"]
+
+
+def test_csv_holds_no_formula(tmp_path):
+    folder = make_run(tmp_path / "a", "=HYPERLINK(1)")
+    write_report([folder], tmp_path / "out")
+    assert next(csv.DictReader((tmp_path / "out/report.csv").open()))["arm"] == "'=HYPERLINK(1)"
+
+
+def line(points, **final):
+    return report_chart.Line(label="a", style=0, points=points, **final)
+
+
+def positions(figure, kind):
+    """Where the marks of a kind are, in a figure with one chart."""
+    assert figure.count("<svg class=\"chart") == 1
+    return [tuple(map(float, at)) for at in re.findall(rf'class="mark {kind} [^>]*translate\((\S+) (\S+)\)', figure)]
+
+
+def test_a_chart_puts_points_where_they_belong():
+    axis = report_chart.Axis("bytes_seen", "bytes seen", "B")
+    curve = [(100, 8.0), (500, 3.0), (900, 2.0)]
+    figure = report_chart.figure("Chart", [line(curve, final=[(900, 2.1)], interval=[1.9, 2.4])], axis)
+    (left, upper), (right, lower) = positions(figure, "some")  # the early value is above the frame
+    assert report_chart._TOP < upper < lower < report_chart._BOTTOM and right == report_chart._RIGHT
+    assert (left - report_chart._LEFT) / (right - report_chart._LEFT) == pytest.approx(5 / 9, abs=1e-3)
+    [(final_x, final_y)] = positions(figure, "final")
+    assert final_x == right and (lower - final_y) / (lower - upper) == pytest.approx(0.1, abs=2e-3)
+    assert "bits per byte 2.100, 95 % interval 1.900 to 2.400" in figure
+    [(x, y)] = positions(report_chart.figure("Chart", [line([(5, 2.0)])], axis), "some")
+    assert (x, y) == (report_chart._RIGHT, (report_chart._TOP + report_chart._BOTTOM) / 2)
+    decade = report_chart.figure("Chart", [line([(10, 2.0), (100, 1.0)])], axis)
+    assert decade.count("<svg class=\"chart logarithmic") == decade.count("<svg class=\"chart linear") == 1
+    assert report_chart.figure("Chart", [line([])], axis) == ""
+
+
+def test_lines_look_different_without_colour():
+    looks = {re.sub(r"color-\d", "", report_chart.key(style)) for style in range(20)}
+    assert len(looks) == 20
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(st.floats(-1e12, 1e12), st.floats(1e-6, 1e12))
+def test_ticks_are_a_few_and_within(low, span):
+    hypothesis.assume(span > 1e-6 * abs(low))
+    high = low + span
+    ticks = report_chart._ticks(low, high)
+    assert 2 <= len(ticks) <= 7 and ticks == sorted(ticks)
+    assert all(low - 1e-9 * abs(low) - 1e-9 * span <= tick <= high + 1e-9 * abs(high) + 1e-9 * span for tick in ticks)
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(st.floats(1e-3, 1e24), st.floats(10, 1e9))
+def test_log_ticks_are_a_few_and_within(low, ratio):
+    ticks = report_chart._log_ticks(low, low * ratio)
+    assert 1 <= len(ticks) <= 12 and ticks == sorted(ticks)
+    assert all(low <= tick <= low * ratio for tick in ticks)
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    (0, "0 B"), (0.5, "0.500 B"), (258, "258 B"), (999, "999 B"), (999.7, "1.00 kB"), (1000, "1.00 kB"),
+    (20_000_000, "20.0 MB"), (4.1e24, "4.10 YB"),
+])
+def test_si(value, shown):
+    assert report_chart.si(value, "B") == shown.replace(" ", "\N{NARROW NO-BREAK SPACE}")
+
+
+# ---- Bad input --------------------------------------------------------------------------------------
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def with_text(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def with_values(file, **changes):
+    return lambda folder: edit(folder / file, **changes)
+
+
+POINT = '{"step": 1, "bytes_seen": 1, "flops": 1, "bits_per_byte": 1, "num_bytes": 1}\n'
+
+
+@pytest.mark.parametrize(("damage", "says"), [
+    (without("config.json"), "byte is not a run: it has no config.json; make one with `toklab train RECIPE --run-dir "),
+    (without("summary.json"), "byte has no summary.json: it still trains or was cut off; wait, or go on with `"),
+    (shutil.rmtree, "byte is not a run: it does not exist; make"),
+    (with_text("config.json", "{"), "config.json is not a readable run: "),
+    (with_text("summary.json", "nope"), "summary.json is not a readable run: "),
+    (with_text("summary.json", "[]"), "summary.json: [] should be an object; the file is damaged or "),
+    (with_text("summary.json", "{}"), "summary.json lacks name, state, device, "),
+    (with_values("summary.json", flops="many"), "summary.json: flops: 'many' should be a finite number or null"),
+    (with_values("summary.json", flops=True), "flops: True should be a finite number or null"),
+    (with_values("summary.json", flops=math.nan), "flops: nan should be a finite number or null"),
+    (with_values("summary.json", flops=10**400), "000 should be a finite number or null"),
+    (with_values("summary.json", name=["x"]), "summary.json: name: ['x'] should be a text"),
+    (with_values("summary.json", parameters={"total": 1, "mlp": "x"}), "parameters: mlp: 'x' should be a "),
+    (with_values("eval.json", interval_95=[1.0]), "eval.json: interval_95: [1.0] should be two numbers or null"),
+    (with_values("eval.json", interval_95=[1.0, None]), "interval_95: [1.0, None] should be two numbers or null"),
+    (with_values("eval.json", by_domain={"docs": {}}), "eval.json: by_domain: docs lacks bits_per_byte, "),
+    (with_text("samples.json", "{}"), "samples.json: {} should be a list"),
+    (with_text("metrics.jsonl", '{"step": 1}\n'), "metrics.jsonl line 1 lacks bytes_seen, "),
+    (with_text("eval.jsonl", POINT + POINT[:20]), "eval.jsonl line 2 is damaged: "),
+    (with_text("eval.jsonl", POINT[:20]), "; remove that line or train again"),
+    (with_text("eval.jsonl", "[" * 100_000), "eval.jsonl line 1 is damaged: "),
+    (with_text("eval.jsonl", "\n" + POINT), "eval.jsonl line 1 is damaged: "),
+])
+def test_damage_is_named_and_nothing_is_written(tmp_path, damage, says):
+    folder = make_run(tmp_path / "byte", "byte")
+    damage(folder)
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        write_report([folder], tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_half_written_last_line_of_an_unfinished_run_is_left_out(runs, tmp_path):
+    with (runs[2] / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 80')
+    write_report(runs, tmp_path / "out")
+    edit(runs[2] / "summary.json", state="finished")
+    with pytest.raises(UserError, match="metrics.jsonl line 161 is damaged"):
+        write_report(runs, tmp_path / "out")
+
+
+def test_runs_given_wrongly(runs, tmp_path):
+    with pytest.raises(UserError, match="no runs were given; name one folder or more"):
+        write_report([], tmp_path / "out")
+    with pytest.raises(UserError, match="byte was given 2 times"):
+        write_report([runs[0], runs[1], runs[0].parent / "." / "byte"], tmp_path / "out")
+    with pytest.raises(UserError, match="config.json is not a run: it is not a folder"):
+        write_report([runs[0] / "config.json"], tmp_path / "out")
+
+
+def test_out_that_cannot_be_written(runs, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file/out"):
+        with pytest.raises(UserError, match="cannot write .*; .*choose another folder") as caught:
+            write_report(runs, out)
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---- In a browser -----------------------------------------------------------------------------------
+
+
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --disable-sync
+    --disable-background-networking --disable-component-update --remote-debugging-pipe""".split()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Sends Chromium a DevTools command and returns the result; `browser.events` is what Chromium said meanwhile."""
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed, so the page was not looked at in a browser")
+    ours, theirs = socket.socketpair()
+    ours.settimeout(60)
+    # Chromium reads commands from file descriptor 3 and answers on 4.
+    script = f'exec "$@" 3<&{theirs.fileno()} 4>&{theirs.fileno()}'
+    command = ["bash", "-c", script, "bash", CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path}/profile", "about:blank"]
+    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], **silent)
+    theirs.close()
+    received, session = bytearray(), {}
+
+    def next_message():
+        while b"\0" not in received:
+            assert (more := ours.recv(1 << 16)), "Chromium has gone"
+            received.extend(more)
+        message, _, rest = bytes(received).partition(b"\0")
+        received[:] = rest
+        return json.loads(message)
+
+    def call(method, **params):
+        call.sent += 1
+        ours.sendall(json.dumps({"id": call.sent, "method": method, "params": params} | session).encode() + b"\0")
+        while (message := next_message()).get("id") != call.sent:
+            call.events.append(message)
+        assert "error" not in message, message
+        return message["result"]
+
+    def open_page(path, width, dark=False):
+        call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        call("Emulation.setEmulatedMedia", features=[scheme])
+        call("Page.navigate", url=path.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in call.events):
+            call.events.append(next_message())
+        call.events[:] = [event for event in call.events if event["method"] != "Page.loadEventFired"]
+
+    def javascript(expression):
+        answer = call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    call.sent, call.events, call.open, call.javascript = 0, [], open_page, javascript
+    try:
+        page = next(target for target in call("Target.getTargets")["targetInfos"] if target["type"] == "page")
+        session["sessionId"] = call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            call(f"{domain}.enable")
+        yield call
+    finally:
+        process.terminate()
+        process.wait(30)
+        ours.close()
+
+
+SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+ORDER = "[...document.querySelector('table').tBodies[0].rows].map(row => row.cells[0].dataset.value)"
+SORTED = "[...document.querySelector('table').querySelectorAll('[aria-sort]')].map(head => head.ariaSort)"
+SHOWN = "[...document.querySelector('.charts').querySelectorAll('.chart')].map(c => getComputedStyle(c).display)"
+MARK = "JSON.stringify(document.querySelector('.chart .mark.final').getBoundingClientRect())"
+PAPER = "getComputedStyle(document.body).backgroundColor"
+
+
+def press_enter(browser) -> None:
+    for kind, text in (("rawKeyDown", ""), ("char", "\r"), ("keyUp", "")):
+        browser("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text=text)
+
+
+def test_page_in_chromium(runs, tmp_path, browser):
+    report = write_report(runs, tmp_path / "out")
+    for width in (390, 1280):
+        browser.open(report.index, width)
+        assert browser.javascript(SIDEWAYS) <= 0
+    paper = browser.javascript(PAPER)
+    assert browser.javascript(ORDER) == ["subword-4k", "byte", "unigram-4k"]
+
+    for order in (["byte", "subword-4k", "unigram-4k"], ["unigram-4k", "subword-4k", "byte"]):
+        browser.javascript("document.querySelectorAll('th button')[0].click()")
+        assert browser.javascript(ORDER) == order
+    assert browser.javascript(SORTED) == ["descending"]
+
+    browser.javascript("document.querySelectorAll('th button')[1].focus()")
+    for order in (["subword-4k", "byte", "unigram-4k"], ["byte", "subword-4k", "unigram-4k"]):
+        press_enter(browser)
+        assert browser.javascript(ORDER) == order  # the arm without a value is last either way
+    assert browser.javascript("document.activeElement.parentElement.ariaSort") == "descending"
+
+    browser.javascript("document.querySelector('.chart').scrollIntoView()")
+    box = json.loads(browser.javascript(MARK))
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    browser("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    assert "all held-out documents: bytes seen 20.0" in browser.javascript("document.getElementById('tip').textContent")
+    assert browser.javascript("document.getElementById('tip').hidden") is False
+
+    assert browser.javascript(SHOWN) == ["block", "none"] * 2
+    browser.javascript("document.querySelector('.log input').click()")
+    assert browser.javascript(SHOWN) == ["none", "block"] * 2
+
+    browser.open(report.index, 1280, dark=True)
+    assert browser.javascript(PAPER) != paper
+    assert_quiet(browser)
+
+
+def test_hostile_page_in_chromium(tmp_path, browser):
+    report = write_report(hostile_runs(tmp_path), tmp_path / "out")
+    for width in (390, 1280):
+        browser.open(report.index, width)
+        assert browser.javascript(SIDEWAYS) <= 0
+    assert browser.javascript("window.stung") is None
+    assert browser.javascript("document.images.length + document.scripts.length") == 1
+    assert_quiet(browser)
+
+
+def assert_quiet(browser) -> None:
+    """Nothing went to the console, nothing but the page itself was asked for."""
+    loud = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
+    assert [event for event in browser.events if event["method"] in loud] == []
+    requests = [event["params"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
+    urls = {params["request"]["url"] for params in requests}
+    assert len(urls) == 1 and urls.pop().startswith("file://")

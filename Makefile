@@ -1,0 +1,57 @@
+# make install | demo | test | bench    the first that needs .venv makes it, with the versions that were tested
+# make constraints                      renews those versions: run it once for each supported Python, then make test
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+TESTED := constraints/python$(MINOR).txt
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --progress-bar on
+
+.PHONY: install demo test test-slow bench constraints clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml $(wildcard constraints/*.txt)
+	@test -f $(TESTED) || { echo "Python '$(MINOR)' has no tested versions here, $(patsubst constraints/python%.txt,%,$(wildcard constraints/*.txt)) have; \
+	try make $(MAKECMDGOALS) PYTHON=/path/to/one of them" >&2; exit 2; }
+	@echo "installing into $(VENV) (Python $(MINOR), about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --constraint $(TESTED) --editable .
+	@touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
+	@echo "installing what only the tests need (libtpu, pytest, hypothesis)"
+	@$(PIP) --constraint $(TESTED) --editable '.[test]'
+	@touch $@
+
+demo: install
+	@$(BIN)/toklab ingest embedded --out demo/corpus --test-fraction 0.02
+	@$(BIN)/toklab fit byte --corpus demo/corpus --out demo/byte
+	@$(BIN)/toklab fit subword --corpus demo/corpus --out demo/subword --vocab-size 2048
+	@for arm in byte subword; do \
+	  $(BIN)/toklab train demo_$$arm --run-dir demo/runs/$$arm && \
+	  $(BIN)/toklab eval demo/runs/$$arm && \
+	  $(BIN)/toklab sample demo/runs/$$arm --prompt 'def main(' || exit $$?; \
+	done
+	@$(BIN)/toklab report demo/runs/byte demo/runs/subword --out demo/report
+
+test: $(VENV)/installed-for-tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed-for-tests
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/installed-for-tests
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/encode.py
+
+constraints:
+	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	@build/constraints/bin/pip --disable-pip-version-check install --quiet '.[test]'
+	@{ echo "# The versions that were tested on Python $(MINOR); 'make constraints PYTHON=python$(MINOR)' renews them."; \
+	  build/constraints/bin/pip --disable-pip-version-check freeze --exclude tokenizer-lab --exclude setuptools; } > $(TESTED)
+	@echo "wrote $(TESTED); now: make test PYTHON=$(PYTHON)"
+
+clean:
+	rm -rf $(VENV) build demo

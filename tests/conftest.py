@@ -1,0 +1,72 @@
+"""Eight CPU devices for every test, and a corpus, a representation and a recipe so small that a whole run takes seconds."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import pathlib
+import random
+
+import jax  # noqa: E402
+import pytest
+
+from data.ingest import IngestOptions, ingest  # noqa: E402
+from models.decoder import DecoderConfig  # noqa: E402
+from tokenizer_lab.byte import ByteFit  # noqa: E402
+from train.optimizer import Budget, OptimizerConfig  # noqa: E402
+from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe  # noqa: E402
+from train.sharding import MeshConfig  # noqa: E402
+
+
+def write_corpus(folder: pathlib.Path, num_documents: int = 40, seed: int = 0, domain: str = "text") -> pathlib.Path:
+    """A corpus store of words in random order, some documents longer than a row, some of a few bytes."""
+    source, random_ = folder.parent / f"{folder.name}-source", random.Random(seed)
+    source.mkdir(parents=True)
+    words = "the of and to in a is that it was for on are as with his they at be this from I have or by one".split()
+    for number in range(num_documents):
+        text = " ".join(random_.choice(words) for _ in range(random_.choice([1, 5, 40])))
+        (source / f"{number:03}.txt").write_text(text)
+    ingest(IngestOptions(sources=(str(source),), out=folder, domain=domain, test_fraction=0.2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_corpus():
+    """`write_corpus`, for tests that need another one."""
+    return write_corpus
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def byte_artifact(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("artifacts") / "byte"
+    ByteFit().fit([], "").save(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(corpus, byte_artifact) -> Recipe:
+    return Recipe(
+        name="tiny",
+        representation=str(byte_artifact),
+        data=DataConfig(corpora=(str(corpus),), batch_rows=8, sequence_length=32),
+        budget=Budget(steps=12),
+        model=DecoderConfig(num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48, compute_dtype="float32"),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        mesh=MeshConfig(),
+        checkpoint=CheckpointConfig(every_steps=5),
+        evaluation=EvaluationConfig(every_steps=6, max_bytes=500, batch_rows=8),
+        logging=LoggingConfig(every_steps=1, tensorboard=False),
+    )
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """The machine has one device: programs compile and run several times faster than for eight on the same cores."""
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)

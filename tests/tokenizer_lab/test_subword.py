@@ -1,0 +1,337 @@
+"""What only subword tokenizers promise: reproducible fits, and ids that are the library's own wherever they can be."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import tokenizer_lab.subword
+from tokenizer_lab import UserError
+from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
+
+GOLDEN_DOCUMENTS = [
+    b"the quick brown fox jumps over the lazy dog, the lazy dog sleeps; the quick fox jumps again and again\n" * 3,
+    "naïve café, déjà vu: 12345 67890; naïve café — 語言模型 語言模型 😀😀\n".encode() * 3,
+    b"def quick(fox):\n    return fox + 1\n\n\ndef lazy(dog):\n    return dog + 1\n" * 3 + b"\xff\xfe not text \xed\xa0\x80",
+]
+GOLDEN_TEXT = "the lazy fox returns 12345 déjà 語😀\n    again".encode() + b"\xff"
+GOLDEN_FITS = {
+    "bpe": SubwordFit(vocab_size=300),
+    "unigram": SubwordFit(vocab_size=270, algorithm="unigram", pretokenization="whitespace"),
+}
+GOLDEN_FILE = pathlib.Path(__file__).parent / "golden_subword.json"
+
+
+def golden_values() -> dict[str, dict]:
+    fitted = {name: fit.fit(GOLDEN_DOCUMENTS, corpus_hash="") for name, fit in GOLDEN_FITS.items()}
+    return {name: {"fingerprint": x.fingerprint, "ids": x.encode(GOLDEN_TEXT).tolist()} for name, x in fitted.items()}
+
+
+def loaded(tokenizer: Tokenizer) -> SubwordRepresentation:
+    return SubwordRepresentation(tokenizer.to_str().encode())
+
+
+def library_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_fits_are_the_golden_ones():
+    assert golden_values() == json.loads(GOLDEN_FILE.read_text()), (
+        "A fit on the same text gives other ids than before, so every subword artifact would change. If that is meant (or a "
+        "new release of `tokenizers` writes its JSON differently), run `python tests/tokenizer_lab/test_subword.py` to "
+        "update the golden file and say why in the commit."
+    )
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_fits_do_not_depend_on_the_process_or_its_threads(threads):
+    environment = os.environ | {"RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
+    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['golden_values']() == __import__('json').load(open(sys.argv[2])))"
+    command = [sys.executable, "-c", code, __file__, str(GOLDEN_FILE)]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_the_order_of_documents_does_not_matter(documents, algorithm):
+    fit = SubwordFit(vocab_size=1000, algorithm=algorithm)
+    shuffled = random.Random(1).sample(documents, len(documents))
+    assert fit.fit(documents, "").fingerprint == fit.fit(shuffled, "").fingerprint
+
+
+def test_documents_are_read_once_one_at_a_time(documents):
+    alive = []
+
+    def stream():
+        for document in documents * 5:
+            alive.append(1)
+            yield document
+
+    representation = SubwordFit(vocab_size=300).fit(stream(), corpus_hash="abc")
+    assert len(alive) == 5 * len(documents)
+    assert representation.fit_corpus_hash == "abc"
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_vocab_size_is_the_one_asked_for(documents, algorithm):
+    for vocab_size in (257, 258, 300, 1000):
+        assert SubwordFit(vocab_size=vocab_size, algorithm=algorithm).fit(documents, "").vocab_size == vocab_size
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_a_vocabulary_beyond_the_corpus_is_refused_with_the_size_that_works(documents, algorithm):
+    with pytest.raises(UserError, match=r"the corpus supports [\d,]+ ids .*, --vocab-size is 50,000; use at most ") as error:
+        SubwordFit(vocab_size=50_000, algorithm=algorithm).fit(documents, "")
+    supported = int(str(error.value).split("supports ")[1].split()[0].replace(",", ""))
+    assert SubwordFit(vocab_size=supported, algorithm=algorithm).fit(documents, "").vocab_size == supported
+
+
+@pytest.mark.parametrize("vocab_size", [-1, 0, 256, 2**24 + 1])
+def test_vocab_sizes_that_never_work_are_refused_at_once(vocab_size):
+    with pytest.raises(UserError, match=f"--vocab-size is {vocab_size:,}; it is at least 257"):
+        SubwordFit(vocab_size=vocab_size)
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+@pytest.mark.parametrize("documents", [[], [b""], [b"\xff"], [b"a"], [b" "], [b"\0"]])
+def test_a_corpus_without_words_still_gives_bytes(algorithm, documents):
+    representation = SubwordFit(vocab_size=257, algorithm=algorithm).fit(documents, "")
+    every_byte = bytes(range(256)) * 2
+    assert representation.decode(representation.encode(every_byte)) == every_byte
+    with pytest.raises(UserError, match="the corpus supports 257 ids"):
+        SubwordFit(vocab_size=300, algorithm=algorithm).fit(documents, "")
+
+
+def test_invalid_bytes_separate_the_text_that_is_learned():
+    mixed = SubwordFit(vocab_size=259).fit([b"abab\xffabab\xed\xa0\x80abab", b"\xfe"], "")
+    apart = SubwordFit(vocab_size=259).fit([b"abab", b"abab", b"abab"], "")
+    assert mixed.fingerprint == apart.fingerprint
+    assert mixed.decode([257]) == b"abab"
+
+
+@given(text=st.lists(st.sampled_from(["a", "b", " ", "  ", "\n", "1", "1234567", "é", "語", "don't", "X", ".,"]), max_size=30).map("".join))
+@settings(max_examples=50, deadline=None)
+@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "unigram-gpt4", "unigram-whitespace"])
+def test_ids_of_valid_text_are_the_library_s(representations, name, text):
+    representation = representations[name]
+    tokenizer = Tokenizer.from_str(representation.to_files()["tokenizer.json"].decode())
+    ids = representation.encode(text.encode())
+    assert ids.tolist() == library_ids(tokenizer, text)
+    assert tokenizer.decode(ids.tolist()) == text
+
+
+def test_pretokenization_sets_where_tokens_may_not_cross():
+    text = "12345 don't stop.\n\n  a\n"
+    pieces = {"gpt2": [], "gpt4": [], "whitespace": []}
+    for name, found in pieces.items():
+        fit = SubwordFit(vocab_size=257, pretokenization=name).fit([], "")
+        split = Tokenizer.from_str(fit.to_files()["tokenizer.json"].decode()).pre_tokenizer.pre_tokenize_str(text)
+        found += [text[start:end] for _, (start, end) in split]
+    assert pieces == {
+        "gpt2": ["12345", " don", "'t", " stop", ".", "\n\n ", " a", "\n"],
+        "gpt4": ["123", "45", " don", "'t", " stop", ".\n\n", " ", " a", "\n"],
+        "whitespace": ["12345", " don't", " stop.", "\n\n ", " a", "\n"],
+    }
+
+
+@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "unigram-gpt4"])
+def test_segments_do_not_show_in_the_ids(representations, documents, name):
+    text = b"\n".join(documents) * 2
+    assert len(text) > 3 * tokenizer_lab.subword.SEGMENT_BYTES
+    tokenizer = Tokenizer.from_str(representations[name].to_files()["tokenizer.json"].decode())
+    assert representations[name].encode(text).tolist() == library_ids(tokenizer, text.decode())
+
+
+@given(
+    unit=st.sampled_from([b"a", b" ", "é".encode(), "語".encode(), "😀".encode(), b"\xff", b"\x80", b"two words ", b"\xe8\xaa"]),
+    count=st.integers(0, 300),
+    offset=st.integers(0, 3),
+)
+@settings(deadline=None)
+def test_segments_are_short_and_end_between_characters(unit, count, offset):
+    document = b"x" * offset + unit * count
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_lab.subword, "SEGMENT_BYTES", 64)
+        patch.setattr(tokenizer_lab.subword, "_WORD_BORDER_SEARCH_BYTES", 16)
+        segments = list(tokenizer_lab.subword._segments(document))
+    assert b"".join(segments) == document
+    assert all(0 < len(segment) <= 64 for segment in segments) or document == b""
+    assert len(segments) <= 1 + len(document) // 45
+    if unit.decode(errors="ignore").encode() == unit:
+        assert all(segment.decode().encode() == segment for segment in segments)
+
+
+@pytest.mark.slow
+def test_whitespace_beyond_the_library_s_retry_limit_is_encoded(representations):
+    document = b" " * 10_500_000 + b"x"
+    assert representations["bpe-gpt4"].decode(representations["bpe-gpt4"].encode(document)) == document
+
+
+def test_byte_level_alphabet_is_the_library_s():
+    alphabet = tokenizer_lab.subword._BYTE_OF_CHARACTER
+    assert set(alphabet) == set(pre_tokenizers.ByteLevel.alphabet())
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("Aé \n\x7f語\u00ad")[0][0]
+    assert bytes(map(alphabet.__getitem__, spelled)) == "Aé \n\x7f語\u00ad".encode()
+
+
+def test_wordpiece_ids_are_kept_where_they_are_the_text(foreign_tokenizers):
+    tokenizer = foreign_tokenizers["wordpiece_lowercase"]
+    representation, vocab = loaded(tokenizer), tokenizer.get_vocab()
+    byte_id = {bytes([b]): tokenizer.get_vocab_size() + b for b in range(256)}
+    assert representation.eod_id == tokenizer.get_vocab_size() + 256
+    ids = representation.encode(b"the value  Of\xff [CLS]")
+    words = [vocab["the"], byte_id[b" "], vocab["value"], byte_id[b" "], byte_id[b" "]]
+    assert ids[: len(words)].tolist() == words
+    assert ids[len(words) :][:4].tolist() == [byte_id[b"O"], byte_id[b"f"], byte_id[b"\xff"], byte_id[b" "]]
+    assert not {vocab[special] for special in ("[CLS]", "[SEP]", "[PAD]", "[UNK]")} & set(ids.tolist())
+    pieces = representation.encode(b"attributeserror")
+    assert len(pieces) > 1 and pieces.max() < tokenizer.get_vocab_size()
+
+
+def test_metaspace_ids_have_no_space_before_the_text(foreign_tokenizers):
+    tokenizer = foreign_tokenizers["unigram_metaspace"]
+    representation, text = loaded(tokenizer), "statement the object is a class"
+    ids = representation.encode(text.encode()).tolist()
+    assert max(ids) < tokenizer.get_vocab_size()
+    assert representation.encode(b" " + text.encode()).tolist() == library_ids(tokenizer, text)
+
+
+def test_one_unknown_character_does_not_spoil_its_neighbours(foreign_tokenizers):
+    tokenizer = foreign_tokenizers["unigram_metaspace"]
+    with pytest.raises(Exception, match="unk_id"):
+        library_ids(tokenizer, "the object 語 the object")
+    representation = loaded(tokenizer)
+    ids = representation.encode("the object 語 the object".encode())
+    assert (ids >= tokenizer.get_vocab_size()).sum() <= 3 + len("object ")
+    assert representation.decode(ids[ids >= tokenizer.get_vocab_size()]).endswith("語".encode())
+
+
+def test_byte_fallback_ids_are_the_tokenizer_s_own(foreign_tokenizers):
+    tokenizer = foreign_tokenizers["bpe_byte_fallback"]
+    representation, vocab = loaded(tokenizer), tokenizer.get_vocab()
+    assert representation.eod_id == tokenizer.get_vocab_size()
+    assert representation.encode("語".encode()).tolist() == [vocab["<0xE8>"], vocab["<0xAA>"], vocab["<0x9E>"]]
+    assert representation.encode(b"hell wo<0x41>").tolist()[:2] == [vocab["hell"], vocab["▁wo"]]
+    assert representation.decode([vocab["<0x41>"], vocab["<s>"], vocab["▁"]]) == b"A "
+
+
+def test_random_merges_are_off(foreign_tokenizers):
+    tokenizer = foreign_tokenizers["bpe_byte_fallback"]
+    assert len({tuple(library_ids(tokenizer, "hell " * 20)) for _ in range(10)}) > 1
+    representation = loaded(tokenizer)
+    assert len({tuple(representation.encode(b"hell " * 20).tolist()) for _ in range(10)}) == 1
+
+
+def test_special_tokens_in_a_document_are_text_and_other_added_tokens_are_used(foreign_tokenizers):
+    tokenizer = foreign_tokenizers["bpe_byte_level"]
+    representation = loaded(tokenizer)
+    special, indent, define = (tokenizer.token_to_id(token) for token in ("<|endoftext|>", "    ", "def "))
+    assert special in library_ids(tokenizer, "<|endoftext|>")
+    ids = representation.encode(b"<|endoftext|>    def f")
+    assert special not in ids and indent in ids and define in ids
+    assert representation.decode(ids) == b"<|endoftext|>    def f"
+    assert representation.decode([special]) == b""
+
+
+def test_a_normalizer_costs_only_the_characters_it_changes(foreign_tokenizers):
+    tokenizer = foreign_tokenizers["bpe_byte_level"]
+    representation = loaded(tokenizer)
+    text, changed = "the object 語 the object", "e\u0301"
+    around = representation.encode(f"{text} {text}".encode())
+    with_change = representation.encode(f"{text} {changed} {text}".encode())
+    assert len(with_change) <= len(around) + len(changed.encode()) + 1
+
+
+def test_templates_truncation_and_padding_are_off(representations):
+    tokenizer = Tokenizer.from_str(representations["bpe-gpt4"].to_files()["tokenizer.json"].decode())
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 699)])
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=50)
+    for text in (b"a", b"some longer text"):
+        assert np.array_equal(loaded(tokenizer).encode(text), representations["bpe-gpt4"].encode(text))
+
+
+def test_any_tokenizer_json_is_taken_as_it_is(foreign_tokenizers, tmp_path):
+    for name, tokenizer in foreign_tokenizers.items():
+        tokenizer.save(str(tmp_path / name))
+        representation = SubwordFit(from_file=tmp_path / name).fit(iter(()), corpus_hash="abc")
+        assert representation.to_files() == {"tokenizer.json": (tmp_path / name).read_bytes()}
+        assert representation.fit_corpus_hash == ""
+
+
+def test_old_spellings_of_the_prefix_space_are_off(foreign_tokenizers):
+    spec = json.loads(foreign_tokenizers["unigram_metaspace"].to_str())
+    spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True, "str_rep": "▁"}
+    old = SubwordRepresentation(json.dumps(spec).encode())
+    assert np.array_equal(old.encode(b"the object"), loaded(foreign_tokenizers["unigram_metaspace"]).encode(b"the object"))
+
+
+def minimal(**changes) -> bytes:
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}} | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *[b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"model": 5}', b'{"model": {}}', b'{"model": {"type": "BPE"}}'],
+        minimal(version="99"),
+        minimal(normalizer={"type": "Sequence", "normalizers": 5}),
+        minimal(normalizer=7),
+        b'{"model": {}, "normalizer": ' + b'{"type": "Sequence", "normalizers": [' * 900 + b"]}" * 900 + b"}",
+        minimal(pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}),
+        minimal(model={"type": "BPE", "vocab": {"a": -1}, "merges": []}),
+        minimal(model={"type": "BPE", "vocab": {"a": 0, "b": 4_000_000_000}, "merges": []}),
+        minimal(model={"type": "BPE", "vocab": {"a": 0}, "merges": ["a z"]}),
+        minimal(model={"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": ["a"]}),
+        minimal(model={"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]]}),
+        minimal(model={"type": "Unigram", "unk_id": None, "vocab": [["a", None]]}),
+        minimal(model={"type": "Quantum"}),
+    ],
+)
+def test_what_is_no_tokenizer_json_is_refused(tmp_path, content):
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"file\.json is not a tokenizer\.json") as error:
+        SubwordFit(from_file=tmp_path / "file.json").fit([], "")
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_json_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.json does not exist"):
+        SubwordFit(from_file=tmp_path / "nothing.json").fit([], "")
+    with pytest.raises(UserError, match="cannot read"):
+        SubwordFit(from_file=tmp_path).fit([], "")
+
+
+@pytest.mark.parametrize("model", [{"type": "BPE", "vocab": {}, "merges": []}, {"type": "WordLevel", "vocab": {}, "unk_token": "?"}])
+def test_an_empty_vocabulary_leaves_the_bytes(model):
+    representation = SubwordRepresentation(minimal(model=model))
+    assert representation.vocab_size == 257
+    assert representation.encode(b"a\xff").tolist() == [97, 255]
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_tokenizer_json_with_anything_changed_is_refused_or_keeps_the_contract(foreign_tokenizers, data):
+    content = bytearray(foreign_tokenizers[data.draw(st.sampled_from(["bpe_byte_fallback", "word_level"]))].to_str().encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.sampled_from(b'0123456789"{}[]:,-.aeE \\ntf'))
+    try:
+        representation = SubwordRepresentation(bytes(content))
+    except UserError:
+        return
+    text = "the hello world 語 <s>".encode() + b"\xff"
+    ids = representation.encode(text)
+    assert representation.decode(ids) == text and representation.byte_lengths(ids).sum() == len(text)
+    assert isinstance(representation.decode(range(min(representation.vocab_size, 1000))), bytes)
+
+
+if __name__ == "__main__":
+    GOLDEN_FILE.write_text(json.dumps(golden_values(), indent=1) + "\n")

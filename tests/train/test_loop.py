@@ -1,0 +1,288 @@
+"""The promises of a run: exact resume wherever it was cut off, and no other run's folder taken over."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from tokenizer_lab.errors import UserError
+from train import loop
+from train.checkpoints import Checkpoints
+from train.loop import FINISHED, STOPPED, train
+from train.optimizer import Budget
+from train.recipe import to_json
+from train.run_folder import RunFolder, read_lines
+from train.setup import set_up
+from train.sharding import MeshConfig
+
+CONSOLE = rich.console.Console(quiet=True)
+
+
+def change(recipe, **sections):
+    """The recipe with fields of sections changed: change(recipe, data={"batch_rows": 4}, seed=1)."""
+    parts = {name: dataclasses.replace(getattr(recipe, name), **value) if isinstance(value, dict) else value for name, value in sections.items()}
+    return dataclasses.replace(recipe, **parts)
+
+
+def final_state(recipe, run_dir) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by its path."""
+    setup = set_up(recipe)
+    checkpoints = Checkpoints(RunFolder(run_dir).checkpoints)
+    state = checkpoints.restore(checkpoints.latest_step(), setup.program.shapes, setup.program.shardings)
+    checkpoints.close()
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+
+def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    differing = [name for name in a if not np.array_equal(a[name], b[name])]
+    assert not differing, f"not bit-identical: {differing}"
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(n): the next run gets a SIGTERM while its n-th step's numbers are being looked at."""
+
+    def arrange(num_steps: int) -> None:
+        looked, look_at = [], loop.look_at
+
+        def counting(*arguments):
+            looked.append(None)
+            if len(looked) == num_steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return look_at(*arguments)
+
+        monkeypatch.setattr(loop, "look_at", counting)
+
+    yield arrange
+    monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_through(recipe, tmp_path, stop_after, monkeypatch):
+    train(recipe, tmp_path / "straight", CONSOLE)
+    for num_steps in (3, 4):
+        stop_after(num_steps)
+        assert train(recipe, tmp_path / "stopped", CONSOLE) == STOPPED
+        monkeypatch.undo()
+    assert train(recipe, tmp_path / "stopped", CONSOLE) == FINISHED
+    assert_same(final_state(recipe, tmp_path / "straight"), final_state(recipe, tmp_path / "stopped"))
+    timeless = ("step", "bytes_seen", "loss", "bits_per_byte", "grad_norm", "learning_rate", "flops")
+    for file in ("metrics.jsonl", "eval.jsonl"):
+        straight, stopped = ([{name: line.get(name) for name in timeless} for line in read_lines(RunFolder(tmp_path / run).path / file)]
+                             for run in ("straight", "stopped"))
+        assert straight == stopped, file
+
+
+@pytest.mark.usefixtures("one_device")
+def test_batches_after_a_resume_are_those_of_the_straight_run_past_the_end_of_an_epoch(recipe, tmp_path, stop_after, monkeypatch):
+    recipe = change(recipe, data={"sequence_length": 128}, budget=Budget(steps=14))  # 14 x 8 x 128 positions are several epochs
+    seen = {}
+
+    def record(run):
+        open_batches = loop.open_batches
+        monkeypatch.setattr(loop, "open_batches", lambda *arguments: (lambda next_batch: lambda: note(run, next_batch()))(open_batches(*arguments)))
+
+    def note(run, batch):
+        seen.setdefault(run, {})[len(seen.get(run, {}))] = {name: np.asarray(value) for name, value in batch.items()}
+        return batch
+
+    record("straight")
+    train(recipe, tmp_path / "straight", CONSOLE)
+    monkeypatch.undo()
+    stop_after(9)
+    assert train(recipe, tmp_path / "stopped", CONSOLE) == STOPPED
+    monkeypatch.undo()
+    stopped_at = json.loads(RunFolder(tmp_path / "stopped").summary.read_text())["steps"]
+    record("resumed")
+    assert train(recipe, tmp_path / "stopped", CONSOLE) == FINISHED
+    assert 0 < stopped_at < 14
+    for number, batch in list(seen["resumed"].items())[: 14 - stopped_at]:
+        for name, value in batch.items():
+            np.testing.assert_array_equal(value, seen["straight"][stopped_at + number][name], err_msg=f"{name} of batch {stopped_at + number}")
+    assert seen["straight"][13]["cursors"][:, 0].max() > 32 // 8 * 2, "the run did not reach a third epoch"
+
+
+def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_path, stop_after, monkeypatch):
+    train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "straight", CONSOLE)
+    stop_after(4)
+    assert train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "moved", CONSOLE) == STOPPED
+    monkeypatch.undo()
+    assert train(change(recipe, mesh=MeshConfig(replica=2, fsdp=2, tensor=2)), tmp_path / "moved", CONSOLE) == FINISHED
+    straight, moved = (read_lines(RunFolder(tmp_path / run).metrics) for run in ("straight", "moved"))
+    assert [line["bytes_seen"] for line in straight] == [line["bytes_seen"] for line in moved]
+    np.testing.assert_allclose([line["loss"] for line in moved], [line["loss"] for line in straight], rtol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, corpus, byte_artifact):
+    """A finished run's folder, to look at and to copy."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with_what_differs(recipe, tmp_path, make_corpus, byte_artifact, monkeypatch):
+    train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE)
+    before = final_state(recipe, tmp_path / "run")
+    another_corpus = make_corpus(tmp_path / "another", seed=1)
+    refused = {
+        "model.num_layers: 2 -> 3": change(recipe, model={"num_layers": 3}),
+        "data.sequence_length: 32 -> 64": change(recipe, data={"sequence_length": 64}),
+        "seed: 0 -> 7": change(recipe, seed=7),
+        "optimizer.learning_rate: 0.01 -> 0.1": change(recipe, optimizer={"learning_rate": 0.1}),
+        "corpus_content_hashes: ": change(recipe, data={"corpora": (str(another_corpus),)}),
+    }
+    for difference, other in refused.items():
+        with pytest.raises(UserError, match="holds another run") as error:
+            train(other, tmp_path / "run", CONSOLE)
+        assert difference in str(error.value) and "\n" not in str(error.value)
+    monkeypatch.setattr("tokenizer_lab.byte.ByteRepresentation.fingerprint", "f" * 64)
+    monkeypatch.setattr("train.setup.tokenizer_lab.load", lambda _: __import__("tokenizer_lab.byte").byte.ByteRepresentation())
+    with pytest.raises(UserError, match="representation_fingerprint: .* -> ffffffffffff"):
+        train(recipe, tmp_path / "run", CONSOLE)
+    monkeypatch.undo()
+    assert_same(before, final_state(recipe, tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("one_device")
+def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path):
+    flops_per_step = set_up(recipe).flops_per_step
+    train(change(recipe, budget=Budget(flops=3.5 * flops_per_step)), tmp_path / "run", CONSOLE)
+    assert read_lines(RunFolder(tmp_path / "run").metrics)[-1]["step"] == 4
+    train(change(recipe, budget=Budget(bytes=2000)), tmp_path / "run", CONSOLE)
+    lines = read_lines(RunFolder(tmp_path / "run").metrics)
+    assert lines[-2]["bytes_seen"] < 2000 <= lines[-1]["bytes_seen"]
+    summary = json.loads(RunFolder(tmp_path / "run").summary.read_text())
+    assert (summary["state"], summary["steps"], summary["bytes_seen"]) == ("finished", lines[-1]["step"], lines[-1]["bytes_seen"])
+    assert train(change(recipe, budget=Budget(bytes=2000)), tmp_path / "run", CONSOLE) == FINISHED
+    assert read_lines(RunFolder(tmp_path / "run").metrics) == lines
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(recipe, tmp_path):
+    train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE)
+    bad = change(recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": float("inf")})
+    with pytest.raises(UserError, match="the last 3 steps, up to step 3, were skipped because their gradients were not finite"):
+        train(bad, tmp_path / "bad", CONSOLE)
+    assert Checkpoints(RunFolder(tmp_path / "run").checkpoints).latest_step() == 2
+
+
+def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path):
+    for message, bad in {
+        "a batch of 12 rows cannot be split": change(recipe, data={"batch_rows": 12}),
+        "does not cover 8 devices": change(recipe, mesh=MeshConfig(fsdp=3)),
+        "does not exist": change(recipe, representation=str(tmp_path / "nowhere")),
+        "nothing": change(recipe, data={"corpora": (str(tmp_path / "nothing"),)}),
+    }.items():
+        with pytest.raises(UserError, match=message) as error:
+            train(bad, tmp_path / "run", CONSOLE)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_another_process_trains_in_or_that_cannot_be_written_is_refused(recipe, tmp_path):
+    with loop.lock(tmp_path / "run"):
+        with pytest.raises(UserError, match="another process is training in"):
+            train(recipe, tmp_path / "run", CONSOLE)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        train(recipe, tmp_path / "file" / "run", CONSOLE)
+
+
+RECIPE_FILE = """
+import json, pathlib
+from train.recipe import Recipe, from_json
+
+def recipe():
+    return from_json(Recipe, json.loads(pathlib.Path({path!r}).read_text()))
+"""
+
+
+def command(recipe, tmp_path: pathlib.Path, run: str) -> list[str]:
+    """The command line that trains a recipe."""
+    (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
+    (tmp_path / "recipe.py").write_text(RECIPE_FILE.format(path=str(tmp_path / "recipe.json")))
+    return [sys.executable, "-m", "train.cli", "train", str(tmp_path / "recipe.py"), "--run-dir", str(tmp_path / run)]
+
+
+ONE_DEVICE = os.environ | {"XLA_FLAGS": ""}
+
+
+def run_command(arguments: list[str], **keywords) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, env=ONE_DEVICE, capture_output=True, text=True, timeout=300, **keywords)
+
+
+def train_and_kill(arguments: list[str], run: pathlib.Path, num_lines: int, how: int) -> int:
+    """Trains until `num_lines` more lines are in metrics.jsonl, then sends a signal; returns the exit code."""
+    metrics = run / "metrics.jsonl"
+    lines_before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    process = subprocess.Popen(arguments, env=ONE_DEVICE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        # A resumed run first drops the lines behind its checkpoint, so that there may be fewer lines than before.
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= min(lines_before, 1) + num_lines:
+            process.send_signal(how)
+            break
+        time.sleep(0.005)
+    _, stderr = process.communicate(timeout=120)
+    assert b"Traceback" not in stderr, stderr.decode()
+    return process.returncode
+
+
+def crash_and_compare(recipe, tmp_path, crashes: list[tuple[int, int, int]]) -> None:
+    """Kills a run at (lines, signal) with the expected exit code each, lets it finish, and compares it to an undisturbed one."""
+    arguments = command(recipe, tmp_path, "crashed")
+    for num_lines, how, expected in crashes:
+        code = train_and_kill(arguments, tmp_path / "crashed", num_lines, how)
+        assert code in (expected, 0), code
+    finished = run_command(arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert run_command(command(recipe, tmp_path, "straight")).returncode == 0
+    assert_same(final_state(recipe, tmp_path / "straight"), final_state(recipe, tmp_path / "crashed"))
+    straight, crashed = (read_lines(RunFolder(tmp_path / run).metrics) for run in ("straight", "crashed"))
+    assert [(line["step"], line["loss"], line["bytes_seen"]) for line in straight] == [(line["step"], line["loss"], line["bytes_seen"]) for line in crashed]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_process_that_is_killed_and_started_again_ends_bit_identical(recipe, tmp_path):
+    recipe = change(recipe, budget=Budget(steps=60), checkpoint={"every_steps": 7})
+    crash_and_compare(recipe, tmp_path, [(17, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGTERM, 75)])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_many_kills_at_random_moments(recipe, tmp_path):
+    """Twenty rounds, kills during saves, evaluations and start-up among them."""
+    import random
+
+    random_ = random.Random(0)
+    recipe = change(recipe, budget=Budget(steps=600), checkpoint={"every_steps": 3}, evaluation={"every_steps": 10})
+    kills = [(random_.randrange(0, 40), *random_.choice([(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75), (signal.SIGINT, 75)])) for _ in range(20)]
+    crash_and_compare(recipe, tmp_path, kills)
+
+
+LIMIT_FILE_SIZE = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes})); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+@pytest.mark.usefixtures("one_device")
+def test_no_disk_space_during_a_save_is_one_line_and_the_checkpoint_before_stays_whole(recipe, tmp_path):
+    arguments = command(change(recipe, budget=Budget(steps=5)), tmp_path, "run")
+    assert run_command(arguments).returncode == 0
+    before = final_state(recipe, tmp_path / "run")
+    arguments = command(change(recipe, budget=Budget(steps=40)), tmp_path, "run")
+    full = run_command([sys.executable, "-c", LIMIT_FILE_SIZE.format(bytes=6000), *arguments])
+    assert full.returncode == 2, (full.returncode, full.stdout, full.stderr)
+    last_line = full.stderr.strip().splitlines()[-1]
+    assert last_line.startswith("toklab: ") and "failed" in last_line or "cannot write" in last_line, full.stderr
+    assert "Traceback" not in full.stderr, full.stderr
+    assert_same(before, final_state(recipe, tmp_path / "run"))
+    assert run_command(arguments).returncode == 0

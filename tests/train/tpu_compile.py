@@ -1,0 +1,75 @@
+"""Compiles one training step for a TPU that is not there, and prints what came out as JSON.
+
+    python tests/train/tpu_compile.py '{"topology": "v5e:4x4", "mesh": {"tensor": 4}}'
+
+It is a script of its own because libtpu reads its environment when it is loaded, and because a kernel that the TPU compiler cannot
+take may abort the process.
+"""
+
+import json
+import os
+import sys
+
+# What libtpu needs to know to stand in for a TPU host.
+os.environ |= {
+    "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+import collections
+import re
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from models.decoder import Decoder, DecoderConfig
+from train.objectives import Causal
+from train.optimizer import Budget, OptimizerConfig, make_meter
+from train.sharding import MeshConfig, batch_sharding, check_batch, cursor_sharding, make_mesh
+from train.step import build_program, make_train_step
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send", "recv")
+
+
+def compile_train_step(
+    topology: str, *, num_slices: int = 1, mesh: dict = {}, model: dict = {}, optimizer: dict = {}, vocab_size: int = 257,
+    batch_rows: int = 32, sequence_length: int = 1024, num_microbatches: int = 1,
+) -> dict:
+    """Compiles the step of a recipe with these options for the TPUs of a topology such as "v5e:4x4"."""
+    slices = {"num_slices": num_slices} if num_slices > 1 else {}
+    devices = topologies.get_topology_desc(topology_name=topology, platform="tpu", **slices).devices
+    mesh = make_mesh(MeshConfig(**mesh), devices)
+    check_batch(mesh, batch_rows, sequence_length, num_microbatches)
+    model, optimizer = DecoderConfig(**{"num_layers": 2, **model}), OptimizerConfig(**optimizer)
+    with jax.set_mesh(mesh):
+        program = build_program(lambda rngs: Decoder(model, vocab_size, rngs=rngs), optimizer, mesh, batch_rows=batch_rows, num_sources=1)
+        step = make_train_step(program, Causal(), optimizer, mesh, meter=make_meter(Budget(steps=100), 1.0), num_microbatches=num_microbatches)
+        positions = jax.ShapeDtypeStruct((batch_rows, sequence_length), jnp.int32, sharding=batch_sharding(mesh, 2))
+        batch = {name: positions for name in ("ids", "targets", "segment_ids", "positions")}
+        batch["num_bytes"] = jax.ShapeDtypeStruct((batch_rows,), jnp.int32, sharding=batch_sharding(mesh, 1))
+        batch["cursors"] = jax.ShapeDtypeStruct((batch_rows, 2), jnp.int32, sharding=cursor_sharding(mesh))
+        state = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings)
+        started = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            compiled = step.lower(state, batch).compile()
+    memory, hlo = compiled.memory_analysis(), compiled.as_text()
+    operations = collections.Counter(re.findall(rf"\s({'|'.join(COLLECTIVES)})(?:-start)?\(", hlo))
+    return {
+        "mesh": dict(mesh.shape),
+        "slice_of_device": [[getattr(d, "slice_index", 0) for d in replica.flat] for replica in mesh.devices],
+        "compile_seconds": round(time.perf_counter() - started, 1),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "splash_kernels": sorted(set(re.findall(r"splash_\w+", hlo))),
+        "tpu_custom_calls": hlo.count('custom_call_target="tpu_custom_call"'),
+        "collectives": dict(operations),
+        "warnings": [str(warning.message) for warning in caught],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_train_step(**json.loads(sys.argv[1]))))
