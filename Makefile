@@ -37,10 +37,10 @@ demo: install
 	@$(BIN)/toklab report demo/runs/byte demo/runs/subword --out demo/report
 
 test: $(VENV)/installed-for-tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 test-slow: $(VENV)/installed-for-tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(TESTS)
 
 bench: $(VENV)/installed-for-tests
 	$(BIN)/python benchmarks/ingest.py

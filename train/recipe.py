@@ -105,11 +105,15 @@ MAY_CHANGE_ON_RESUME = (
 )
 
 
+def recipe_names() -> list[str]:
+    """The recipes in `configs/`."""
+    return sorted(path.stem for path in _configs_folder().glob("*.py") if not path.stem.startswith("_"))
+
+
 def load_recipe(name_or_path: str) -> Recipe:
     """The recipe of a name in `configs/` or of a Python file. Raises UserError."""
-    folder = pathlib.Path(importlib.util.find_spec("configs").submodule_search_locations[0])
-    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    path = folder / f"{name_or_path}.py" if name_or_path in names else pathlib.Path(name_or_path)
+    names = recipe_names()
+    path = _configs_folder() / f"{name_or_path}.py" if name_or_path in names else pathlib.Path(name_or_path)
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"no recipe {name_or_path!r}{nearest(name_or_path, names)}; there are {', '.join(names)}, or give the path of a Python file")
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
@@ -124,6 +128,10 @@ def load_recipe(name_or_path: str) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path}: recipe() gives a {type(recipe).__name__}; it must give a train.recipe.Recipe")
     return recipe
+
+
+def _configs_folder() -> pathlib.Path:
+    return pathlib.Path(importlib.util.find_spec("configs").submodule_search_locations[0])
 
 
 def nearest(word: str, words: typing.Iterable[str]) -> str:

@@ -99,13 +99,15 @@ def _draw(key: jax.Array, logits_v: jax.Array, temperature: jax.Array, top_k: in
 
 def sample_run(run_dir: str, prompt: str, *, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> str:
     """Continues a prompt with a run's newest checkpoint and adds the text to the run's `samples.json`."""
-    check_sampling(prompt.encode(), max_tokens, temperature, top_k, top_p)
+    prompt_bytes = prompt.encode("utf-8", "surrogateescape")  # as the shell gave it
+    check_sampling(prompt_bytes, max_tokens, temperature, top_k, top_p)
     loaded = load_run(run_dir)
     text = sample_text(
-        loaded.setup.program.model_def, loaded.params, loaded.setup.representation, prompt.encode("utf-8", "surrogateescape"),
+        loaded.setup.program.model_def, loaded.params, loaded.setup.representation, prompt_bytes,
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed).decode("utf-8", "replace")
     file = RunFolder(run_dir).samples
     earlier = read_json(file, "run's samples") if file.exists() else []
-    write_json(file, earlier + [{"prompt": prompt, "text": text, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+    shown_prompt = prompt_bytes.decode("utf-8", "replace")
+    write_json(file, earlier + [{"prompt": shown_prompt, "text": text, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
                                  "step": loaded.counters["step"]}])
     return text

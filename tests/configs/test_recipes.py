@@ -1,0 +1,71 @@
+"""Every recipe's resolved config and first losses, committed: a change of either is seen before it is trained on.
+
+If a change is meant, write the new goldens with
+
+    UPDATE_GOLDENS=1 make test TESTS=tests/configs
+
+and look at their diff: a config that changed makes old runs another recipe's; losses that changed mean that the data order, the
+initialization, the model or the optimizer is no longer what it was.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+
+import numpy as np
+import pytest
+import rich.console
+
+from data.ingest import IngestOptions, ingest
+from data.store import Corpus
+from tokenizer_lab.byte import ByteFit
+from tokenizer_lab.subword import SubwordFit
+from train.loop import train
+from train.optimizer import Budget
+from train.recipe import Recipe, from_json, load_recipe, recipe_names, to_json
+from train.run_folder import RunFolder, read_lines
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+HOW_TO_UPDATE = "if this is meant, write it anew with UPDATE_GOLDENS=1 make test TESTS=tests/configs, and say in the commit why"
+NUM_STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory) -> pathlib.Path:
+    """A corpus of made-up words that is the same everywhere, and an artifact of each kind that the recipes use."""
+    folder, random_ = tmp_path_factory.mktemp("fixed"), random.Random(0)
+    words = ["".join(random_.choice("etaoinshrdlu") for _ in range(random_.randint(2, 9))) for _ in range(4000)]
+    (folder / "source").mkdir()
+    for number in range(40):
+        (folder / "source" / f"{number:02}.txt").write_text(" ".join(random_.choice(words) for _ in range(600)))
+    ingest(IngestOptions(sources=(str(folder / "source"),), out=folder / "corpus", test_fraction=0.2))
+    corpus = Corpus.open(folder / "corpus")
+    ByteFit().fit([], corpus.content_hash).save(folder / "byte")
+    SubwordFit(vocab_size=2048).fit(corpus.documents("train"), corpus.content_hash).save(folder / "subword")
+    return folder
+
+
+def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> list[float]:
+    """The losses of the first steps of a recipe, on the fixed corpus instead of its own."""
+    recipe = dataclasses.replace(
+        recipe, representation=str(fixed / pathlib.Path(recipe.representation).name), budget=Budget(steps=NUM_STEPS),
+        data=dataclasses.replace(recipe.data, corpora=(str(fixed / "corpus"),)),
+        logging=dataclasses.replace(recipe.logging, every_steps=1, tensorboard=False),
+        evaluation=dataclasses.replace(recipe.evaluation, max_bytes=1))
+    train(recipe, run_dir, rich.console.Console(quiet=True))
+    return [line["loss"] for line in read_lines(RunFolder(run_dir).metrics)]
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_is_as_committed(name, fixed, tmp_path):
+    recipe, golden = load_recipe(name), GOLDEN / f"{name}.json"
+    losses = first_losses(recipe, fixed, tmp_path / "run")
+    if os.environ.get("UPDATE_GOLDENS"):
+        golden.write_text(json.dumps({"config": to_json(recipe), "first_losses": losses}, indent=2) + "\n")
+    expected = json.loads(golden.read_text()) if golden.exists() else pytest.fail(f"{golden} is missing; {HOW_TO_UPDATE}")
+    assert to_json(recipe) == expected["config"], f"the resolved config of {name} changed; {HOW_TO_UPDATE}"
+    np.testing.assert_allclose(losses, expected["first_losses"], rtol=1e-4, err_msg=f"the first losses of {name} changed; {HOW_TO_UPDATE}")
+    assert from_json(Recipe, expected["config"]) == recipe

@@ -1,0 +1,103 @@
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenizer_lab.byte import ByteRepresentation
+from tokenizer_lab.errors import UserError
+from train.evaluation import Scores, bits_per_byte, bootstrap_interval, fixed_subset, make_scorer, score_documents, summarize
+from train.setup import set_up
+
+
+@pytest.fixture
+def score(recipe, one_device):
+    """score(documents, ...) with an untrained byte model."""
+    setup = set_up(recipe)
+    params = setup.program.init(jax.random.key_data(jax.random.key(0))).params
+    scorer = make_scorer(setup.program.model_def, setup.mesh)
+
+    def run(documents, *, params=params, batch_rows=4, sequence_length=16, representation=ByteRepresentation()):
+        return score_documents(documents, representation, scorer, params, setup.mesh, batch_rows=batch_rows, sequence_length=sequence_length)
+
+    run.params = params
+    return run
+
+
+DOCUMENTS = [b"a short one", b"", b"x" * 40, bytes(range(256)), b"\xff\xfe not text", b"y"]
+
+
+def test_every_byte_is_scored_once_and_ends_of_documents_count(score):
+    scores = score(DOCUMENTS)
+    assert scores.num_bytes.tolist() == [len(document) for document in DOCUMENTS]
+    assert scores.num_tokens.tolist() == [len(document) + 1 for document in DOCUMENTS]
+    assert (scores.nats > 0).all(), "the end of the empty document costs something too"
+
+
+def test_a_model_that_knows_nothing_costs_the_logarithm_of_the_vocabulary(score):
+    uniform = jax.tree.map(np.zeros_like, score.params)
+    scores = score(DOCUMENTS, params=uniform)
+    num_bytes = sum(map(len, DOCUMENTS))
+    assert scores.bits_per_byte == pytest.approx(math.log2(257) * (num_bytes + len(DOCUMENTS)) / num_bytes, rel=1e-6)
+
+
+def test_a_document_costs_the_same_whatever_stands_beside_it(score):
+    together = score(DOCUMENTS, batch_rows=2).nats
+    alone = [score([document], batch_rows=1).nats[0] for document in DOCUMENTS]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_the_whole_is_weighted_by_bytes_and_not_an_average_of_averages(score):
+    scores = score(DOCUMENTS)
+    mean_of_documents = np.mean([nats / math.log(2) / size for nats, size in zip(scores.nats, scores.num_bytes) if size])
+    assert scores.bits_per_byte == pytest.approx(scores.nats.sum() / math.log(2) / scores.num_bytes.sum())
+    assert abs(scores.bits_per_byte - mean_of_documents) > 0.01, "this text cannot tell the two apart"
+
+
+def test_a_representation_that_loses_a_byte_is_caught(score):
+    class Lossy(ByteRepresentation):
+        def byte_lengths(self, ids):
+            return np.zeros(len(ids), np.int64)
+
+    with pytest.raises(AssertionError, match="byte lengths sum to 0"):
+        score(DOCUMENTS, representation=Lossy())
+
+
+def test_nothing_to_score_is_said():
+    with pytest.raises(UserError, match="0 bytes were scored"):
+        bits_per_byte(1.0, 0)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 50)), min_size=2, max_size=30).filter(lambda items: sum(n for _, n in items) > 0))
+def test_the_interval_lies_around_the_score_and_is_the_same_each_time(items):
+    nats, sizes = (np.array(column) for column in zip(*items))
+    scores = Scores(nats, sizes.astype(np.int64), sizes.astype(np.int64))
+    low, high = bootstrap_interval(scores)
+    assert low <= high and (low, high) == bootstrap_interval(scores)
+
+
+def test_the_interval_has_the_width_that_theory_gives():
+    rng = np.random.default_rng(0)
+    nats = rng.normal(1000, 100, 400)
+    low, high = bootstrap_interval(Scores(nats, np.full(400, 1000), np.full(400, 1000)))
+    expected = 2 * 1.96 * nats.std() / math.sqrt(400) / 1000 / math.log(2)
+    assert high - low == pytest.approx(expected, rel=0.1)
+
+
+def test_domains_add_up_to_the_whole(score):
+    domains = ["a", "a", "b", "b", "c", "c"]
+    result = summarize(score(DOCUMENTS), domains)
+    json.dumps(result, allow_nan=False)
+    for name in ("num_bytes", "num_documents", "num_tokens"):
+        assert sum(part[name] for part in result["by_domain"].values()) == result[name]
+    assert sum(part["total_nats"] for part in result["by_domain"].values()) == pytest.approx(result["total_nats"])
+
+
+def test_a_subset_is_fixed_and_of_whole_documents():
+    documents = [bytes([number]) * 10 for number in range(50)]
+    subset = fixed_subset(documents, 105)
+    assert subset == fixed_subset(documents, 105) and len(subset) == 10 and all(document in documents for document in subset)
+    assert len(fixed_subset(documents, 1)) == 1, "at least one document, however small the part"
