@@ -72,6 +72,14 @@ class IngestResult:
     num_bytes: dict[tuple[str, Split], int]
     num_skipped: int
 
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {'added' if self.changed else 'already has all of this; nothing changed'}"]
+        for key, num_documents in sorted(self.num_documents.items()):
+            lines.append(f"  {', '.join(key)}: {num_documents:,} documents, {self.num_bytes[key]:,} bytes")
+        if self.num_skipped:
+            lines.append(f"  {self.num_skipped:,} empty documents left out")
+        return "\n".join(lines)
+
 
 def ingest(
     options: IngestOptions, report: Callable[[int, int], None] = lambda num_bytes_read, num_bytes_total: None

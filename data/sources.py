@@ -15,7 +15,7 @@ import lzma
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ from tokenizer_lab.errors import UserError
 
 _COMPRESSIONS = (".gz", ".zst", ".xz")
 _READ_BYTES = 1 << 20
-_PARQUET_BATCH_BYTES = 4 << 20
+_PARQUET_BATCH_ROWS = 16  # few, because rows may be large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +161,8 @@ def _decompressed(raw: io.BufferedReader, compression: str) -> BinaryIO:
         case ".xz":
             return lzma.LZMAFile(raw)
         case ".zst":
-            return pa.CompressedInputStream(
-                raw, "zstd"
-            )  # the zstandard package would take a cut-off file for a whole one
+            # The zstandard package would take a file that was cut off for a whole one.
+            return pa.CompressedInputStream(raw, "zstd")
         case _:
             return raw
 
@@ -243,15 +242,13 @@ def _read_parquet(stream: BinaryIO, path: pathlib.Path, column: str, max_bytes: 
     number = 0
     with pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False) as parquet:
         _check_column(parquet.schema_arrow, path, column)
-        for index in range(parquet.num_row_groups):
-            group = parquet.metadata.row_group(index)
-            batch_rows = max(1, min(1024, _PARQUET_BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
-            for batch in parquet.iter_batches(batch_rows, row_groups=[index], columns=[column], use_threads=False):
-                for value in _as_binary(batch.column(0)):
-                    number += 1
-                    if value is None:
-                        raise UserError(f"{path}, record {number}: column {column!r} is null; drop such rows")
-                    yield number, _checked_size(value, path, number, max_bytes)
+        for batch in parquet.iter_batches(_PARQUET_BATCH_ROWS, columns=[column], use_threads=False):
+            # As bytes, because text columns are not always valid UTF-8.
+            for value in batch.column(0).cast(pa.large_binary()):
+                number += 1
+                if not value.is_valid:
+                    raise UserError(f"{path}, record {number}: column {column!r} is null; drop such rows")
+                yield number, _checked_size(value.as_py(), path, number, max_bytes)
 
 
 def _check_column(schema: pa.Schema, path: pathlib.Path, column: str) -> None:
@@ -269,17 +266,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 
 
-def _as_binary(values: pa.Array) -> list[bytes | None]:
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    # As bytes, because text columns are not always valid UTF-8.
-    return values.cast(pa.large_binary()).to_pylist()
-
-
-def _listed(names) -> str:
+def _listed(names: Iterable[str]) -> str:
     names = [repr(name[:40]) for name in names]
-    return (
-        ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        if names
-        else "nothing: there are no fields"
-    )
+    if not names:
+        return "nothing: there are no fields"
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

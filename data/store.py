@@ -91,22 +91,10 @@ class Corpus:
           UserError: there is none, or one that is half-written, incomplete, or of another format.
         """
         folder = epath.Path(folder)
-        if not (folder / MANIFEST).exists():
-            reason = "the ingest into it was cut off" if (folder / _PARTIAL).exists() else f"it has no {MANIFEST}"
-            raise UserError(
-                f"{folder} is not a corpus: {reason}; make one with `toklab ingest SOURCE... --out {folder}`"
-            )
-        manifest, shards = _read_manifest(folder / MANIFEST)
-        for shard in shards:
-            path = folder / shard.file
-            if not path.exists():
-                raise UserError(f"{path} is missing; remove {folder} and ingest it again")
-            if (file_bytes := path.stat().length) != shard.file_bytes:
-                raise UserError(
-                    f"{path} has {file_bytes} bytes, the manifest says {shard.file_bytes}; "
-                    f"remove {folder} and ingest it again"
-                )
-        return cls(folder, manifest, shards)
+        try:
+            return cls(folder, *_read_store(folder))
+        except OSError as error:
+            raise UserError(f"cannot read {folder}: {error.strerror or error}; check its permissions") from error
 
     def documents(self, split: Split) -> "Documents":
         """The documents of a split, domain after domain. Raises UserError if there are none."""
@@ -189,6 +177,24 @@ def _open_reader(folder: epath.Path, shard: Shard) -> ArrayRecordReader:
             f"remove {folder} and ingest it again"
         )
     return reader
+
+
+def _read_store(folder: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
+    """The manifest and the shards of a whole store. Raises UserError for any other."""
+    if not (folder / MANIFEST).exists():
+        reason = "the ingest into it was cut off" if (folder / _PARTIAL).exists() else f"it has no {MANIFEST}"
+        raise UserError(f"{folder} is not a corpus: {reason}; make one with `toklab ingest SOURCE... --out {folder}`")
+    manifest, shards = _read_manifest(folder / MANIFEST)
+    for shard in shards:
+        path = folder / shard.file
+        if not path.exists():
+            raise UserError(f"{path} is missing; remove {folder} and ingest it again")
+        if (file_bytes := path.stat().length) != shard.file_bytes:
+            raise UserError(
+                f"{path} has {file_bytes} bytes, the manifest says {shard.file_bytes}; "
+                f"remove {folder} and ingest it again"
+            )
+    return manifest, shards
 
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:

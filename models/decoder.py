@@ -4,7 +4,7 @@ Legend: B batch, T positions, D embed, V vocab (padded), L layers, S cache lengt
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,12 @@ class DecoderConfig:
             raise UserError(f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise UserError(f"model.head_dim {self.head_dim} is odd; rotary positions rotate pairs, use an even one")
+        if not self.rope_theta > 0:
+            raise UserError(f"model.rope_theta is {self.rope_theta}; it must be more than 0, e.g. 10000")
+        for name in ("remat", "compute_dtype"):
+            choices = get_args(self.__dataclass_fields__[name].type)
+            if getattr(self, name) not in choices:
+                raise UserError(f"model.{name} is {getattr(self, name)!r}; it is one of {', '.join(choices)}")
 
     @property
     def residual_scale(self) -> float:

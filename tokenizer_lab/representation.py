@@ -100,7 +100,7 @@ class Representation(abc.ABC):
             "vocab_size": self.vocab_size,
             "fit_corpus_hash": self.fit_corpus_hash,
             "fingerprint": self.fingerprint,
-            "files": {name: {"bytes": len(files[name]), "sha256": _sha256(files[name])} for name in sorted(files)},
+            "files": {name: _sha256(files[name]) for name in sorted(files)},
         }
         partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
         try:
@@ -138,8 +138,12 @@ def read_manifest(folder: epath.PathLike) -> dict:
         "files": dict,
         "manifest_sha256": str,
     }
-    if not _has_form(manifest, form) or not all(_has_form(x, {"bytes": int, "sha256": str}) for x in manifest["files"].values()):
-        raise UserError(f"{path} does not have just {', '.join(form)}; fit the representation again")
+    if (
+        manifest.keys() != form.keys()
+        or any(type(manifest[key]) is not of for key, of in form.items())
+        or any(type(sha256) is not str for sha256 in manifest["files"].values())
+    ):
+        raise UserError(f"{path} does not have just {', '.join(form)}, each of its type; fit the representation again")
     if manifest.pop("manifest_sha256") != _manifest_sha256(manifest):
         raise UserError(f"{path} is damaged: its SHA-256 is not the one it states; fit the representation again")
     return manifest
@@ -156,11 +160,11 @@ def load(folder: epath.PathLike) -> Representation:
     if manifest["kind"] not in KINDS:
         raise UserError(f"{folder} is of kind {manifest['kind']!r}; this version knows {', '.join(KINDS)}")
     files = {}
-    for name, expected in manifest["files"].items():
+    for name, sha256 in manifest["files"].items():
         path = folder / check_name(name, f"{folder}: artifact file")
         files[name] = read_bytes(path, "representation artifact", MAX_FILE_BYTES)
-        if len(files[name]) != expected["bytes"] or _sha256(files[name]) != expected["sha256"]:
-            raise UserError(f"{path} is damaged: its size or SHA-256 is not the manifest's; fit the representation again")
+        if _sha256(files[name]) != sha256:
+            raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's; fit the representation again")
     try:
         representation = kind_class(manifest["kind"]).from_files(files)
     except UserError as error:
@@ -185,11 +189,6 @@ def check_ids(ids: npt.ArrayLike, vocab_size: int) -> np.ndarray:
     if outside.size:
         raise UserError(f"id {outside[0]} is outside the vocabulary; ids are 0 to {vocab_size - 1}; were they made by another tokenizer?")
     return ids.astype(np.int64)
-
-
-def _has_form(value: object, form: Mapping[str, type]) -> bool:
-    """Whether `value` is a dict with exactly these keys, each of its type."""
-    return isinstance(value, dict) and value.keys() == form.keys() and all(type(value[key]) is of for key, of in form.items())
 
 
 def _manifest_sha256(manifest: Mapping) -> str:

@@ -50,7 +50,7 @@ def make_meter(budget: Budget, flops_per_step: float) -> Callable[[jax.Array, ja
 
     def meter(_, bytes_seen):
         high, low = bytes_seen
-        share = (high.astype(jnp.float32) * 2.0**LIMB_BITS + low) / budget.bytes
+        share = (high.astype(jnp.float32) * 2.0**LIMB_BITS + low) / float(budget.bytes)  # as an int it might not fit an int32
         return share, (high > end_high) | ((high == end_high) & (low >= end_low))
 
     return meter

@@ -171,10 +171,10 @@ class Group:
         ranked = [arm.row for arm in self.arms if arm.row["bits_per_byte"] is not None]
         if not ranked:
             return "Nothing to rank: no arm has been evaluated."
-        found = f"{ranked[0]['arm']} has the lowest bits per byte, {_score(ranked[0])}"
+        best, score = ranked[0]["arm"], _score(ranked[0])
         if len(ranked) == 1:
-            return f"{found}, because no other arm has been evaluated on this text."
-        found += f"; next is {ranked[1]['arm']}, {_score(ranked[1])}."
+            return f"Bits per byte of {best}: {score}. No other arm has been evaluated on this text: nothing to rank."
+        found = f"{best} has the lowest bits per byte, {score}; next is {ranked[1]['arm']}, {_score(ranked[1])}."
         high, low = ranked[0]["bits_per_byte_high"], ranked[1]["bits_per_byte_low"]
         if high is None or low is None:
             return found
@@ -288,7 +288,7 @@ def read_arm(folder: epath.PathLike) -> Arm:
     summary = _read(folder / "summary.json", _SUMMARY)
     unfinished = summary["state"] != "finished"
     return Arm(
-        label=" ".join(summary["name"].split()) or folder.name,
+        label=_one_line(summary["name"]) or folder.name,
         folder=_printable(str(folder)),
         config=_printable(config),
         summary=summary,
@@ -340,14 +340,18 @@ def _checked(value: Any, form: Any, where: str) -> Any:
         case dict():
             if missing := [key for key in form if key is not ... and key not in value]:
                 raise UserError(f"{where} lacks {', '.join(missing)}; {remedy}")
-            keys = [key for key in value if key in form or ... in form]
-            forms = {_printable(key): (value[key], form.get(key, form.get(...))) for key in keys}
-            return {key: _checked(item, item_form, f"{where}: {key}") for key, (item, item_form) in forms.items()}
+            forms = {key: form.get(key, form.get(...)) for key in value if key in form or ... in form}
+            names = {key: _one_line(_printable(key)) for key in forms}
+            return {names[key]: _checked(value[key], forms[key], f"{where}: {names[key]}") for key in forms}
     return value
 
 
 def _printable(text: str) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _by_step(points: Iterator[dict]) -> list[dict]:
@@ -410,7 +414,7 @@ def _warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
         sizes = {point["num_bytes"] for arm in group.arms if arm.on_its_own_text for point in arm.curve}
         if len(sizes) > 1:
             listed = " and ".join(sorted(si(size, "B") for size in sizes))
-            warnings.append(f"The curves on {group.name} are on different subsets of it ({listed}); compare none.")
+            warnings.append(f"Do not compare the curves on {group.name}: they are on different subsets ({listed}).")
     if len({arm.trained_text for arm in arms}) > 1:
         warnings.append("The arms were trained on different corpora, which the runs below name.")
     if len({arm.summary["device"] for arm in arms}) > 1:

@@ -360,6 +360,17 @@ def test_a_damaged_document_stops_the_stream(prefetch):
     batches.close()
 
 
+@pytest.mark.parametrize("representation, document, expected_ids, expected_bytes", [
+    (ByteRepresentation(), b"ab", [256, 97, 98, 256], [1, 1, 0]),
+    (ByteRepresentation(), b"", [256, 256], [0]),
+    (WindowRepresentation(), b"1234", [8192, *divmod(0x1313233, 8192), *divmod(0x134, 8192), 8192], [0, 3, 0, 1, 0]),
+])
+def test_document_positions(representation, document, expected_ids, expected_bytes):
+    ids, target_bytes = document_positions(representation, document)
+    assert ids.tolist() == expected_ids
+    assert target_bytes.tolist() == expected_bytes  # of the targets ids[1:]
+
+
 def test_wrong_byte_lengths_are_a_bug():
     class Forgetful(ByteRepresentation):
         def byte_lengths(self, ids):
@@ -446,6 +457,13 @@ def test_the_pieces_of_a_document_do_not_depend_on_the_others(documents, represe
     together = pieces(scoring_batches(enumerate(documents), **options))
     for number, document in enumerate(documents):
         assert together[number] == pieces(scoring_batches([(number, document)], **options))[number]
+
+
+def test_what_is_left_over_of_documents_shares_rows():
+    four = enumerate([b"four"] * 3 + [b"twelve bytes"])
+    [batch] = scoring_batches(four, ByteRepresentation(), batch_rows=4, sequence_length=10)
+    assert batch["segment_ids"].tolist() == [[1] * 5 + [2] * 5, [1] * 10, [1] * 5 + [2] * 3 + [0] * 2, [0] * 10]
+    assert batch["documents"].tolist() == [[0] * 5 + [1] * 5, [3] * 10, [2] * 5 + [3] * 3 + [-1] * 2, [-1] * 10]
 
 
 def test_scoring_reads_only_what_it_needs():

@@ -205,6 +205,15 @@ def test_a_flipped_byte_is_found_or_harmless(tmp_path):
     assert num_found > 50  # the rest is padding
 
 
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(type(data.store.epath.Path(tmp_path)), "exists", fail)
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}: Permission denied; check its permissions"):
+        Corpus.open(tmp_path)
+
+
 def test_too_many_open_files(tmp_path, monkeypatch):
     write(tmp_path)
     documents = Corpus.open(tmp_path).documents("train")
@@ -325,6 +334,17 @@ def test_two_writers(tmp_path):
     assert write(folder, domain="second")
 
 
+def test_a_writer_that_ends_while_another_begins(tmp_path, monkeypatch):
+    """The other then has locked a file that is no longer there, which keeps nobody out."""
+
+    def flock(file, how):
+        pathlib.Path(file.name).unlink()
+
+    monkeypatch.setattr(data.store.fcntl, "flock", flock)
+    with pytest.raises(UserError, match="another ingest is writing"):
+        write(tmp_path)
+
+
 def test_disk_full(tmp_path, monkeypatch):
     write(tmp_path)
     before = everything(tmp_path)
@@ -333,6 +353,7 @@ def test_disk_full(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"cannot write {tmp_path}: No space left on device; free some space"):
             write(tmp_path, documents=documents, domain="more")
         assert everything(tmp_path) == before
+    assert not write(tmp_path)  # what is there already needs no space
 
 
 def test_disk_full_at_the_manifest(tmp_path, monkeypatch):

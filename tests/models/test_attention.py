@@ -35,9 +35,8 @@ def visible_in(segments):
 
 
 def random_qkv(num_heads, num_kv_heads, dtype="float32", length=LENGTH, head_dim=8):
-    keys = jax.random.split(jax.random.key(num_heads), 3)
-    heads = (num_heads, num_kv_heads, num_kv_heads)
-    return [jax.random.normal(key, (ROWS, length, count, head_dim), dtype) for key, count in zip(keys, heads)]
+    rng = np.random.default_rng(num_heads)
+    return [jnp.asarray(rng.standard_normal((ROWS, length, count, head_dim)), dtype) for count in (num_heads, num_kv_heads, num_kv_heads)]
 
 
 def assert_near_where_not_padding(actual, expected, segments, atol):
@@ -45,32 +44,25 @@ def assert_near_where_not_padding(actual, expected, segments, atol):
     np.testing.assert_allclose(np.asarray(actual, np.float64)[segments > 0], expected[segments > 0], atol=atol)
 
 
-@pytest.mark.parametrize("num_heads, num_kv_heads", [(4, 4), (4, 2), (6, 2), (3, 1), (1, 1)])
-@pytest.mark.parametrize("dtype, atol", [("float32", 2e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("num_heads, num_kv_heads, dtype, atol", [
+    (4, 4, "float32", 2e-6), (6, 2, "float32", 2e-6), (3, 1, "float32", 2e-6), (4, 2, "bfloat16", 2e-2)])
 def test_attend_is_causal_attention_within_documents(num_heads, num_kv_heads, dtype, atol):
     q, k, v = random_qkv(num_heads, num_kv_heads, dtype)
-    out = attend(q, k, v, SEGMENTS)
+    out = jax.jit(attend)(q, k, v, SEGMENTS)
     assert out.shape == q.shape and out.dtype == dtype
     assert_near_where_not_padding(out, naive_attention(q, k, v, visible_in(SEGMENTS)), SEGMENTS, atol)
 
 
-def test_attend_does_not_change_with_the_names_of_documents():
-    q, k, v = random_qkv(2, 2)
-    other_names = np.where(SEGMENTS == 0, 0, 9 - SEGMENTS)
-    np.testing.assert_array_equal(attend(q, k, v, SEGMENTS), attend(q, k, v, other_names))
-
-
 @pytest.mark.parametrize("first, num_new", [(0, LENGTH), (0, 5), (9, 3), (LENGTH - 1, 1)])
-@pytest.mark.parametrize("num_heads, num_kv_heads", [(4, 4), (4, 2)])
-def test_attend_to_cache_sees_what_was_written_so_far(first, num_new, num_heads, num_kv_heads):
-    q, k, v = random_qkv(num_heads, num_kv_heads)
+def test_attend_to_cache_sees_what_was_written_so_far(first, num_new):
+    q, k, v = random_qkv(4, 2)
     q = q[:, first : first + num_new]
     visible = np.arange(LENGTH) <= first + np.arange(num_new)[:, None]
     expected = naive_attention(q, k, v, np.broadcast_to(visible, (ROWS, num_new, LENGTH)))
     # What lies behind in the cache, such as an earlier text, has no effect.
     written = first + num_new
     k, v = (x.at[:, written:].set(1e4) for x in (k, v))
-    np.testing.assert_allclose(attend_to_cache(q, k, v, jnp.int32(first)), expected, atol=2e-6)
+    np.testing.assert_allclose(jax.jit(attend_to_cache)(q, k, v, jnp.int32(first)), expected, atol=2e-6)
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +71,22 @@ def placement():
     return Placement(mesh, {"batch": ("rows",), "sequence": "positions", "heads": "heads"})
 
 
-@pytest.mark.parametrize("num_kv_heads", [4, 2])
-def test_attend_is_the_same_over_a_mesh(placement, num_kv_heads):
-    q, k, v = random_qkv(4, num_kv_heads)
+def test_attend_is_the_same_over_a_mesh(placement):
+    q, k, v = random_qkv(4, 2)
 
     def sharded(q, k, v):
         with use_placement(placement):
             return attend(*(jax.lax.with_sharding_constraint(
                 x, jax.NamedSharding(placement.mesh, placement.spec("batch", "sequence", "heads", None))) for x in (q, k, v)), SEGMENTS)
 
-    np.testing.assert_allclose(jax.jit(sharded)(q, k, v), attend(q, k, v, SEGMENTS), atol=2e-6)
+    np.testing.assert_allclose(jax.jit(sharded)(q, k, v), jax.jit(attend)(q, k, v, SEGMENTS), atol=2e-6)
 
 
-@pytest.mark.parametrize("num_kv_heads", [4, 2])
-def test_the_splash_kernel_is_the_same_attention_with_the_same_gradients(placement, num_kv_heads):
+def test_the_splash_kernel_is_the_same_attention_with_the_same_gradients(placement):
     length = 256
-    q, k, v = random_qkv(4, num_kv_heads, length=length, head_dim=64)
+    q, k, v = random_qkv(4, 2, length=length, head_dim=64)
     segments = np.stack([np.repeat([1, 2, 3], [100, 1, 155]), np.repeat([1, 2, 0], [5, 200, 51])]).astype(np.int32)
-    weights = jax.random.normal(jax.random.key(9), q.shape) * (segments > 0)[:, :, None, None]
+    weights = np.random.default_rng(0).standard_normal(q.shape, np.float32) * (segments > 0)[:, :, None, None]
 
     def value_and_gradients(attention):
         loss = lambda q, k, v: (lambda out: (jnp.sum(weights * out), out))(attention(q, k, v))  # noqa: E731

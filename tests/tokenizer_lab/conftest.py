@@ -61,13 +61,14 @@ def bpe_byte_fallback() -> Tokenizer:
 
 
 def bpe_byte_level() -> Tokenizer:
-    """Like GPT-NeoX: byte-level with NFC, a special token, and added tokens that are text."""
+    """Like GPT-NeoX: byte-level with NFC, offsets without spaces, a special token, and added tokens that are text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     _train(tokenizer, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.add_special_tokens(["<|endoftext|>"])
     tokenizer.add_tokens(["    ", "def "])
     return tokenizer

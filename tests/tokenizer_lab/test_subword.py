@@ -93,6 +93,12 @@ def test_a_vocabulary_beyond_the_corpus_is_refused_with_the_size_that_works(docu
     assert SubwordFit(vocab_size=supported, algorithm=algorithm).fit(documents, "").vocab_size == supported
 
 
+def test_what_occurs_once_is_not_learned():
+    with pytest.raises(UserError, match="supports 257 ids"):
+        SubwordFit(vocab_size=258).fit([b"abcdefgh"], "")
+    assert SubwordFit(vocab_size=258).fit([b"abcdefgh", b"ab"], "").decode([256]) == b"ab"
+
+
 @pytest.mark.parametrize("vocab_size", [-1, 0, 256, 2**24 + 1])
 def test_vocab_sizes_that_never_work_are_refused_at_once(vocab_size):
     with pytest.raises(UserError, match=f"--vocab-size is {vocab_size:,}; it is at least 257"):
@@ -240,13 +246,25 @@ def test_special_tokens_in_a_document_are_text_and_other_added_tokens_are_used(f
     assert representation.decode([special]) == b""
 
 
-def test_a_normalizer_costs_only_the_characters_it_changes(foreign_tokenizers):
+def test_a_normalizer_costs_only_the_characters_it_changes(foreign_tokenizers, documents):
     tokenizer = foreign_tokenizers["bpe_byte_level"]
     representation = loaded(tokenizer)
-    text, changed = "the object 語 the object", "e\u0301"
-    around = representation.encode(f"{text} {text}".encode())
-    with_change = representation.encode(f"{text} {changed} {text}".encode())
-    assert len(with_change) <= len(around) + len(changed.encode()) + 1
+    text = b"\n".join(documents).decode()[:30_000] + " naïve 語 5‰"
+    expected = representation.encode(text.encode()).tolist()
+    assert representation._tokenizer.encode(text).ids == expected
+    assert representation.byte_lengths(expected[-2:]).tolist() == [2, 1]  # Two ids for one character, not just its bytes.
+    ids = representation.encode((text + "e\u0301").encode())
+    assert ids[: len(expected)].tolist() == expected
+    assert representation.decode(ids[len(expected) :]) == "e\u0301".encode()
+
+
+def test_words_are_kept_beside_words_that_the_vocabulary_lacks(foreign_tokenizers):
+    tokenizer = foreign_tokenizers["word_level"]
+    with pytest.raises(Exception, match="Missing \\[UNK\\]"):
+        library_ids(tokenizer, "the xylophone is")
+    representation = loaded(tokenizer)
+    assert set(range(6)) - set(representation.encode(b"the xylophone of and to a is").tolist()) == {5}
+    assert representation.encode(b"and").tolist() == [77]
 
 
 def test_templates_truncation_and_padding_are_off(representations):
@@ -285,7 +303,6 @@ def minimal(**changes) -> bytes:
         minimal(version="99"),
         minimal(normalizer={"type": "Sequence", "normalizers": 5}),
         minimal(normalizer=7),
-        b'{"model": {}, "normalizer": ' + b'{"type": "Sequence", "normalizers": [' * 900 + b"]}" * 900 + b"}",
         minimal(pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}),
         minimal(model={"type": "BPE", "vocab": {"a": -1}, "merges": []}),
         minimal(model={"type": "BPE", "vocab": {"a": 0, "b": 4_000_000_000}, "merges": []}),
@@ -301,6 +318,13 @@ def test_what_is_no_tokenizer_json_is_refused(tmp_path, content):
     with pytest.raises(UserError, match=r"file\.json is not a tokenizer\.json") as error:
         SubwordFit(from_file=tmp_path / "file.json").fit([], "")
     assert "\n" not in str(error.value)
+
+
+def test_nesting_of_any_depth_is_refused():
+    for depth in range(150, 1500, 25):
+        steps = b'{"type": "Sequence", "normalizers": [' * depth + b"]}" * depth
+        with pytest.raises(UserError, match="not a tokenizer.json"):
+            SubwordRepresentation(minimal()[:-1] + b', "normalizer": ' + steps + b"}")
 
 
 def test_a_tokenizer_json_that_is_not_there_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The promises of a run: exact resume wherever it was cut off, and no other run's folder taken over."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -48,32 +50,28 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     assert not differing, f"not bit-identical: {differing}"
 
 
-@pytest.fixture
-def stop_after(monkeypatch):
-    """stop_after(n): the next run gets a SIGTERM while its n-th step's numbers are being looked at."""
+@contextlib.contextmanager
+def stopped_after(num_steps: int) -> Iterator[None]:
+    """A run inside gets a SIGTERM while the numbers of its `num_steps`-th step are being looked at."""
+    looked, look_at = [], loop.look_at
 
-    def arrange(num_steps: int) -> None:
-        looked, look_at = [], loop.look_at
+    def counting(*arguments):
+        looked.append(None)
+        if len(looked) == num_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return look_at(*arguments)
 
-        def counting(*arguments):
-            looked.append(None)
-            if len(looked) == num_steps:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return look_at(*arguments)
-
-        monkeypatch.setattr(loop, "look_at", counting)
-
-    yield arrange
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "look_at", counting)
+        yield
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_through(recipe, tmp_path, stop_after, monkeypatch):
+def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_through(recipe, tmp_path):
     train(recipe, tmp_path / "straight", CONSOLE)
     for num_steps in (3, 4):
-        stop_after(num_steps)
-        assert train(recipe, tmp_path / "stopped", CONSOLE) == STOPPED
-        monkeypatch.undo()
+        with stopped_after(num_steps):
+            assert train(recipe, tmp_path / "stopped", CONSOLE) == STOPPED
     assert train(recipe, tmp_path / "stopped", CONSOLE) == FINISHED
     assert_same(final_state(recipe, tmp_path / "straight"), final_state(recipe, tmp_path / "stopped"))
     timeless = ("step", "bytes_seen", "loss", "bits_per_byte", "grad_norm", "learning_rate", "flops")
@@ -84,53 +82,53 @@ def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_throug
 
 
 @pytest.mark.usefixtures("one_device")
-def test_batches_after_a_resume_are_those_of_the_straight_run_past_the_end_of_an_epoch(recipe, tmp_path, stop_after, monkeypatch):
+def test_batches_after_a_resume_are_those_of_the_straight_run_past_the_end_of_an_epoch(recipe, tmp_path):
     recipe = change(recipe, data={"sequence_length": 128}, budget=Budget(steps=14))  # 14 x 8 x 128 positions are several epochs
-    seen = {}
-
-    def record(run):
-        open_batches = loop.open_batches
-        monkeypatch.setattr(loop, "open_batches", lambda *arguments: (lambda next_batch: lambda: note(run, next_batch()))(open_batches(*arguments)))
-
-    def note(run, batch):
-        seen.setdefault(run, {})[len(seen.get(run, {}))] = {name: np.asarray(value) for name, value in batch.items()}
-        return batch
-
-    record("straight")
-    train(recipe, tmp_path / "straight", CONSOLE)
-    monkeypatch.undo()
-    stop_after(9)
-    assert train(recipe, tmp_path / "stopped", CONSOLE) == STOPPED
-    monkeypatch.undo()
+    straight = recorded_batches(recipe, tmp_path / "straight")
+    with stopped_after(9):
+        assert train(recipe, tmp_path / "stopped", CONSOLE) == STOPPED
     stopped_at = json.loads(RunFolder(tmp_path / "stopped").summary.read_text())["steps"]
-    record("resumed")
-    assert train(recipe, tmp_path / "stopped", CONSOLE) == FINISHED
+    resumed = recorded_batches(recipe, tmp_path / "stopped")
     assert 0 < stopped_at < 14
-    for number, batch in list(seen["resumed"].items())[: 14 - stopped_at]:
+    for number, batch in enumerate(resumed[: 14 - stopped_at], stopped_at):
         for name, value in batch.items():
-            np.testing.assert_array_equal(value, seen["straight"][stopped_at + number][name], err_msg=f"{name} of batch {stopped_at + number}")
-    assert seen["straight"][13]["cursors"][:, 0].max() > 32 // 8 * 2, "the run did not reach a third epoch"
+            np.testing.assert_array_equal(value, straight[number][name], err_msg=f"{name} of batch {number}")
+    num_documents = len(set_up(recipe).corpora[0].documents("train"))
+    assert straight[13]["cursors"][:, 0].sum() > 2 * num_documents, "the run did not reach a third epoch"
 
 
-def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_path, stop_after, monkeypatch):
+def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:
+    """Trains to the end; every batch that was read."""
+    batches, open_batches = [], loop.open_batches
+
+    def recording(*arguments):
+        next_batch = open_batches(*arguments)
+
+        def record():
+            batch = next_batch()
+            batches.append({name: np.asarray(value) for name, value in batch.items()})
+            return batch
+
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "open_batches", recording)
+        assert train(recipe, run_dir, CONSOLE) == FINISHED
+    return batches
+
+
+def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_path):
     train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "straight", CONSOLE)
-    stop_after(4)
-    assert train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "moved", CONSOLE) == STOPPED
-    monkeypatch.undo()
+    with stopped_after(4):
+        assert train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "moved", CONSOLE) == STOPPED
     assert train(change(recipe, mesh=MeshConfig(replica=2, fsdp=2, tensor=2)), tmp_path / "moved", CONSOLE) == FINISHED
     straight, moved = (read_lines(RunFolder(tmp_path / run).metrics) for run in ("straight", "moved"))
     assert [line["bytes_seen"] for line in straight] == [line["bytes_seen"] for line in moved]
     np.testing.assert_allclose([line["loss"] for line in moved], [line["loss"] for line in straight], rtol=2e-5)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, corpus, byte_artifact):
-    """A finished run's folder, to look at and to copy."""
-    return tmp_path_factory.mktemp("trained") / "run"
-
-
 @pytest.mark.usefixtures("one_device")
-def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with_what_differs(recipe, tmp_path, make_corpus, byte_artifact, monkeypatch):
+def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with_what_differs(recipe, tmp_path, make_corpus):
     train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE)
     before = final_state(recipe, tmp_path / "run")
     another_corpus = make_corpus(tmp_path / "another", seed=1)
@@ -145,11 +143,9 @@ def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with
         with pytest.raises(UserError, match="holds another run") as error:
             train(other, tmp_path / "run", CONSOLE)
         assert difference in str(error.value) and "\n" not in str(error.value)
-    monkeypatch.setattr("tokenizer_lab.byte.ByteRepresentation.fingerprint", "f" * 64)
-    monkeypatch.setattr("train.setup.tokenizer_lab.load", lambda _: __import__("tokenizer_lab.byte").byte.ByteRepresentation())
-    with pytest.raises(UserError, match="representation_fingerprint: .* -> ffffffffffff"):
-        train(recipe, tmp_path / "run", CONSOLE)
-    monkeypatch.undo()
+    stored = set_up(recipe).identity | {"representation_fingerprint": "f" * 64}
+    with pytest.raises(UserError, match="holds another run: representation_fingerprint: ffffffffffff -> "):
+        loop.refuse_another_run(RunFolder(tmp_path / "run"), stored, set_up(recipe).identity)
     assert_same(before, final_state(recipe, tmp_path / "run"))
 
 

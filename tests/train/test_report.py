@@ -164,7 +164,8 @@ def test_finding_says_whether_the_intervals_overlap(tmp_path, bits, says):
 
 def test_one_arm_is_no_comparison(tmp_path):
     report = write_report([make_run(tmp_path / "a", "a")], tmp_path / "out")
-    assert "because no other arm has been evaluated on this text" in text_of(report)
+    finding = "Bits per byte of a: 2.000 (95 % interval 1.960 to 2.050). No other arm has been evaluated on this text"
+    assert finding in text_of(report)
     assert "Budgets" not in text_of(report)
 
 
@@ -222,7 +223,7 @@ def test_curves_on_different_subsets_are_stated(runs, tmp_path):
     lines = [json.loads(line) | {"num_bytes": 1_000} for line in (runs[0] / "eval.jsonl").read_text().splitlines()]
     dump_lines(runs[0] / "eval.jsonl", lines)
     says = text_of(write_report(runs, tmp_path / "out"))
-    assert "held-out text cccccccccccc are on different subsets of it (1.00 kB and 65.5 kB)" in says
+    assert "held-out text cccccccccccc: they are on different subsets (1.00 kB and 65.5 kB)." in says
 
 
 def test_different_training_corpora_and_devices_are_stated(runs, tmp_path):
@@ -454,7 +455,7 @@ POINT = '{"step": 1, "bytes_seen": 1, "flops": 1, "bits_per_byte": 1, "num_bytes
     (with_values("summary.json", parameters={"total": 1, "mlp": "x"}), "parameters: mlp: 'x' should be a "),
     (with_values("eval.json", interval_95=[1.0]), "eval.json: interval_95: [1.0] should be two numbers or null"),
     (with_values("eval.json", interval_95=[1.0, None]), "interval_95: [1.0, None] should be two numbers or null"),
-    (with_values("eval.json", by_domain={"docs": {}}), "eval.json: by_domain: docs lacks bits_per_byte, "),
+    (with_values("eval.json", by_domain={"a\nb": {}}), "eval.json: by_domain: a b lacks bits_per_byte, "),
     (with_text("samples.json", "{}"), "samples.json: {} should be a list"),
     (with_text("metrics.jsonl", '{"step": 1}\n'), "metrics.jsonl line 1 lacks bytes_seen, "),
     (with_text("eval.jsonl", POINT + POINT[:20]), "eval.jsonl line 2 is damaged: "),

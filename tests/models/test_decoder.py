@@ -1,0 +1,272 @@
+"""The decoder: what a position may depend on, and that every way to compute it is the same function."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+
+from models.axes import Placement, parameter_axes, use_placement
+from models.decoder import Decoder, DecoderConfig
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.kernels.linear_cross_entropy import linear_cross_entropy
+
+VOCAB = 50
+TINY = DecoderConfig(
+    num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24, remat="none", compute_dtype="float32"
+)
+LENGTH = 16
+
+
+@functools.cache
+def build(config=TINY, vocab_size=VOCAB, seed=0) -> Decoder:
+    return nnx.jit(lambda: config.build(vocab_size, nnx.Rngs(seed)))()  # one program is faster than an operation at a time
+
+
+def pack(*lengths, length=LENGTH):
+    """Segment ids and positions, i32[1, length], of documents of these lengths, with padding after them."""
+    segments = np.repeat(np.arange(len(lengths)) + 1, lengths)
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    return tuple(np.pad(x, (0, length - len(x)))[None].astype(np.int32) for x in (segments, positions))
+
+
+def random_ids(*shape, vocab_size=VOCAB):
+    return np.random.default_rng(1).integers(0, vocab_size, shape, np.int32)
+
+
+@nnx.jit
+def hidden(model, ids, segments, positions):
+    return model(ids, segments, positions)
+
+
+def mean_nats(model, ids, segments, positions, targets):
+    nats, _ = linear_cross_entropy(model(ids, segments, positions), model.output_table[...], targets, vocab_size=model.vocab_size)
+    return jnp.sum(nats * (segments > 0)) / jnp.sum(segments > 0)
+
+
+value_and_gradients = nnx.jit(nnx.value_and_grad(mean_nats))
+
+
+def flat(state) -> dict[str, Any]:
+    """Leaves by the names of their paths, such as "blocks.mlp.gate"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state), is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def test_a_position_depends_on_its_own_document_up_to_itself_and_on_all_of_that():
+    segments, positions = pack(6, 1, 5)
+    ids = np.arange(LENGTH, dtype=np.int32)[None]  # all different: a row of the table is the input of one position
+    model = build()
+
+    @nnx.jit
+    def influence(model):
+        """f32[T, T]: the norm of the gradient of each output with respect to each input."""
+        model_def, params = nnx.split(model)
+
+        def outputs(table):
+            params["embedding"].set_value(table)
+            # Any one direction of the output, so that there is one gradient a position.
+            return nnx.merge(model_def, params)(ids, segments, positions)[0] @ jnp.arange(1.0, TINY.embed_dim + 1)
+
+        gradients = jax.jacrev(outputs)(model.embedding[...])
+        return jnp.linalg.norm(gradients[:, :LENGTH], axis=-1)
+
+    depends = np.asarray(influence(model)) > 0
+    expected = (segments[0][:, None] == segments[0][None]) & np.tril(np.ones((LENGTH, LENGTH), bool))
+    documents = segments[0] > 0
+    np.testing.assert_array_equal(depends[documents], expected[documents])
+
+
+def test_documents_in_one_row_are_computed_as_if_alone():
+    lengths = (5, 9, 1)
+    model, ids = build(), random_ids(1, LENGTH)
+    packed = hidden(model, ids, *pack(*lengths))
+    starts = np.cumsum([0, *lengths])
+    for start, length in zip(starts, lengths):
+        alone = np.zeros_like(ids)
+        alone[:, :length] = ids[:, start : start + length]
+        np.testing.assert_allclose(hidden(model, alone, *pack(length))[:, :length], packed[:, start : start + length], atol=2e-6)
+
+
+def test_remat_changes_neither_values_nor_gradients():
+    ids, targets, (segments, positions) = random_ids(1, LENGTH), random_ids(1, LENGTH)[:, ::-1], pack(4, 8)
+    results = {}
+    for remat in ("none", "dots", "full"):
+        loss, gradients = value_and_gradients(build(dataclasses.replace(TINY, remat=remat)), ids, segments, positions, targets)
+        results[remat] = {"loss": np.asarray(loss), **flat(gradients)}
+    for remat in ("dots", "full"):
+        for name, expected in results["none"].items():
+            np.testing.assert_allclose(results[remat][name], expected, rtol=1e-5, atol=1e-7, err_msg=f"{remat} {name}")
+
+
+@pytest.mark.parametrize("remat, count", [("none", 0), ("dots", 1), ("full", 1)])
+def test_remat_is_asked_for(remat, count):
+    model_def, params = nnx.split(build(dataclasses.replace(TINY, remat=remat)), nnx.Param)
+    ids, (segments, positions) = random_ids(1, LENGTH), pack(LENGTH)
+    jaxpr = jax.make_jaxpr(lambda params: nnx.merge(model_def, params)(ids, segments, positions))(params)
+    assert str(jaxpr).count("= checkpoint[") == count
+
+
+def test_the_program_does_not_grow_with_depth():
+    def num_lines(num_layers):
+        model_def, params = nnx.split(nnx.eval_shape(lambda: build(dataclasses.replace(TINY, num_layers=num_layers))), nnx.Param)
+        ids, (segments, positions) = random_ids(1, LENGTH), pack(LENGTH)
+        loss = lambda params: mean_nats(nnx.merge(model_def, params), ids, segments, positions, ids)  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss)).lower(params).compile().as_text().count("\n")
+
+    assert num_lines(8) == num_lines(2)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"qk_norm": False, "tied_embeddings": True}, {"num_kv_heads": 4}, {"num_kv_heads": 1, "num_layers": 1}])
+def test_every_parameter_is_used_in_every_option(options):
+    model = build(dataclasses.replace(TINY, **options))
+    ids = np.tile(np.arange(VOCAB, dtype=np.int32), 2)[None]
+    loss, gradients = value_and_gradients(model, ids, *pack(2 * VOCAB, length=2 * VOCAB), ids[:, ::-1])
+    assert np.isfinite(loss)
+    names = flat(gradients)
+    assert ("unembedding" in names) != model.config.tied_embeddings
+    assert ("blocks.attention.query_scale" in names) == model.config.qk_norm
+    assert names["blocks.attention.key"].shape[-2] == model.config.num_kv_heads
+    for name, gradient in names.items():
+        if "embedding" in name:
+            assert not gradient[VOCAB:].any(), f"{name}: a row that only pads the table has a gradient"
+            gradient = gradient[:VOCAB]
+        assert np.isfinite(gradient).all() and np.any(gradient, axis=-1).all(), name
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": False, "num_kv_heads": 4, "tied_embeddings": True}])
+@pytest.mark.parametrize("prefill", [1, 7, LENGTH])
+def test_extending_a_cache_gives_the_logits_of_the_whole(options, prefill):
+    model = build(dataclasses.replace(TINY, **options))
+    ids = random_ids(2, LENGTH)
+    segments, positions = (np.broadcast_to(x, ids.shape) for x in pack(LENGTH))
+    expected = model.logits(hidden(model, ids, segments, positions))
+    extend = nnx.jit(Decoder.extend)
+    logits, cache = extend(model, ids[:, :prefill], 0, model.empty_cache(2, LENGTH + 3))
+    np.testing.assert_allclose(logits[:, :VOCAB], expected[:, prefill - 1, :VOCAB], atol=1e-5)
+    for position in range(prefill, LENGTH):
+        logits, cache = extend(model, ids[:, position : position + 1], position, cache)
+        np.testing.assert_allclose(logits[:, :VOCAB], expected[:, position, :VOCAB], atol=1e-5)
+
+
+@pytest.mark.parametrize("vocab_size, padded", [(50, 128), (128, 128), (257, 384)])
+def test_ids_that_only_pad_the_table_cannot_be_drawn(vocab_size, padded):
+    model = build(vocab_size=vocab_size)
+    assert model.embedding.shape == model.unembedding.shape == (padded, TINY.embed_dim)
+    logits = model.logits(random_ids(3, TINY.embed_dim).astype(np.float32))
+    assert logits.shape == (3, padded) and logits.dtype == jnp.float32
+    assert np.isfinite(logits[:, :vocab_size]).all()
+    assert (logits[:, vocab_size:] == -np.inf).all()
+
+
+def test_logits_are_those_of_the_loss():
+    model, ids, (segments, positions) = build(), random_ids(1, LENGTH), pack(LENGTH)
+    log_probability = jax.nn.log_softmax(model.logits(hidden(model, ids, segments, positions)))
+    expected = -np.take_along_axis(np.asarray(log_probability), ids[..., None], axis=-1).mean()
+    np.testing.assert_allclose(mean_nats(model, ids, segments, positions, ids), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"tied_embeddings": True}, {"num_layers": 16}])
+def test_before_training_all_ids_are_about_as_likely(options):
+    vocab_size = 1000
+    model = build(dataclasses.replace(TINY, embed_dim=64, **options), vocab_size)
+    ids, targets = random_ids(2, 4, 128, vocab_size=vocab_size)
+    segments, positions = (np.broadcast_to(x, ids.shape) for x in pack(128, length=128))
+    nats = nnx.jit(mean_nats)(model, ids, segments, positions, targets)
+    # Logits of variance 1, which rows of unit norm give a hidden state of unit variance, cost 1/2 nat more than equal ones.
+    assert math.log(vocab_size) <= nats <= math.log(vocab_size) + 0.7
+
+
+def test_compute_dtype_is_of_activations_and_not_of_parameters_and_logits():
+    ids, (segments, positions) = random_ids(1, LENGTH), pack(LENGTH)
+    exact, coarse = build(), build(dataclasses.replace(TINY, compute_dtype="bfloat16"))
+    assert {leaf.dtype for leaf in flat(nnx.state(coarse)).values()} == {np.dtype("float32")}
+    out = hidden(coarse, ids, segments, positions)
+    assert out.dtype == jnp.bfloat16 and hidden(exact, ids, segments, positions).dtype == jnp.float32
+    assert coarse.logits(out).dtype == jnp.float32
+    assert {x.dtype for x in coarse.empty_cache(1, 4)} == {np.dtype("bfloat16")}
+    np.testing.assert_allclose(out.astype(jnp.float32), hidden(exact, ids, segments, positions), atol=0.1)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_no_dtype_is_promoted_unasked(compute_dtype):
+    with jax.numpy_dtype_promotion("strict"):
+        model = build(dataclasses.replace(TINY, compute_dtype=compute_dtype, remat="full"))
+        ids, (segments, positions) = random_ids(1, LENGTH), pack(LENGTH)
+        value_and_gradients(model, ids, segments, positions, ids)
+        jax.eval_shape(lambda: model.extend(ids, jnp.int32(0), model.empty_cache(1, LENGTH)))
+
+
+def test_the_same_over_a_mesh():
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("rows", "split", "positions"), axis_types=(AxisType.Auto,) * 3)
+    placement = Placement(mesh, {
+        "batch": "rows", "sequence": "positions", "embed": None, "heads": "split", "mlp": "split", "vocab": "split"})
+    model, ids, (segments, positions) = build(), random_ids(2, LENGTH), pack(5, 11)
+    segments, positions = (np.broadcast_to(x, ids.shape) for x in (segments, positions))
+
+    @nnx.jit
+    def sharded(model):
+        with use_placement(placement):
+            return model(ids, segments, positions)
+
+    np.testing.assert_allclose(sharded(model), hidden(model, ids, segments, positions), atol=2e-6)
+
+
+def test_layers_are_not_copies_of_each_other():
+    key = build().blocks.attention.key[...]
+    assert not np.array_equal(key[0], key[1])
+
+
+def test_seed_decides_the_parameters():
+    first, again, other = (flat(nnx.state(build(seed=seed))) for seed in (0, 0, 1))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["embedding"], other["embedding"])
+
+
+def test_matrices_begin_with_the_variance_that_keeps_activations():
+    config = dataclasses.replace(TINY, embed_dim=128, mlp_dim=256, num_heads=8, head_dim=32)
+    params = flat(nnx.state(build(config)))
+    residual = (2 * config.num_layers) ** -0.5
+    for name, deviation in {
+        "embedding": 128**-0.5, "unembedding": 128**-0.5, "blocks.attention.query": 128**-0.5, "blocks.attention.key": 128**-0.5,
+        "blocks.attention.value": 128**-0.5, "blocks.attention.out": residual * 256**-0.5, "blocks.mlp.gate": 128**-0.5,
+        "blocks.mlp.up": 128**-0.5, "blocks.mlp.down": residual * 256**-0.5,
+    }.items():
+        np.testing.assert_allclose(params[name].std(), deviation, rtol=0.03, err_msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": False, "tied_embeddings": True}])
+def test_every_axis_of_every_parameter_has_a_name(options):
+    state = nnx.state(build(dataclasses.replace(TINY, **options)), nnx.Param)
+    shapes = flat(state)
+    axes = flat(parameter_axes(state))
+    assert axes.keys() == shapes.keys()
+    sizes = {"layers": 2, "vocab": 128, "embed": 16, "norm": 16, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp": 24}
+    for name, names in axes.items():
+        assert tuple(sizes[axis] for axis in names) == shapes[name].shape, (name, names)
+        assert (names[0] == "layers") == name.startswith("blocks.")
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
+    ({"embed_dim": -1}, "model.embed_dim is -1"),
+    ({"num_heads": 0}, "model.num_heads is 0"),
+    ({"num_kv_heads": 0}, "model.num_kv_heads is 0"),
+    ({"num_kv_heads": 3}, "model.num_heads 4 is not a multiple of model.num_kv_heads 3"),
+    ({"head_dim": 7}, "model.head_dim 7 is odd"),
+    ({"head_dim": 0}, "model.head_dim is 0"),
+    ({"mlp_dim": 0}, "model.mlp_dim is 0"),
+    ({"rope_theta": 0.0}, "model.rope_theta is 0.0"),
+    ({"remat": "some"}, "model.remat is 'some'.*none, dots, full"),
+    ({"compute_dtype": "float16"}, "model.compute_dtype is 'float16'.*bfloat16, float32"),
+])
+def test_bad_shapes_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(TINY, **options)

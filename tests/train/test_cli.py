@@ -1,0 +1,152 @@
+"""`toklab` as a person meets it: what it prints, what it exits with, and one line for everything that can be mended."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from train import cli
+from train.recipe import to_json
+from train.run_folder import RunFolder
+
+RECIPE_FILE = """
+import json, pathlib
+from train.recipe import Recipe, from_json
+
+def recipe():
+    return from_json(Recipe, json.loads(pathlib.Path({path!r}).read_text()))
+"""
+
+
+@pytest.fixture
+def recipe_file(recipe, tmp_path) -> str:
+    (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
+    (tmp_path / "recipe.py").write_text(RECIPE_FILE.format(path=str(tmp_path / "recipe.json")))
+    return str(tmp_path / "recipe.py")
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that `toklab` refuses the arguments with."""
+    assert cli.run(arguments) == 2, arguments
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("toklab: ") and complaint.count("\n") == 1, complaint
+    return complaint
+
+
+def test_no_argument_shows_every_command(capsys):
+    assert cli.run([]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("ingest", "fit", "train", "eval", "sample", "report"))
+
+
+def test_unknown_words_name_the_nearest(capsys, recipe_file):
+    assert "no command 'tran', did you mean train?" in refused(capsys, "tran")
+    assert "no representation 'bite', did you mean byte?" in refused(capsys, "fit", "bite")
+    assert "no recipe 'demo_bytes', did you mean demo_byte?" in refused(capsys, "train", "demo_bytes", "--run-dir", "x")
+    complaint = refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layer", "4")
+    assert "Unrecognized options: --model.num-layer" in complaint and "did you mean --model.num-layers" in complaint
+    assert "did you mean --vocab-size" in refused(capsys, "fit", "subword", "--corpus", "c", "--out", "o", "--vocab-siz", "9")
+
+
+def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
+    assert "--model.num-layers" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "four")
+    assert "model.num_layers is 0" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "0")
+    assert "exactly one of steps, bytes and flops" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--budget.bytes", "10")
+    assert "--run-dir" in refused(capsys, "train", recipe_file)
+    assert "the recipe comes first" in refused(capsys, "train", "--run-dir", "x")
+    assert "does not exist" in refused(capsys, "fit", "byte", "--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
+    assert "is not a run" in refused(capsys, "eval", str(tmp_path))
+    assert "is not a run" in refused(capsys, "sample", str(tmp_path), "--prompt", "x")
+    assert "the prompt is empty" in refused(capsys, "sample", str(tmp_path), "--prompt", "")
+
+
+def test_a_vocab_larger_than_the_corpus_supports_is_refused(capsys, corpus, tmp_path):
+    complaint = refused(capsys, "fit", "subword", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--vocab-size", "50000")
+    assert "50,000" in complaint or "50000" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_is_shown_and_nothing_run(capsys, recipe_file):
+    for arguments in (["train", recipe_file, "--help"], ["ingest", "--help"], ["fit", "subword", "--help"], ["report", "--help"]):
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(arguments)
+        assert exit_.value.code == 0
+    assert "--model.num-layers" in capsys.readouterr().out
+    assert cli.run(["train", "--help"]) == 0 and cli.run(["fit", "--help"]) == 0
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(60):
+        (text / f"{number}.txt").write_text(f"document {number} says " + "the same thing again and again " * (number % 7))
+    steps = [
+        ["ingest", str(text), "--out", "corpus", "--domain", "same", "--test-fraction", "0.2"],
+        ["fit", "subword", "--corpus", "corpus", "--out", "subword", "--vocab-size", "290"],
+        ["train", recipe_file, "--run-dir", "run", "--representation", "subword", "--data.corpora", "corpus", "--name", "mine", "--model.num-layers", "1"],
+        ["eval", "run"],
+        ["sample", "run", "--prompt", "document", "--max-tokens", "8"],
+        ["report", "run", "--out", "report"],
+    ]
+    monkeypatch.chdir(tmp_path)
+    for arguments in steps:
+        assert cli.run(arguments) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "num_layers=1" in shown and "bits/byte" in shown and "report/index.html" in shown
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (stored["model"]["num_layers"], stored["name"], stored["data"]["corpora"]) == (1, "mine", ["corpus"])
+    run = RunFolder(tmp_path / "run")
+    evaluation, summary = json.loads(run.evaluation.read_text()), json.loads(run.summary.read_text())
+    assert evaluation["num_bytes"] == sum(shard["num_bytes"] for shard in json.loads((tmp_path / "corpus" / "manifest.json").read_text())["shards"]
+                                          if shard["split"] == "test")
+    assert evaluation["by_domain"].keys() == {"same"} and summary["state"] == "finished" and summary["steps"] == 12
+    assert json.loads(run.samples.read_text())[0]["prompt"] == "document"
+    assert (tmp_path / "report" / "index.html").exists() and json.loads((tmp_path / "report" / "report.json").read_text())
+    # A second time changes nothing that was made.
+    before = (tmp_path / "corpus" / "manifest.json").read_bytes(), run.metrics.read_bytes(), run.summary.read_bytes()
+    for arguments in steps[:3]:
+        assert cli.run(arguments) == 0
+    assert before == ((tmp_path / "corpus" / "manifest.json").read_bytes(), run.metrics.read_bytes(), run.summary.read_bytes())
+
+
+def toklab(*arguments: str, **keywords) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "train.cli", *arguments], env=os.environ | {"XLA_FLAGS": ""}, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 4.0])
+def test_ctrl_c_at_any_moment_is_a_clean_stop(recipe_file, tmp_path, seconds):
+    process = toklab("train", recipe_file, "--run-dir", str(tmp_path / "run"), "--budget.steps", "100000")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode in (75, 130, -signal.SIGINT), complaint
+    assert "Traceback" not in complaint or process.returncode == -signal.SIGINT, complaint
+    if process.returncode == 75:
+        assert complaint.strip().endswith("stopped by a signal; the state is saved, the same command goes on from there")
+        assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_read_only_folder_is_one_line(recipe_file, tmp_path):
+    if os.geteuid() == 0:
+        folder = pathlib.Path("/proc/nothing-can-be-made-here")  # root may write wherever the file system lets it
+    else:
+        folder = tmp_path / "locked" / "run"
+        folder.parent.mkdir(mode=0o500)
+    process = toklab("train", recipe_file, "--run-dir", str(folder))
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 2 and complaint.strip().splitlines()[-1].startswith(f"toklab: cannot write {folder}"), complaint
+    assert "Traceback" not in complaint
+
+
+def test_metrics_are_in_plain_lines_where_there_is_no_terminal_and_bars_where_there_is(recipe_file, tmp_path):
+    process = toklab("train", recipe_file, "--run-dir", str(tmp_path / "run"), "--budget.steps", "3")
+    shown, complaint = process.communicate(timeout=200)
+    assert process.returncode == 0, complaint
+    assert "\x1b[" not in shown and "100.0%" in shown and shown.count("s/step") == 3

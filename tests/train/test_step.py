@@ -1,0 +1,338 @@
+"""The training step: the same numbers on any mesh, bad steps left out, nothing done behind the end of the budget."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from models.axes import parameter
+from models.decoder import Decoder, DecoderConfig
+from tokenizer_lab.kernels.linear_cross_entropy import api as linear_cross_entropy_api
+from train.objectives import Causal
+from train.optimizer import LIMB_BITS, Budget, OptimizerConfig, from_limbs, limbs, make_meter
+from train.sharding import MeshConfig, batch_sharding, cursor_sharding, make_mesh, put_rows
+from train.step import build_program, make_train_step
+
+ROWS, LENGTH, VOCAB_SIZE, STEPS = 16, 16, 61, 3
+DECODER = DecoderConfig(num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32, compute_dtype="float32", remat="dots")
+KEY = np.array([0, 7], np.uint32)
+# These programs are tiny: nearly all of a test's time would go into making them fast.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
+
+
+def test_mesh(*, devices: int = 8, **sizes: int) -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig(**sizes), jax.devices()[:devices])
+
+
+test_mesh.__test__ = False
+
+
+def make_batch(mesh, seed: int, **more: np.ndarray) -> dict[str, jax.Array]:
+    """A batch whose rows hold 1 to LENGTH real tokens, in up to three documents."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, VOCAB_SIZE, (ROWS, LENGTH + 1))
+    position = np.arange(LENGTH)
+    segment_ids = 1 + np.sort(rng.integers(0, 3, (ROWS, LENGTH)), axis=1)
+    segment_ids[position >= rng.integers(1, LENGTH + 1, (ROWS, 1))] = 0
+    arrays = {
+        "ids": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": segment_ids, "positions": np.broadcast_to(position, segment_ids.shape),
+        "num_bytes": rng.integers(0, 100, ROWS), "cursors": rng.integers(0, 100, (ROWS, 2))}
+    arrays = {name: value.astype(np.int32) for name, value in arrays.items()} | more
+    return {name: put_rows(value, range(ROWS), ROWS, cursor_sharding(mesh) if name == "cursors" else batch_sharding(mesh, value.ndim))
+            for name, value in arrays.items()}
+
+
+def on_host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def assert_bitwise_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, on_host(one), on_host(other))
+
+
+# The decoder on every mesh.
+
+
+def decoder_program(mesh, config: OptimizerConfig):
+    return build_program(lambda rngs: Decoder(DECODER, VOCAB_SIZE, rngs=rngs), config, mesh, batch_rows=ROWS, num_sources=1)
+
+
+def optimizer_config(kind: str) -> OptimizerConfig:
+    # With a small epsilon Adam would make steps of full size out of gradients that are nothing but rounding.
+    return OptimizerConfig(kind=kind, learning_rate=0.01, warmup_share=0, epsilon=1e-4)
+
+
+@functools.cache
+def initial_state(kind: str):
+    """On the host, from one device."""
+    program = decoder_program(test_mesh(devices=1), optimizer_config(kind))
+    return on_host(program.init.lower(KEY).compile(compiler_options=COMPILER_OPTIONS)(KEY))
+
+
+def train_decoder(mesh, kind: str, num_microbatches: int = 1):
+    """The state after STEPS steps, and each step's metrics."""
+    config = optimizer_config(kind)
+    program = decoder_program(mesh, config)
+    train_step = make_train_step(program, Causal(), config, mesh, meter=make_meter(Budget(steps=10), 1.0), num_microbatches=num_microbatches)
+    state, batch = jax.device_put(initial_state(kind), program.shardings), functools.partial(make_batch, mesh)
+    train_step = train_step.lower(state, batch(0)).compile(compiler_options=COMPILER_OPTIONS)
+    metrics = []
+    for number in range(STEPS):
+        state, one = train_step(state, batch(number))
+        metrics.append(on_host(one))
+    assert jax.tree.map(lambda x: x.sharding, state) == program.shardings
+    return on_host(state), metrics
+
+
+@functools.cache
+def trained_on_one_device(kind: str):
+    return train_decoder(test_mesh(devices=1), kind)
+
+
+@pytest.mark.parametrize("kind, num_microbatches, sizes", [
+    ("adamw", 4, dict(devices=1)),
+    ("adamw", 1, dict(fsdp=8)),
+    ("adamw", 2, dict(replica=2, fsdp=2, tensor=2)),
+    ("adamw", 1, dict(fsdp=2, tensor=2, sequence=2)),
+    ("adamw", 4, dict(replica=2, fsdp=1, sequence=4)),
+    ("muon", 2, dict(fsdp=2, tensor=2, sequence=2)),
+    pytest.param("muon", 1, dict(replica=2, fsdp=4), marks=pytest.mark.slow),
+], ids=str)
+def test_every_mesh_and_every_number_of_microbatches_trains_the_same(kind, num_microbatches, sizes, monkeypatch):
+    expected_state, expected = trained_on_one_device(kind)
+    if sizes.get("sequence") == 4:  # and the loss in chunks of a sharded sequence
+        monkeypatch.setattr(linear_cross_entropy_api, "MAX_LOGITS_BYTES", ROWS * LENGTH * 128 // 8)
+    state, metrics = train_decoder(test_mesh(**sizes), kind, num_microbatches)
+    for name in ("loss", "nats", "tokens", "num_bytes", "grad_norm", "learning_rate"):
+        np.testing.assert_allclose([one[name] for one in metrics], [one[name] for one in expected], rtol=2e-5, err_msg=name)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6), state, expected_state)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_training_learns(kind):
+    """So that what is compared above is not a step that does nothing."""
+    _, metrics = trained_on_one_device(kind)
+    assert metrics[0]["loss"] == pytest.approx(np.log(VOCAB_SIZE), rel=0.2)
+    assert all(one["tokens"] < ROWS * LENGTH for one in metrics)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), trained_on_one_device(kind)[0].params, initial_state(kind).params)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_weights_start_the_same_on_every_mesh():
+    program = decoder_program(test_mesh(replica=2, fsdp=2, tensor=2), optimizer_config("adamw"))
+    state = program.init.lower(KEY).compile(compiler_options=COMPILER_OPTIONS)(KEY)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), on_host(state), initial_state("adamw"))
+
+
+@pytest.mark.parametrize("kind, moments", [("adamw", 2), ("muon", 1)])
+def test_moments_live_where_their_parameter_does(kind, moments):
+    mesh = test_mesh(fsdp=4, tensor=2)
+    program = decoder_program(mesh, optimizer_config(kind))
+
+    def shard_shapes(shapes, shardings):
+        """Of all that is more than a counter."""
+        pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings))
+        return sorted((x.shape, sharding.shard_shape(x.shape)) for x, sharding in pairs if len(x.shape) > 1)
+
+    of_params = shard_shapes(program.shapes.params, program.shardings.params)
+    assert all(np.prod(shard) < np.prod(whole) for whole, shard in of_params if min(whole) > 8)
+    tables = [pair for pair in of_params if pair[0][0] > DECODER.num_layers]  # not of a layer, so AdamW's, with a second moment
+    of_moments = shard_shapes(program.shapes.opt_state, program.shardings.opt_state)
+    norms = [pair for pair in of_params if len(pair[0]) == 2 and pair not in tables]
+    assert of_moments == sorted(moments * of_params + (tables + norms if kind == "muon" else []))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_orbax_saves_the_state_as_it_is_and_restores_it_onto_another_mesh(kind, tmp_path):
+    saved = jax.device_put(trained_on_one_device(kind)[0], decoder_program(test_mesh(fsdp=8), optimizer_config(kind)).shardings)
+    program = decoder_program(test_mesh(devices=4, fsdp=2, tensor=2), optimizer_config(kind))
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(1, args=ocp.args.StandardSave(saved))
+        manager.wait_until_finished()
+        target = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings)
+        restored = manager.restore(1, args=ocp.args.StandardRestore(target))
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    assert jax.tree.map(lambda x: x.sharding, restored) == program.shardings
+    assert_bitwise_equal(restored, saved)
+
+
+class Embedder(nnx.Module):
+    """What the objective asks of a model, and no more."""
+
+    vocab_size = VOCAB_SIZE
+
+    def __init__(self):
+        self.output_table = parameter(jax.random.normal(jax.random.key(0), (VOCAB_SIZE + 3, 4)), "vocab", "embed")
+
+    def __call__(self, ids_bt, segment_ids_bt, positions_bt):
+        return self.output_table[ids_bt]
+
+
+def test_z_loss_adds_log_z_squared():
+    model, batch = Embedder(), make_batch(test_mesh(devices=1), 0)
+    table = np.array(model.output_table[...])
+    logits = (table[batch["ids"]] @ table.T)[..., :VOCAB_SIZE]
+    logz = np.log(np.exp(logits).sum(-1))
+    nats = logz - np.take_along_axis(logits, np.array(batch["targets"])[..., None], axis=-1)[..., 0]
+    real = np.array(batch["segment_ids"]) > 0
+    for z_loss in (0.0, 0.5):
+        loss, weight, aux = Causal(z_loss=z_loss)(model, batch, jax.random.key(0))
+        np.testing.assert_allclose(aux["nats"], nats[real].sum(), rtol=1e-5)
+        np.testing.assert_allclose(loss, (nats + z_loss * logz**2)[real].sum(), rtol=1e-5)
+        assert weight == real.sum()
+
+
+# What the step does around the gradient, with a model that compiles at once.
+
+
+class Toy(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.table = parameter(jax.random.normal(rngs.params(), (VOCAB_SIZE + 3, 4)), "vocab", "embed")
+        self.scale = parameter(jnp.ones(4), "norm")
+
+
+class ToyObjective:
+    """A sum of squares times `kick`, plus a square root of `root`, whose gradient at 0 is not finite though its value is."""
+
+    def __init__(self):
+        self.traces = 0
+
+    def __call__(self, model, batch, rng):
+        self.traces += 1
+        weight_bt = (batch["segment_ids"] > 0).astype(jnp.float32)
+        squares_bt = jnp.sum((model.table[batch["ids"]] * model.scale[...] - 1) ** 2, axis=-1)
+        nats = jnp.sum(weight_bt * squares_bt)
+        loss = nats * batch["kick"][0] + jnp.sqrt(batch["root"][0] * model.scale[0])
+        return loss + jax.random.uniform(rng) * batch["noise"][0], jnp.sum(weight_bt), {"nats": nats}
+
+
+GOOD = {"kick": 1.0, "root": 1.0, "noise": 0.0}
+BAD = {
+    "loss is nan": GOOD | {"kick": np.nan},
+    "loss is infinite": GOOD | {"kick": np.inf},
+    "gradient is not finite": GOOD | {"root": 0.0},
+    "gradient overflows in float32": GOOD | {"kick": 1e30},
+    "gradient spikes": GOOD | {"kick": 1e3},
+}
+
+
+@functools.cache
+def toy_step(budget: Budget, flops_per_step: float, num_microbatches: int, mesh):
+    config, objective = OptimizerConfig(learning_rate=0.01), ToyObjective()
+    program = build_program(Toy, config, mesh, batch_rows=ROWS, num_sources=1)
+    step = make_train_step(program, objective, config, mesh, meter=make_meter(budget, flops_per_step), num_microbatches=num_microbatches)
+    return program, objective, step
+
+
+class ToyRun:
+    """A run of the toy model that is stepped by hand."""
+
+    def __init__(self, budget: Budget = Budget(steps=100), *, flops_per_step: float = 1.0, num_microbatches: int = 1, **mesh_sizes: int):
+        self.mesh = test_mesh(**{"devices": 1} | mesh_sizes)
+        program, self.objective, self.train_step = toy_step(budget, flops_per_step, num_microbatches, self.mesh)
+        self.state = program.init(KEY)
+
+    def batch(self, seed: int, **signals: float):
+        return make_batch(self.mesh, seed, **{name: np.full(ROWS, value, np.float32) for name, value in (GOOD | signals).items()})
+
+    def step(self, seed: int, **signals: float):
+        """Takes one step; returns the state after it and its metrics, on the host."""
+        self.state, metrics = self.train_step(self.state, self.batch(seed, **signals))
+        return on_host(self.state), on_host(metrics)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_steps_are_left_out_and_counted(bad):
+    run = ToyRun()
+    run.state = dataclasses.replace(run.state, step=jnp.array(50))  # from here on spikes are looked for
+    before, _ = run.step(0)
+    assert before.skipped_steps == 0
+    for number in (1, 2):
+        after, metrics = run.step(10 + number, **BAD[bad])
+        assert_bitwise_equal((after.params, after.opt_state, after.mean_grad_norm), (before.params, before.opt_state, before.mean_grad_norm))
+        assert (metrics["skipped"], after.skipped_steps, after.skipped_in_a_row) == (1, number, number)
+        assert after.step == 51 + number
+        assert from_limbs(after.bytes_seen) > from_limbs(before.bytes_seen)
+        assert (after.cursors != before.cursors).any()
+    after, metrics = run.step(20)
+    assert (metrics["skipped"], after.skipped_steps, after.skipped_in_a_row) == (0, 2, 0)
+    assert (after.params["table"] != before.params["table"]).any()
+    after, _ = run.step(21, **BAD[bad])
+    assert (after.skipped_steps, after.skipped_in_a_row) == (3, 1)
+
+
+def test_a_spike_is_not_looked_for_before_there_is_a_mean():
+    run = ToyRun()
+    run.step(0)
+    _, metrics = run.step(1, **BAD["gradient spikes"])
+    assert metrics["skipped"] == 0
+
+
+def test_gradients_are_clipped_to_the_norm():
+    """A step at a thousand times the gradient is no larger."""
+    moved = []
+    for kick in (1.0, 1e3):
+        run = ToyRun()
+        before = on_host(run.state)
+        after, metrics = run.step(0, kick=kick)
+        assert metrics["grad_norm"] > 1
+        moments = next(part.mu for part in after.opt_state if hasattr(part, "mu"))
+        assert np.sqrt(sum(np.sum(m**2) for m in jax.tree.leaves(moments))) == pytest.approx(1 - OptimizerConfig().beta1, rel=1e-4)
+        moved.append(np.abs(after.params["table"] - before.params["table"]).max())
+    assert moved[1] == pytest.approx(moved[0], rel=0.05)
+
+
+@pytest.mark.parametrize("budget, flops_per_step", [
+    (Budget(steps=3), 1.0), (Budget(flops=2.5e15), 1e15), (Budget(bytes=2100), 1.0)], ids=["steps", "flops", "bytes"])
+def test_nothing_at_all_changes_when_the_budget_is_spent(budget, flops_per_step):
+    run = ToyRun(budget, flops_per_step=flops_per_step)
+    shares = []
+    for seed in range(3):
+        state, metrics = run.step(seed)
+        shares.append(metrics["share"])
+        assert not metrics["over"]
+    assert shares[0] == 0 and shares == sorted(shares) and shares[-1] < 1
+    if budget.bytes is not None:  # the third step was the one that reached it
+        assert 2100 <= from_limbs(state.bytes_seen) < 2100 + metrics["num_bytes"]
+    for seed, signals in ((10, GOOD), (11, BAD["loss is nan"])):
+        after, metrics = run.step(seed, **signals)
+        assert metrics["over"] and metrics["step"] == 3
+        assert_bitwise_equal(after, state)
+
+
+@pytest.mark.parametrize("before", [0, 2**LIMB_BITS - 1, 2**LIMB_BITS - 700, 2**31 - 300, 5 * 2**40 + 2**LIMB_BITS - 5])
+def test_bytes_seen_carry_exactly(before):
+    run = ToyRun(Budget(bytes=2**45))
+    run.state = dataclasses.replace(run.state, bytes_seen=jnp.array(limbs(before), jnp.int32))
+    for seed in range(3):
+        state, metrics = run.step(seed)
+        before += int(metrics["num_bytes"])
+        assert from_limbs(state.bytes_seen) == before
+        assert 0 <= state.bytes_seen[1] < 2**LIMB_BITS
+
+
+@pytest.mark.parametrize("sizes", [dict(devices=1), dict(devices=8, replica=2, fsdp=2, tensor=2)], ids=str)
+def test_the_second_step_traces_nothing_and_the_state_is_donated(sizes):
+    run = ToyRun(Budget(steps=10), **sizes)  # no other test's, which may have been traced before
+    before = jax.tree.leaves(run.state)
+    run.step(0)
+    traces = run.objective.traces
+    assert all(leaf.is_deleted() for leaf in before)
+    run.step(1)
+    run.step(2)
+    assert run.objective.traces == traces
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_random_numbers_are_new_in_each_step_and_the_same_on_every_mesh(num_microbatches):
+    losses = []
+    for sizes in (dict(devices=1), dict(devices=8, fsdp=4, tensor=2)):
+        run = ToyRun(num_microbatches=num_microbatches, **sizes)
+        losses.append([float(run.step(0, kick=0.0, noise=1e6)[1]["loss"]) for _ in range(3)])
+    assert len(set(losses[0])) == 3
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
