@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -95,7 +96,8 @@ def main() -> None:
         documents = _documents(options.corpus_file, options.document_bytes)
         results = {str(x): measure(tokenizer_lab.load(x), documents, options.repeats) for x in options.artifacts}
     except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     _print(results, os.cpu_count())
     if options.json_file is not None:
         options.json_file.write_text(json.dumps(results, indent=2) + "\n")

@@ -304,7 +304,7 @@ def _faithful_tokenizer(spec: dict) -> tokenizers.Tokenizer:
         }
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except BaseException as error:
-        if not isinstance(error, RecursionError):
+        if not isinstance(error, (RecursionError, TypeError, ValueError)):  # Too deep, or not of the form we change.
             _raise_unless_from_library(error)
         raise UserError(f"not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}") from error
     tokenizer.encode_special_tokens = True  # Their literal text in a document is text.
@@ -314,15 +314,17 @@ def _faithful_tokenizer(spec: dict) -> tokenizers.Tokenizer:
 def _plain_model(model: dict) -> dict:
     """A model, as in a tokenizer.json, without random merges, and with an id for what it does not know.
 
-    Any id will do: its bytes are not those of the text, and so `encode` does not use it.
+    Any id will do: its bytes are not those of the text, and so `encode` does not use it. Unigram takes neighbours with that id
+    for one unknown word, so there it is the least probable, and none where nothing is unknown.
     """
     vocab = model.get("vocab")
     if isinstance(vocab, list):  # Unigram
-        return model | {"unk_id": 0} if vocab and model.get("unk_id") is None else model
-    if "merges" in model:  # BPE leaves out what it does not know
+        if model.get("unk_id") is None and not _BYTE_OF_CHARACTER.keys() <= {piece for piece, _ in vocab}:
+            return model | {"unk_id": min(range(len(vocab)), key=lambda id_: vocab[id_][1], default=None)}
+    elif "merges" in model:  # BPE leaves out what it does not know
         return model | {"dropout": None}
-    if isinstance(vocab, dict) and vocab and str(model.get("unk_token")) not in vocab:
-        return model | {"unk_token": min(vocab)}
+    elif isinstance(vocab, dict) and str(model.get("unk_token")) not in vocab:
+        return model | {"unk_token": min(vocab, default="")}
     return model
 
 

@@ -1,233 +1,43 @@
-"""The console command `toklab`: options from the config dataclasses, one line for every error.
+"""The first moments of the console command `toklab`: until everything is imported, Ctrl-C ends the process at once.
 
-Exit codes: 0 done, 2 the person can mend it (one line on stderr), 75 stopped by a signal after saving (start it again),
-130 interrupted.
+This module imports nothing but the standard library, so that the handler is in place before anything else is loaded: an
+interrupt while libraries initialize their native code can crash the interpreter.
 """
 
 import contextlib
-import dataclasses
-import io
 import os
-import pathlib
-import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+import threading
+from collections.abc import Iterator
+from typing import Any
 
-import rich.console
-import rich.progress
-import tyro
-
-from tokenizer_lab.errors import UserError
-
-EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 75, 130
+EXIT_INTERRUPTED = 130
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """Score every held-out byte of a corpus with a trained run."""
-
-    run: tyro.conf.Positional[pathlib.Path]
-    """The run's folder."""
-    corpus: pathlib.Path | None = None
-    """Corpus store to score; the run's own if none is given."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleOptions:
-    """Draw text from a trained run."""
-
-    run: tyro.conf.Positional[pathlib.Path]
-    """The run's folder."""
-    prompt: str
-    """The text to go on from; with subwords, best ended where a word ends (see train/sampling.py)."""
-    max_tokens: int = 200
-    """Ids to draw at most."""
-    temperature: float = 0.8
-    """0 takes the likeliest id."""
-    top_k: int = 0
-    """Only the k likeliest ids; 0 for all."""
-    top_p: float = 0.95
-    """Only the likeliest ids that together hold this probability."""
-    seed: int = 0
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Runs `toklab` and exits the process with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Runs `toklab` with the arguments behind its name; returns the exit code."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(usage())
-            return 0
-        if arguments[0] not in COMMANDS:
-            from train.recipe import nearest  # noqa: PLC0415 (jax, which takes seconds, is imported by the commands that need it)
-
-            raise UserError(f"no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
-        return COMMANDS[arguments[0]](list(arguments[1:])) or 0
-    except UserError as error:
-        print(f"toklab: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("toklab: interrupted; what was committed before is whole", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return EXIT_INTERRUPTED
-
-
-def usage() -> str:
-    lines = ["usage: toklab COMMAND ...", ""]
-    lines += [f"  {name:8} {command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "toklab COMMAND --help shows a command's options."])
-
-
-def parse(options: Any, arguments: Sequence[str], command: str, **keywords: Any) -> Any:
-    """`tyro.cli` whose complaint, a box of several lines, becomes one line."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(options, args=arguments, prog=f"toklab {command}", **keywords)
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        lines = [line.strip(" │╭╮╰╯─") for line in complaint.getvalue().splitlines()]
-        text = " ".join(line for line in lines[1:] if line and not re.fullmatch(r"[-─]+", line))
-        raise UserError(text.replace("Perhaps you meant:", "did you mean")) from None
-
-
-def ingest(arguments: list[str]) -> None:
-    """text, jsonl or parquet -> a corpus store"""
-    from data.ingest import IngestOptions, ingest as run_ingest  # noqa: PLC0415
-
-    options, console = parse(IngestOptions, arguments, "ingest"), rich.console.Console()
-    with progress_bar(console, "ingest", of_bytes=True) as update:
-        result = run_ingest(options, update)
-    console.print(str(result), soft_wrap=True)
-
-
-def fit(arguments: list[str]) -> None:
-    """learn a representation's artifact from a corpus"""
-    from data.store import Corpus  # noqa: PLC0415
-    from tokenizer_lab.representation import KINDS, kind_class  # noqa: PLC0415
-    from train.recipe import nearest  # noqa: PLC0415
-
-    if not arguments or arguments[0] not in KINDS:
-        given = arguments[0] if arguments else ""
-        if given in ("-h", "--help"):
-            print(f"usage: toklab fit KIND --corpus CORPUS --out ARTIFACT ...; the kinds are {', '.join(KINDS)}")
-            return
-        raise UserError(f"no representation {given!r}{nearest(given, KINDS)}; toklab fit takes one of {', '.join(KINDS)}")
-    kind, *arguments = arguments
-    fit_options = sys.modules[kind_class(kind).__module__].FIT_OPTIONS
-    command = dataclasses.make_dataclass(
-        "Fit", [("corpus", pathlib.Path), ("out", pathlib.Path), ("options", Annotated[fit_options, tyro.conf.arg(name="")])],
-        kw_only=True, frozen=True)
-    command.__doc__ = f"Fit a {kind} representation on a corpus's train split."
-    options, console = parse(command, arguments, f"fit {kind}"), rich.console.Console()
-    corpus = Corpus.open(options.corpus)
-    documents = corpus.documents("train")
-    with progress_bar(console, f"fit {kind}", of_bytes=True) as update:
-        representation = options.options.fit(counted(documents, documents.num_bytes, update), corpus.content_hash)
-    representation.save(options.out)
-    console.print(f"{options.out}: {kind}, {representation.vocab_size:,} ids, fingerprint {representation.fingerprint[:12]}", soft_wrap=True)
-
-
-def train(arguments: list[str]) -> int:
-    """train a recipe; goes on by itself where the run folder has a checkpoint"""
-    from train.loop import STOPPED, train as run_training  # noqa: PLC0415
-    from train.recipe import Recipe, load_recipe, to_json  # noqa: PLC0415
-
-    if not arguments or arguments[0].startswith("-"):
-        if arguments and arguments[0] not in ("-h", "--help"):
-            raise UserError("the recipe comes first: toklab train RECIPE --run-dir RUN [--field value ...]")
-        print("usage: toklab train RECIPE --run-dir RUN [--field value ...]; toklab train RECIPE --help shows every field")
-        return 0
-    name, *arguments = arguments
-    recipe = load_recipe(name)
-    command = dataclasses.make_dataclass(
-        "Train", [("run_dir", pathlib.Path), ("recipe", Annotated[Recipe, tyro.conf.arg(name="")], dataclasses.field(default=recipe))],
-        kw_only=True, frozen=True)
-    command.__doc__ = f"Train the recipe {name}."
-    options, console = parse(command, arguments, f"train {name}"), rich.console.Console()
-    show_config(to_json(options.recipe), console)
-    if run_training(options.recipe, str(options.run_dir), console) == STOPPED:
-        print(f"toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
-        return EXIT_STOPPED
-    return 0
-
-
-def evaluate(arguments: list[str]) -> None:
-    """bits per byte of a run over all held-out text"""
-    options, console = parse(EvalOptions, arguments, "eval"), rich.console.Console()
-    from train.evaluation import evaluate_run  # noqa: PLC0415
-
-    with progress_bar(console, "eval", of_bytes=True) as update:
-        result = evaluate_run(str(options.run), str(options.corpus) if options.corpus else None, update)
-    for domain, numbers in [*result["by_domain"].items(), ("all", result)]:
-        low, high = numbers["interval_95"]
-        console.print(f"{options.run}  {domain:12} {numbers['bits_per_byte']:.4f} bits/byte  95 % [{low:.4f}, {high:.4f}]  "
-                      f"{numbers['num_documents']:,} documents, {numbers['num_bytes']:,} bytes", soft_wrap=True, highlight=False)
-
-
-def sample(arguments: list[str]) -> None:
-    """text from a run"""
-    options, console = parse(SampleOptions, arguments, "sample"), rich.console.Console()
-    from train.sampling import sample_run  # noqa: PLC0415
-
-    with console.status("sampling"):
-        text = sample_run(str(options.run), options.prompt, max_tokens=options.max_tokens, temperature=options.temperature,
-                          top_k=options.top_k, top_p=options.top_p, seed=options.seed)
-    console.print(options.prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def report(arguments: list[str]) -> None:
-    """many runs -> one page, CSV and JSON"""
-    from train.report import ReportOptions, console_table, write_report  # noqa: PLC0415
-
-    options, console = parse(ReportOptions, arguments, "report"), rich.console.Console()
-    result = write_report(options.runs, options.out)
-    console.print(console_table(result))
-    console.print(f"{options.out / 'index.html'}", soft_wrap=True)
-
-
-COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "ingest": ingest, "fit": fit, "train": train, "eval": evaluate, "sample": sample, "report": report,
-}
+    with interruptible_import():
+        from train import commands
+    sys.exit(commands.run(sys.argv[1:]))
 
 
 @contextlib.contextmanager
-def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool):
-    """A bar that is drawn on a terminal; yields `update(done, total)`."""
-    columns = [rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(), rich.progress.TaskProgressColumn()]
-    columns += [rich.progress.DownloadColumn(), rich.progress.TransferSpeedColumn()] if of_bytes else []
-    with rich.progress.Progress(*columns, rich.progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def interruptible_import() -> Iterator[None]:
+    """Imports inside are ended by Ctrl-C cleanly: nothing has been begun yet, so that the process just goes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def counted(documents: Any, total_bytes: int, update: Callable[[int, int], None]) -> Any:
-    """The documents one by one, telling `update` how many bytes have gone by."""
-    done = 0
-    for number in range(len(documents)):
-        document = documents[number]
-        yield document
-        done += len(document)
-        update(done, total_bytes)
-
-
-def show_config(config: dict[str, Any], console: rich.console.Console) -> None:
-    """The resolved config, a line a section."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            value = "  ".join(f"{field}={'' if part is None else part}" for field, part in value.items())
-        console.print(f"[bold]{name:14}[/bold] ", end="", highlight=False)
-        console.print(value, markup=False, highlight=False, soft_wrap=True)
+def _leave(*_: Any) -> None:
+    os.write(2, b"toklab: interrupted before anything was begun\n")
+    os._exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -61,12 +61,14 @@ class RunLog:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
         for file in self._files.values():
             file.close()
-        for writer in (self._tensorboard, self._wandb):
-            if writer is not None:
-                writer.close() if writer is self._tensorboard else writer.finish()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -71,7 +71,7 @@ class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) or Muon (Jordan et al. 2024) with a schedule over progress."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """Muon takes the layers' matrices, AdamW what is left."""
+    """Muon takes the layers' matrices, AdamW (then with Nesterov's momentum) what is left."""
     learning_rate: float = 3e-3
     """At the schedule's top."""
     schedule: Literal["cosine", "wsd"] = "cosine"

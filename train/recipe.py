@@ -7,6 +7,7 @@ it costs and what came out.
 import dataclasses
 import difflib
 import importlib.util
+import math
 import pathlib
 import types
 import typing
@@ -96,6 +97,11 @@ class Recipe:
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     seed: int = 0
+
+    def __post_init__(self):
+        for name, value in flatten(to_json(self)).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name} is {value}; it must be a finite number")
 
 
 # What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run longer.

@@ -175,7 +175,7 @@ def make_train_step(
         new_state = dataclasses.replace(state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted)
         metrics = {
             "loss": sums["loss"] / weight, "nats": sums["nats"], "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
-            "grad_norm": norm, "skipped": skipped, "over": over, "share": share, "step": new_state.step, "bytes_seen": new_state.bytes_seen,
+            "grad_norm": norm, "skipped": skipped, "over": over, "share": meter(new_state.step, new_state.bytes_seen)[0], "step": new_state.step, "bytes_seen": new_state.bytes_seen,
             "skipped_steps": new_state.skipped_steps, "skipped_in_a_row": new_state.skipped_in_a_row,
         }
         return new_state, metrics

@@ -47,16 +47,20 @@ def hidden(model, ids, segments, positions):
 
 def mean_nats(model, ids, segments, positions, targets):
     nats, _ = linear_cross_entropy(model(ids, segments, positions), model.output_table[...], targets, vocab_size=model.vocab_size)
-    return jnp.sum(nats * (segments > 0)) / jnp.sum(segments > 0)
+    return jnp.mean(nats, where=segments > 0)
 
 
 value_and_gradients = nnx.jit(nnx.value_and_grad(mean_nats))
 
 
-def flat(state) -> dict[str, Any]:
+def flat(tree: dict) -> dict[str, Any]:
     """Leaves by the names of their paths, such as "blocks.mlp.gate"."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state), is_leaf=lambda leaf: isinstance(leaf, tuple))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, tuple))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def parameters(model) -> dict[str, jax.Array]:
+    return flat(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
 def test_a_position_depends_on_its_own_document_up_to_itself_and_on_all_of_that():
@@ -99,7 +103,7 @@ def test_remat_changes_neither_values_nor_gradients():
     results = {}
     for remat in ("none", "dots", "full"):
         loss, gradients = value_and_gradients(build(dataclasses.replace(TINY, remat=remat)), ids, segments, positions, targets)
-        results[remat] = {"loss": np.asarray(loss), **flat(gradients)}
+        results[remat] = {"loss": np.asarray(loss), **flat(nnx.to_pure_dict(gradients))}
     for remat in ("dots", "full"):
         for name, expected in results["none"].items():
             np.testing.assert_allclose(results[remat][name], expected, rtol=1e-5, atol=1e-7, err_msg=f"{remat} {name}")
@@ -130,7 +134,7 @@ def test_every_parameter_is_used_in_every_option(options):
     ids = np.tile(np.arange(VOCAB, dtype=np.int32), 2)[None]
     loss, gradients = value_and_gradients(model, ids, *pack(2 * VOCAB, length=2 * VOCAB), ids[:, ::-1])
     assert np.isfinite(loss)
-    names = flat(gradients)
+    names = flat(nnx.to_pure_dict(gradients))
     assert ("unembedding" in names) != model.config.tied_embeddings
     assert ("blocks.attention.query_scale" in names) == model.config.qk_norm
     assert names["blocks.attention.key"].shape[-2] == model.config.num_kv_heads
@@ -187,7 +191,7 @@ def test_before_training_all_ids_are_about_as_likely(options):
 def test_compute_dtype_is_of_activations_and_not_of_parameters_and_logits():
     ids, (segments, positions) = random_ids(1, LENGTH), pack(LENGTH)
     exact, coarse = build(), build(dataclasses.replace(TINY, compute_dtype="bfloat16"))
-    assert {leaf.dtype for leaf in flat(nnx.state(coarse)).values()} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in parameters(coarse).values()} == {np.dtype("float32")}
     out = hidden(coarse, ids, segments, positions)
     assert out.dtype == jnp.bfloat16 and hidden(exact, ids, segments, positions).dtype == jnp.float32
     assert coarse.logits(out).dtype == jnp.float32
@@ -225,14 +229,14 @@ def test_layers_are_not_copies_of_each_other():
 
 
 def test_seed_decides_the_parameters():
-    first, again, other = (flat(nnx.state(build(seed=seed))) for seed in (0, 0, 1))
+    first, again, other = (parameters(build(seed=seed)) for seed in (0, 0, 1))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["embedding"], other["embedding"])
 
 
 def test_matrices_begin_with_the_variance_that_keeps_activations():
     config = dataclasses.replace(TINY, embed_dim=128, mlp_dim=256, num_heads=8, head_dim=32)
-    params = flat(nnx.state(build(config)))
+    params = parameters(build(config))
     residual = (2 * config.num_layers) ** -0.5
     for name, deviation in {
         "embedding": 128**-0.5, "unembedding": 128**-0.5, "blocks.attention.query": 128**-0.5, "blocks.attention.key": 128**-0.5,
@@ -244,9 +248,8 @@ def test_matrices_begin_with_the_variance_that_keeps_activations():
 
 @pytest.mark.parametrize("options", [{}, {"qk_norm": False, "tied_embeddings": True}])
 def test_every_axis_of_every_parameter_has_a_name(options):
-    state = nnx.state(build(dataclasses.replace(TINY, **options)), nnx.Param)
-    shapes = flat(state)
-    axes = flat(parameter_axes(state))
+    model = build(dataclasses.replace(TINY, **options))
+    shapes, axes = parameters(model), flat(parameter_axes(nnx.state(model, nnx.Param)))
     assert axes.keys() == shapes.keys()
     sizes = {"layers": 2, "vocab": 128, "embed": 16, "norm": 16, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp": 24}
     for name, names in axes.items():

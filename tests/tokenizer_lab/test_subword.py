@@ -1,5 +1,6 @@
 """What only subword tokenizers promise: reproducible fits, and ids that are the library's own wherever they can be."""
 
+import inspect
 import json
 import os
 import pathlib
@@ -131,6 +132,13 @@ def test_ids_of_valid_text_are_the_library_s(representations, name, text):
     ids = representation.encode(text.encode())
     assert ids.tolist() == library_ids(tokenizer, text)
     assert tokenizer.decode(ids.tolist()) == text
+
+
+@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "unigram-gpt4", "unigram-whitespace"])
+def test_our_fits_never_take_the_slow_path(representations, documents, name, monkeypatch):
+    monkeypatch.setattr(SubwordRepresentation, "_encode_aligned", None)
+    for text in [b"\n".join(documents), "  ,, \0\0 ’’ 語語 ÿÿ \n\n\n\n".encode() * 100, bytes(range(256)) * 10]:
+        representations[name].encode(text)
 
 
 def test_pretokenization_sets_where_tokens_may_not_cross():
@@ -267,13 +275,13 @@ def test_words_are_kept_beside_words_that_the_vocabulary_lacks(foreign_tokenizer
     assert representation.encode(b"and").tolist() == [77]
 
 
-def test_templates_truncation_and_padding_are_off(representations):
+def test_templates_special_tokens_truncation_and_padding_are_off(representations):
     tokenizer = Tokenizer.from_str(representations["bpe-gpt4"].to_files()["tokenizer.json"].decode())
-    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.add_special_tokens(["<s>", "statement with"])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 699)])
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=50)
-    for text in (b"a", b"some longer text"):
+    for text in (b"a", b"some longer statement with <s> in it"):
         assert np.array_equal(loaded(tokenizer).encode(text), representations["bpe-gpt4"].encode(text))
 
 
@@ -309,7 +317,7 @@ def minimal(**changes) -> bytes:
         minimal(model={"type": "BPE", "vocab": {"a": 0}, "merges": ["a z"]}),
         minimal(model={"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": ["a"]}),
         minimal(model={"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]]}),
-        minimal(model={"type": "Unigram", "unk_id": None, "vocab": [["a", None]]}),
+        *(minimal(model={"type": "Unigram", "vocab": x}) for x in ([["a", None]], ["a"], [5], [["a", 0], ["b", "c"]], [["a"]], [{}], [[[], 0]])),
         minimal(model={"type": "Quantum"}),
     ],
 )
@@ -320,11 +328,17 @@ def test_what_is_no_tokenizer_json_is_refused(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_nesting_of_any_depth_is_refused():
-    for depth in range(150, 1500, 25):
-        steps = b'{"type": "Sequence", "normalizers": [' * depth + b"]}" * depth
-        with pytest.raises(UserError, match="not a tokenizer.json"):
-            SubwordRepresentation(minimal()[:-1] + b', "normalizer": ' + steps + b"}")
+@pytest.mark.parametrize("free_frames", [200, 900])
+def test_nesting_of_any_depth_is_refused(free_frames):
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + free_frames)
+    try:
+        for depth in range(150, 1500, 25):
+            steps = b'{"type": "Sequence", "normalizers": [' * depth + b"]}" * depth
+            with pytest.raises(UserError, match="not a tokenizer.json"):
+                SubwordRepresentation(minimal()[:-1] + b', "normalizer": ' + steps + b"}")
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_a_tokenizer_json_that_is_not_there_is_refused(tmp_path):
@@ -334,7 +348,8 @@ def test_a_tokenizer_json_that_is_not_there_is_refused(tmp_path):
         SubwordFit(from_file=tmp_path).fit([], "")
 
 
-@pytest.mark.parametrize("model", [{"type": "BPE", "vocab": {}, "merges": []}, {"type": "WordLevel", "vocab": {}, "unk_token": "?"}])
+@pytest.mark.parametrize("model", [{"type": "BPE", "vocab": {}, "merges": []}, {"type": "WordLevel", "vocab": {}, "unk_token": "?"},
+    {"type": "Unigram", "vocab": []}])
 def test_an_empty_vocabulary_leaves_the_bytes(model):
     representation = SubwordRepresentation(minimal(model=model))
     assert representation.vocab_size == 257

@@ -166,7 +166,7 @@ def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path):
 @pytest.mark.usefixtures("one_device")
 def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(recipe, tmp_path):
     train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE)
-    bad = change(recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": float("inf")})
+    bad = change(recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": 1e38})
     with pytest.raises(UserError, match="the last 3 steps, up to step 3, were skipped because their gradients were not finite"):
         train(bad, tmp_path / "bad", CONSOLE)
     assert Checkpoints(RunFolder(tmp_path / "run").checkpoints).latest_step() == 2

@@ -16,6 +16,7 @@ os.environ |= {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 import collections
+import math
 import re
 import time
 import warnings
@@ -35,39 +36,48 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 def compile_train_step(
     topology: str, *, num_slices: int = 1, mesh: dict = {}, model: dict = {}, optimizer: dict = {}, vocab_size: int = 257,
-    batch_rows: int = 32, sequence_length: int = 1024, num_microbatches: int = 1,
+    batch_rows: int = 32, sequence_length: int = 1024, num_microbatches: int = 1, optimization_level: str = "O0",
 ) -> dict:
-    """Compiles the step of a recipe with these options for the TPUs of a topology such as "v5e:4x4"."""
+    """Compiles the step of a recipe with these options for the TPUs of a topology such as "v5e:4x4".
+
+    At the level "O0" it takes seconds and tells whether a step compiles; how much memory it needs shows at "UNKNOWN", the compiler's default.
+    """
+    jax.config.update("jax_optimization_level", optimization_level)
     slices = {"num_slices": num_slices} if num_slices > 1 else {}
     devices = topologies.get_topology_desc(topology_name=topology, platform="tpu", **slices).devices
     mesh = make_mesh(MeshConfig(**mesh), devices)
     check_batch(mesh, batch_rows, sequence_length, num_microbatches)
-    model, optimizer = DecoderConfig(**{"num_layers": 2, **model}), OptimizerConfig(**optimizer)
-    with jax.set_mesh(mesh):
-        program = build_program(lambda rngs: Decoder(model, vocab_size, rngs=rngs), optimizer, mesh, batch_rows=batch_rows, num_sources=1)
-        step = make_train_step(program, Causal(), optimizer, mesh, meter=make_meter(Budget(steps=100), 1.0), num_microbatches=num_microbatches)
-        positions = jax.ShapeDtypeStruct((batch_rows, sequence_length), jnp.int32, sharding=batch_sharding(mesh, 2))
-        batch = {name: positions for name in ("ids", "targets", "segment_ids", "positions")}
-        batch["num_bytes"] = jax.ShapeDtypeStruct((batch_rows,), jnp.int32, sharding=batch_sharding(mesh, 1))
-        batch["cursors"] = jax.ShapeDtypeStruct((batch_rows, 2), jnp.int32, sharding=cursor_sharding(mesh))
-        state = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings)
-        started = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            compiled = step.lower(state, batch).compile()
+    model, optimizer = DecoderConfig(**{"num_layers": 2} | model), OptimizerConfig(**optimizer)
+    program = build_program(lambda rngs: Decoder(model, vocab_size, rngs=rngs), optimizer, mesh, batch_rows=batch_rows, num_sources=1)
+    step = make_train_step(program, Causal(), optimizer, mesh, meter=make_meter(Budget(steps=100), 1.0), num_microbatches=num_microbatches)
+    state = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings)
+    started = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught, jax.set_mesh(mesh):  # kernels ask the mesh which chip they are compiled for
+        warnings.simplefilter("always")
+        compiled = step.lower(state, abstract_batch(mesh, batch_rows, sequence_length)).compile()
     memory, hlo = compiled.memory_analysis(), compiled.as_text()
-    operations = collections.Counter(re.findall(rf"\s({'|'.join(COLLECTIVES)})(?:-start)?\(", hlo))
     return {
         "mesh": dict(mesh.shape),
-        "slice_of_device": [[getattr(d, "slice_index", 0) for d in replica.flat] for replica in mesh.devices],
+        "slices_of_replicas": [sorted({getattr(device, "slice_index", 0) for device in replica.flat}) for replica in mesh.devices],
         "compile_seconds": round(time.perf_counter() - started, 1),
+        "state_bytes_per_device": sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)),
         "argument_bytes": memory.argument_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
-        "splash_kernels": sorted(set(re.findall(r"splash_\w+", hlo))),
+        "splash_kernels": sorted(set(re.findall(r"splash_mha_(fwd|dq|dkv)", hlo))),
         "tpu_custom_calls": hlo.count('custom_call_target="tpu_custom_call"'),
-        "collectives": dict(operations),
+        "collectives": dict(collections.Counter(re.findall(rf"\s({'|'.join(COLLECTIVES)})(?:-start)?\(", hlo))),
         "warnings": [str(warning.message) for warning in caught],
+    }
+
+
+def abstract_batch(mesh: jax.sharding.Mesh, batch_rows: int, sequence_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of a batch of `data/rows.py` with one source."""
+    positions = jax.ShapeDtypeStruct((batch_rows, sequence_length), jnp.int32, sharding=batch_sharding(mesh, 2))
+    return {
+        **{name: positions for name in ("ids", "targets", "segment_ids", "positions")},
+        "num_bytes": jax.ShapeDtypeStruct((batch_rows,), jnp.int32, sharding=batch_sharding(mesh, 1)),
+        "cursors": jax.ShapeDtypeStruct((batch_rows, 2), jnp.int32, sharding=cursor_sharding(mesh)),
     }
 
 

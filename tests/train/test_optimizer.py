@@ -1,0 +1,223 @@
+"""Budgets, meters, schedules and which rule updates which parameter."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import example, given, settings, strategies as st
+
+from models.axes import parameter_axes
+from models.decoder import Decoder, DecoderConfig
+from tokenizer_lab.errors import UserError
+from train.optimizer import LIMB_BITS, Budget, OptimizerConfig, from_limbs, learning_rate, limbs, make_meter, make_optimizer, total_steps
+
+SHARES = np.linspace(0, 1, 1001)
+
+
+def rates(**options) -> np.ndarray:
+    """The learning rate over a run, in thousandths of it, as a share of the top."""
+    config = OptimizerConfig(learning_rate=0.5, **options)
+    return np.array(jax.vmap(lambda share: learning_rate(config, share))(jnp.array(SHARES, jnp.float32))) / 0.5
+
+
+# Budgets.
+
+
+@pytest.mark.parametrize("given_", [
+    {}, {"steps": 0}, {"steps": -1}, {"bytes": 0}, {"bytes": -5}, {"flops": 0.0}, {"flops": -1e18}, {"flops": math.inf}, {"flops": math.nan},
+    {"steps": 1, "bytes": 1}, {"steps": 1, "flops": 1.0}, {"bytes": 1, "flops": 1.0}, {"steps": 1, "bytes": 1, "flops": 1.0}], ids=str)
+def test_a_budget_is_exactly_one_number_above_zero(given_):
+    with pytest.raises(UserError, match="exactly one of steps, bytes and flops, more than 0") as error:
+        Budget(**given_)
+    assert all(str(value) in str(error.value) for value in given_.values())
+
+
+def test_total_steps():
+    assert total_steps(Budget(steps=7), 3.0) == 7
+    assert total_steps(Budget(flops=10.0), 3.0) == 4
+    assert total_steps(Budget(flops=9.0), 3.0) == 3
+    assert total_steps(Budget(flops=0.1), 3.0) == 1
+    assert total_steps(Budget(bytes=10), 3.0) is None
+
+
+@given(st.integers(0, 2**60))
+@example(2**LIMB_BITS - 1)
+@example(2**LIMB_BITS)
+@example(2**31)
+def test_limbs_hold_any_count_in_two_int32(number):
+    pair = np.array(limbs(number), np.int64)
+    assert (pair >= 0).all() and (pair < 2**31).all() and pair[1] < 2**LIMB_BITS
+    assert from_limbs(pair.astype(np.int32)) == number
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 2**50), st.integers(0, 2**50))
+@example(2**31, 0)
+@example(2**40, 2**40)
+@example(2**40, 2**40 - 1)
+@example(3 * 2**LIMB_BITS - 1, 3 * 2**LIMB_BITS - 1)
+@example(3 * 2**LIMB_BITS - 1, 3 * 2**LIMB_BITS - 2)
+@example(2**LIMB_BITS, 2**LIMB_BITS)
+def test_a_byte_budget_ends_at_the_very_byte(budget, seen):
+    """The share is a float32, but whether the budget is spent is not decided by it."""
+    share, over = make_meter(Budget(bytes=budget), 1.0)(jnp.array(0), jnp.array(limbs(seen), jnp.int32))
+    assert bool(over) == (seen >= budget)
+    assert float(share) == pytest.approx(seen / budget, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 2**31 - 1), st.integers(0, 2**31 - 1))
+@example(1, 1)
+@example(2**31 - 1, 2**31 - 2)
+def test_a_step_budget_ends_at_the_very_step(budget, step):
+    for meter in (make_meter(Budget(steps=budget), 1.0), make_meter(Budget(flops=(budget - 0.5) * 2e15), 2e15)):
+        share, over = meter(jnp.array(step, jnp.int32), jnp.zeros(2, jnp.int32))
+        assert bool(over) == (step >= budget)
+        assert float(share) == pytest.approx(step / budget, rel=1e-6)
+
+
+# Schedules.
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_warmup_rises_in_a_line_from_zero(schedule):
+    warmup = rates(schedule=schedule, warmup_share=0.1, final_share=0.1)[:101]
+    np.testing.assert_allclose(warmup, SHARES[:101] / 0.1, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+@pytest.mark.parametrize("warmup_share, final_share", [(0.0, 0.0), (0.05, 0.1), (0.3, 1.0)])
+def test_after_warmup_the_rate_never_rises_and_ends_at_the_final_share(schedule, warmup_share, final_share):
+    after = rates(schedule=schedule, warmup_share=warmup_share, final_share=final_share)[round(1000 * warmup_share):]
+    assert after[0] == pytest.approx(1, abs=1e-6)
+    assert (np.diff(after) <= 1e-6).all()
+    assert after[-1] == pytest.approx(final_share, abs=1e-6)
+
+
+def test_cosine_is_half_way_down_at_half_time():
+    rate = rates(schedule="cosine", warmup_share=0.2, final_share=0.1)
+    assert rate[600] == pytest.approx(0.1 + 0.9 / 2, abs=1e-5)
+    assert rate[400] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)), abs=1e-5)
+
+
+def test_wsd_is_stable_and_then_falls_in_a_line():
+    rate = rates(schedule="wsd", warmup_share=0.1, decay_share=0.4, final_share=0.2)
+    np.testing.assert_allclose(rate[100:601], 1, atol=1e-5)
+    np.testing.assert_allclose(rate[600:], np.linspace(1, 0.2, 401), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [
+    dict(schedule="cosine", warmup_share=1.0), dict(schedule="wsd", warmup_share=1.0, decay_share=0.0),
+    dict(schedule="wsd", warmup_share=0.0, decay_share=0.0), dict(schedule="wsd", warmup_share=0.0, decay_share=1.0)], ids=str)
+def test_a_schedule_may_lack_a_part(options):
+    rate = rates(**options)
+    assert np.isfinite(rate).all() and rate.max() == pytest.approx(1, abs=1e-6) and rate.min() >= 0
+
+
+@pytest.mark.parametrize("share", [1.0, 1.5])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_past_the_end_the_rate_stays(schedule, share):
+    """The last step of a budget in bytes goes over it."""
+    config = OptimizerConfig(schedule=schedule, learning_rate=2.0, final_share=0.25)
+    assert float(learning_rate(config, jnp.array(share))) == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(warmup_share=-0.1), "warmup_share is -0.1"), (dict(final_share=1.1), "final_share is 1.1"), (dict(decay_share=math.nan), "decay_share is nan"),
+    (dict(schedule="wsd", warmup_share=0.6, decay_share=0.5), "0.6 .* 0.5 is more than the whole run")], ids=str)
+def test_a_schedule_that_cannot_be_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        OptimizerConfig(**options)
+
+
+# Update rules.
+
+MODEL = DecoderConfig(num_layers=2, embed_dim=24, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)
+# How each matrix of a layer is laid out ("l" is its layer), and how it is applied: what is summed over -> what comes out.
+APPLIED = {
+    "query": ("ldhk", "d", "hk"), "key": ("ldhk", "d", "hk"), "value": ("ldhk", "d", "hk"), "out": ("lhkd", "hk", "d"),
+    "gate": ("ldf", "d", "f"), "up": ("ldf", "d", "f"), "down": ("lfd", "f", "d"),
+}
+NORMS = {"attention_scale", "mlp_scale", "query_scale", "key_scale", "final_scale"}
+TABLES = {"embedding", "unembedding"}
+WEIGHT_DECAY = 0.25
+
+
+@functools.cache
+def decoder():
+    """Shapes and logical axes of a decoder's parameters."""
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(MODEL, 100, rngs=nnx.Rngs(0))), nnx.Param)
+    return nnx.to_pure_dict(state), parameter_axes(state)
+
+
+@functools.cache
+def jitted_first_update(kind: str):
+    optimizer = make_optimizer(OptimizerConfig(kind=kind, weight_decay=WEIGHT_DECAY), decoder()[1])
+    return jax.jit(lambda grads, params: optimizer.update(grads, optimizer.init(params), params)[0])
+
+
+def first_update(kind: str, *, grads=None, params=None) -> dict[str, np.ndarray]:
+    """The first update of a decoder's parameters by name; gradients and parameters are 0 where they are not given."""
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), decoder()[0])
+    return by_name(jitted_first_update(kind)(grads or zeros, params or zeros))
+
+
+def random_gradients():
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), decoder()[0])
+
+
+def by_name(tree) -> dict:
+    """The leaves by the last word of their path."""
+    named = {path[-1].key: leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    assert len(named) == len(jax.tree.leaves(tree))
+    return named
+
+
+def test_these_tests_know_every_parameter_of_the_decoder():
+    assert by_name(decoder()[0]).keys() == APPLIED.keys() | NORMS | TABLES
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_weight_decay_shrinks_matrices_only(kind):
+    """With gradients of zero, weight decay is all there is to an update."""
+    update = first_update(kind, params=jax.tree.map(lambda x: np.full(x.shape, 2, np.float32), decoder()[0]))
+    decayed = APPLIED.keys() | (TABLES if kind == "adamw" else set())
+    for name in update:
+        np.testing.assert_allclose(update[name], -2 * WEIGHT_DECAY if name in decayed else 0.0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", APPLIED)
+def test_muon_orthogonalizes_over_the_axes_that_are_summed_over(name):
+    """The update, laid out as inputs x outputs, has singular values near one another: along no other axes would it have."""
+    update = np.array(first_update("muon", grads=random_gradients())[name])
+    layout, inputs, outputs = APPLIED[name]
+    num_inputs = math.prod(update.shape[layout.index(axis)] for axis in inputs)
+    matrices = update.transpose([layout.index(axis) for axis in "l" + inputs + outputs]).reshape(MODEL.num_layers, num_inputs, -1)
+    singular = np.linalg.svd(matrices, compute_uv=False)
+    assert singular.max() / singular.min() < 2
+    # Whatever the shape, its root mean square is about that of AdamW's updates, so that one learning rate does for both.
+    assert np.sqrt(np.mean(np.square(update))) == pytest.approx(0.2, rel=0.2)
+
+
+def test_muon_leaves_tables_and_norms_to_adam():
+    grads, config = by_name(random_gradients()), OptimizerConfig()
+    adam = optax.adamw(1.0, config.beta1, config.beta2, config.epsilon, weight_decay=0, nesterov=True)
+    update = first_update("muon", grads=random_gradients())
+    for name in TABLES | NORMS:
+        expected, _ = adam.update(grads[name], adam.init(grads[name]), grads[name])
+        np.testing.assert_allclose(update[name], expected, rtol=1e-5, err_msg=name)
+
+
+def test_adamw_takes_its_options():
+    config = OptimizerConfig(beta1=0.8, beta2=0.9, epsilon=1e-3, weight_decay=0.5)
+    params, grads = {"w": jnp.array([[1.0, -2.0]])}, {"w": jnp.array([[0.5, 3.0]])}
+    ours, theirs = make_optimizer(config, {"w": ("embed", "mlp")}), optax.adamw(1.0, 0.8, 0.9, 1e-3, weight_decay=0.5)
+    update, _ = ours.update(grads, ours.init(params), params)
+    expected, _ = theirs.update(grads, theirs.init(params), params)
+    np.testing.assert_allclose(update["w"], expected["w"], rtol=1e-6)

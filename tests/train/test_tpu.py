@@ -1,0 +1,128 @@
+"""The training step on TPUs, as far as that can be known without one: it compiles for them, and their attention kernel is right.
+
+Compiling is libtpu's own, ahead of time, for the chips that a case names (see tpu_compile.py); nothing runs.
+"""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import types
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.attention import _splash_attend, attend
+from models.axes import Placement, use_placement
+from train.sharding import ACTIVATION_AXES, MESH_AXES, MeshConfig, make_mesh, placement
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, which compiles for TPUs, is not installed: pip install 'jax[tpu]'")
+
+
+def compile_train_step(**options) -> dict:
+    """What tpu_compile.py prints for these options of its `compile_train_step`."""
+    script = pathlib.Path(__file__).with_name("tpu_compile.py")
+    result = subprocess.run([sys.executable, script, json.dumps(options)], capture_output=True, text=True, timeout=1800)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@needs_libtpu
+@pytest.mark.parametrize("options, expected_collectives", [
+    (dict(topology="v5e:4x4", mesh=dict(tensor=4), model=dict(num_heads=8, num_kv_heads=4, head_dim=64)), {"all-gather", "all-reduce"}),
+    (dict(topology="v5p:2x2x4", mesh=dict(tensor=2), model=dict(num_heads=4, num_kv_heads=2, head_dim=128), optimizer=dict(kind="muon")),
+     {"all-gather", "all-reduce"}),
+    (dict(topology="v6e:4x4", mesh=dict(tensor=2, sequence=2), model=dict(num_heads=4, num_kv_heads=4, head_dim=64)), {"all-gather", "all-reduce"}),
+    (dict(topology="v5e:2x2", num_slices=2, mesh=dict(replica=2), num_microbatches=2), {"all-gather", "send", "recv"}),
+], ids=["v5e-tensor", "v5p-muon", "v6e-sequence", "two-v5e-slices"])
+def test_the_step_compiles_for_a_tpu_with_the_splash_kernel(options, expected_collectives):
+    result = compile_train_step(**options)
+    assert result["splash_kernels"] == ["dkv", "dq", "fwd"]
+    assert result["tpu_custom_calls"] >= 3
+    assert result["warnings"] == []
+    assert expected_collectives <= result["collectives"].keys()
+    # The state is split over the devices (up to what tiles pad) and donated.
+    assert result["state_bytes_per_device"] <= result["argument_bytes"] < 1.5 * result["state_bytes_per_device"] + 2**20
+    assert result["alias_bytes"] >= result["state_bytes_per_device"]
+    assert result["slices_of_replicas"] == [[number] for number in range(options.get("num_slices", 1))]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_billion_parameters_fit_a_v5e_pod():
+    """1.4e9 parameters and 1,048,576 tokens a step on 256 chips of 16 GB; the bounds are measured sizes plus a tenth."""
+    result = compile_train_step(
+        topology="v5e:16x16", mesh=dict(tensor=4), vocab_size=32768, batch_rows=512, sequence_length=2048, optimization_level="UNKNOWN",
+        model=dict(num_layers=24, embed_dim=2048, num_heads=16, num_kv_heads=8, head_dim=128, mlp_dim=5632))
+    assert result["warnings"] == []
+    assert result["argument_bytes"] < 67e6
+    assert result["temp_bytes"] < 3.0e9
+
+
+def tpu_placement(**mesh_sizes: int) -> Placement:
+    """A placement on TPUs that are not there, for code that looks at the platform and the mesh's shape only."""
+    device = types.SimpleNamespace(platform="tpu")
+    shape = {axis: mesh_sizes.get(axis, 1) for axis in MESH_AXES}
+    return Placement(types.SimpleNamespace(devices=np.array([device]), shape=shape), ACTIVATION_AXES)
+
+
+def random_attention(rows: int, length: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype=jnp.float32):
+    """q, k, v and segment ids of up to three documents a row and padding at the end of the first."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(rows, length, heads, head_dim)), dtype) for heads in (num_heads, num_kv_heads, num_kv_heads))
+    segment_ids = 1 + np.sort(rng.integers(0, 3, (rows, length)), axis=1)
+    segment_ids[0, -length // 5:] = 0
+    return q, k, v, segment_ids.astype(np.int32)
+
+
+@pytest.mark.parametrize("length, num_heads, num_kv_heads, head_dim, mesh_sizes, why", [
+    (96, 2, 2, 64, {}, r"\[1, 96, 2, 64\]: sequence length 96 is not a multiple of 128"),
+    (384, 2, 2, 64, dict(sequence=2), r"\[1, 384, 2, 64\]: sequence length 384 is not a multiple of 128 x 2 sequence shards"),
+    (128, 2, 2, 48, {}, r"\[1, 128, 2, 48\]: head dimension 48 is not a multiple of 64"),
+    (128, 4, 1, 64, dict(tensor=2), r"\[1, 128, 4, 64\]: 4 heads and 1 key/value heads do not split over 2 tensor shards"),
+])
+def test_shapes_that_the_kernel_does_not_take_are_named_once_and_still_attended(length, num_heads, num_kv_heads, head_dim, mesh_sizes, why):
+    inputs = random_attention(1, length, num_heads, num_kv_heads, head_dim)
+    expected = attend(*inputs)
+    with use_placement(tpu_placement(**mesh_sizes)), pytest.warns(UserWarning, match=f"does not take queries of shape {why}") as caught:
+        np.testing.assert_array_equal(jax.jit(attend)(*inputs), expected)
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+
+
+def test_on_other_platforms_nothing_is_said():
+    inputs = random_attention(1, 96, 2, 2, 48)
+    with use_placement(placement(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]))), warnings.catch_warnings(action="error"):
+        attend(*inputs)
+
+
+@pytest.mark.parametrize("length, num_heads, num_kv_heads, mesh_sizes", [
+    (512, 2, 1, dict(fsdp=2, sequence=4)),  # one block of queries a shard, four of keys
+    (512, 4, 2, dict(fsdp=2, tensor=2, sequence=2)),
+    pytest.param(640, 8, 8, dict(replica=2, fsdp=1, tensor=4), marks=pytest.mark.slow),
+    pytest.param(2048, 2, 1, dict(fsdp=4, sequence=2), marks=pytest.mark.slow),
+], ids=str)
+def test_the_splash_kernel_attends_as_plain_attention_does(length, num_heads, num_kv_heads, mesh_sizes):
+    """Values and gradients, the kernel interpreted on 8 CPU devices."""
+    mesh = make_mesh(MeshConfig(**mesh_sizes))
+    q, k, v, segment_ids = random_attention(mesh.shape["replica"] * mesh.shape["fsdp"], length, num_heads, num_kv_heads, 64)
+    # What comes out at padding is nobody's; every other output's gradient is its own.
+    weight = np.where(segment_ids[..., None, None] > 0, np.random.default_rng(1).normal(size=q.shape), 0).astype(np.float32)
+
+    def values_and_gradients(attend_):
+        def weighted_sum(q, k, v):
+            out = jnp.where(weight != 0, attend_(q, k, v, segment_ids), 0)
+            return jnp.sum(out * weight), out
+
+        gradients, out = jax.jit(jax.grad(weighted_sum, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+        return out, *gradients
+
+    plain = values_and_gradients(attend)
+    splash = values_and_gradients(lambda *inputs: _splash_attend(*inputs, placement(mesh), interpret=True))
+    for name, ours, theirs in zip(("values", "dq", "dk", "dv"), splash, plain):
+        assert np.abs(theirs).max() > 0.1
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
