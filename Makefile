@@ -26,7 +26,7 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 	@touch $@
 
 demo: install
-	@$(BIN)/toklab ingest embedded --out demo/corpus --test-fraction 0.02
+	@$(BIN)/toklab ingest embedded --out demo/corpus
 	@$(BIN)/toklab fit byte --corpus demo/corpus --out demo/byte
 	@$(BIN)/toklab fit subword --corpus demo/corpus --out demo/subword --vocab-size 2048
 	@for arm in byte subword; do \

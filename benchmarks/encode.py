@@ -2,8 +2,8 @@
 
     python benchmarks/encode.py ARTIFACT... --corpus-file FILE [--document-bytes 4096] [--repeats 5] [--json-file FILE]
 
-The file is cut into documents. "1 thread" encodes them one after the other; "all" has one thread a core take them from a
-queue, as row streams do. Each figure is min / median / max over the repeats, after one that does not count.
+The file is cut into documents. "1 thread" encodes them one after the other; "all" has one thread a core take them from
+a queue, as row streams do. Each figure is min / median / max over the repeats, after one that does not count.
 """
 
 import concurrent.futures

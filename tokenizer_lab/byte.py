@@ -34,7 +34,9 @@ class ByteRepresentation(Representation):
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         if files:
-            raise UserError(f"a byte artifact has no files but its manifest, not {', '.join(files)}; fit the representation again")
+            raise UserError(
+                f"a byte artifact has no files but its manifest, not {', '.join(files)}; fit the representation again"
+            )
         return cls()
 
 

@@ -21,13 +21,14 @@ def check_name(name: str, what: str) -> str:
     """`name`, if it is a plain file name that cannot leave its folder. Raises UserError otherwise."""
     if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
         raise UserError(
-            f"{what} {name!r} is not a plain name; use up to 128 letters, digits, '.', '_' and '-', not starting with '.' or '-'"
+            f"{what} {name!r} is not a plain name; use up to 128 letters, digits, '.', '_' and '-', "
+            "not starting with '.' or '-'"
         )
     return name
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part. Raises UserError if it cannot be written."""
+    """Writes a file so that a reader sees the old content or the new, never a part. Raises UserError if it cannot."""
     path = epath.Path(path)
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
@@ -55,7 +56,8 @@ def read_bytes(path: epath.PathLike, what: str, max_bytes: int) -> bytes:
             size_bytes = file.seek(0, os.SEEK_END)
             if size_bytes > max_bytes:
                 raise UserError(
-                    f"{path} has {size_bytes:,} bytes, more than the {max_bytes:,} of a {what}; it is damaged or something else"
+                    f"{path} has {size_bytes:,} bytes, more than the {max_bytes:,} of a {what}; "
+                    "it is damaged or something else"
                 )
             file.seek(0)
             return file.read(size_bytes)

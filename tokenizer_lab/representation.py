@@ -80,7 +80,9 @@ class Representation(abc.ABC):
     def fingerprint(self) -> str:
         """SHA-256 of kind and files, as hex."""
         files = sorted(self.to_files().items())
-        return sha256_of_parts([self.kind.encode(), *(part for name, content in files for part in (name.encode(), content))])
+        return sha256_of_parts(
+            [self.kind.encode(), *(part for name, content in files for part in (name.encode(), content))]
+        )
 
     def save(self, folder: epath.PathLike) -> None:
         """Writes the artifact folder, whole or not at all; the same artifact again changes nothing.
@@ -128,7 +130,9 @@ def read_manifest(folder: epath.PathLike) -> dict:
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise UserError(f"{path} is not the manifest of a representation artifact; fit the representation again")
     if manifest["format"] != FORMAT:
-        raise UserError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT!r}; fit the representation again")
+        raise UserError(
+            f"{path} has format {manifest['format']!r}, this version reads {FORMAT!r}; fit the representation again"
+        )
     form = {
         "format": str,
         "kind": str,
@@ -171,7 +175,9 @@ def load(folder: epath.PathLike) -> Representation:
         raise UserError(f"{folder}: {error}") from error
     representation.fit_corpus_hash = manifest["fit_corpus_hash"]
     if representation.fingerprint != manifest["fingerprint"] or representation.vocab_size != manifest["vocab_size"]:
-        raise UserError(f"{folder} does not give back the artifact its manifest describes; fit the representation again")
+        raise UserError(
+            f"{folder} does not give back the artifact its manifest describes; fit the representation again"
+        )
     return representation
 
 
@@ -184,10 +190,14 @@ def kind_class(kind: str) -> type[Representation]:
 def check_ids(ids: npt.ArrayLike, vocab_size: int) -> np.ndarray:
     """i[n] ids -> i64[n], all in `[0, vocab_size)`. Raises UserError for an id outside."""
     ids = np.asarray(ids)
-    assert ids.ndim == 1 and (ids.size == 0 or ids.dtype.kind in "iu"), f"ids are i[n], not {ids.dtype}{list(ids.shape)}"
+    assert ids.ndim == 1 and (ids.size == 0 or ids.dtype.kind in "iu"), (
+        f"ids are i[n], not {ids.dtype}{list(ids.shape)}"
+    )
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if outside.size:
-        raise UserError(f"id {outside[0]} is outside the vocabulary; ids are 0 to {vocab_size - 1}; were they made by another tokenizer?")
+        raise UserError(
+            f"id {outside[0]} is outside the vocabulary, 0 to {vocab_size - 1}; decode with the artifact that encoded"
+        )
     return ids.astype(np.int64)
 
 

@@ -3,14 +3,15 @@
 How a library for text keeps the contract of `tokenizer_lab.representation`, which is about bytes:
 
 1. When a tokenizer is loaded, every id gets the bytes it stands for. `decode` and `byte_lengths` look them up.
-2. `encode` hands the valid UTF-8 in a document to the library and compares the bytes of the ids with the text. Where they
-   differ (an unknown character, whitespace that was dropped, a normalizer that changed the text), and for what is not
-   UTF-8, it writes byte ids.
+2. `encode` hands the valid UTF-8 in a document to the library and compares the bytes of the ids with the text. Where
+   they differ (an unknown character, whitespace that was dropped, a normalizer that changed the text), and for what is
+   not UTF-8, it writes byte ids.
 3. A tokenizer that lacks an id for one of the 256 bytes gets 256 byte ids after its vocabulary. Last comes the
    end-of-document id, which is never one of the tokenizer's own.
 
-What puts into the ids something that is not in the text is off: templates such as `[CLS] $A [SEP]`, truncation, padding,
-the space put before the first word, random segmentations, and special tokens, whose literal text in a document is text.
+What puts into the ids something that is not in the text is off: templates such as `[CLS] $A [SEP]`, padding, the space
+put before the first word, and special tokens, whose literal text in a document is text. So are truncation and random
+segmentations.
 """
 
 import dataclasses
@@ -41,8 +42,8 @@ PRETOKENIZATIONS = {
     "whitespace": r" ?\S+|\s+(?!\S)|\s+",
 }
 
-# The library takes about 110 bytes of memory for each byte of a text and its split patterns fail ("retry-limit-in-match") on
-# whitespace runs of a few megabytes. So it gets segments, cut where every common tokenizer cuts too: between two words.
+# The library takes about 110 bytes of memory for each byte of a text, and its split patterns fail on ten megabytes of
+# spaces ("retry-limit-in-match"). So it gets segments, cut where every common tokenizer cuts too: between two words.
 SEGMENT_BYTES = 1 << 15
 _WORD_BORDER = re.compile(rb"(?<=[A-Za-z]) (?=[A-Za-z])")
 _WORD_BORDER_SEARCH_BYTES = 1 << 10
@@ -53,7 +54,9 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 # How byte-level tokenizers write bytes in JSON: visible ones as themselves, the others as characters from 256 on.
 _VISIBLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN_BYTES = sorted(set(range(256)) - set(_VISIBLE_BYTES))
-_BYTE_OF_CHARACTER = dict(zip(map(chr, [*_VISIBLE_BYTES, *range(256, 256 + len(_HIDDEN_BYTES))]), _VISIBLE_BYTES + _HIDDEN_BYTES))
+_BYTE_OF_CHARACTER = {chr(byte): byte for byte in _VISIBLE_BYTES} | {
+    chr(256 + order): byte for order, byte in enumerate(_HIDDEN_BYTES)
+}
 
 # Decoded with "surrogateescape", a byte that is not UTF-8 is one of these characters, which no valid text has.
 _VALID_OR_INVALID_RUN = re.compile("[^\udc80-\udcff]+|[\udc80-\udcff]+")
@@ -93,7 +96,9 @@ class SubwordRepresentation(Representation):
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
         if files.keys() != {TOKENIZER_FILE}:
-            raise UserError(f"a subword artifact has the file {TOKENIZER_FILE}, not {', '.join(files) or 'none'}; fit it again")
+            raise UserError(
+                f"a subword artifact has the file {TOKENIZER_FILE}, not {', '.join(files) or 'none'}; fit it again"
+            )
         return cls(files[TOKENIZER_FILE])
 
     def _encode_segment(self, segment: bytes) -> list[int]:
@@ -102,9 +107,11 @@ class SubwordRepresentation(Representation):
         return [id_ for run in runs for id_ in (self._spell(run) if _is_invalid(run) else next(of_valid_run))]
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text. The fast call has no offsets, makes fewer objects and, like all of `_batch`, frees the GIL."""
+        """Ids of each text. `_batch` frees the GIL, for other threads; `_fast` leaves out the offsets."""
         try:
-            ids_of_texts = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            ids_of_texts = [
+                encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            ]
         except BaseException as error:
             _raise_unless_from_library(error)
             return [self._spell(text) for text in texts]
@@ -154,7 +161,8 @@ class SubwordFit:
     def fit(self, documents: Iterable[bytes], corpus_hash: str) -> SubwordRepresentation:
         """The representation learned from the valid UTF-8 of `documents`, which are read once, one at a time.
 
-        Memory grows with the number of different words, not with the corpus. The same documents in any order give the same ids.
+        Memory grows with the number of different words, not with the corpus. The same documents, in any order, give the
+        same ids.
 
         Raises:
           UserError: the documents do not support so many ids; `from_file` is not a tokenizer.json.
@@ -165,8 +173,8 @@ class SubwordFit:
         assert representation.vocab_size <= self.vocab_size, f"{representation.vocab_size=} {self.vocab_size=}"
         if representation.vocab_size < self.vocab_size:
             raise UserError(
-                f"the corpus supports {representation.vocab_size:,} ids ({self.algorithm}, {self.pretokenization}), --vocab-size is "
-                f"{self.vocab_size:,}; use at most {representation.vocab_size:,}, or a larger corpus"
+                f"the corpus supports {representation.vocab_size:,} ids ({self.algorithm}, {self.pretokenization}), "
+                f"--vocab-size is {self.vocab_size:,}; use at most {representation.vocab_size:,}, or a larger corpus"
             )
         representation.fit_corpus_hash = corpus_hash
         return representation
@@ -178,7 +186,10 @@ class SubwordFit:
             vocab_size=self.vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         )
         if self.algorithm == "bpe":
-            model, trainer = models.BPE(), trainers.BpeTrainer(min_frequency=2, **options)  # Seen once is not worth an id.
+            model, trainer = (
+                models.BPE(),
+                trainers.BpeTrainer(min_frequency=2, **options),
+            )  # Seen once is not worth an id.
         else:
             model, trainer = models.Unigram(), trainers.UnigramTrainer(**options)
         tokenizer = tokenizers.Tokenizer(model)
@@ -218,9 +229,10 @@ def _reproducible_unigram(vocab: list[tuple[str, float | None]], size: int) -> l
     """A trained Unigram vocabulary, (piece, log probability), without what differs from one training to the next.
 
     The library sums in the order of its hash tables, which moves the last bits of a score. So scores are rounded, to
-    multiples of 2^-12; their sums are exact in float64, and the best segmentation is the same on every machine. It also gives
-    the bytes that the corpus lacks the lowest score plus 0, 1, 2, ... times 0.0001 in that order; here all get the lowest.
-    Where only the bytes fit, it adds longer pieces beyond `size`, or its scores are None; here all bytes score the same.
+    multiples of 2^-12; their sums are exact in float64, and the best segmentation is the same on every machine. It also
+    gives the bytes that the corpus lacks the lowest score plus 0, 1, 2, ... times 0.0001 in that order; here each gets
+    the lowest. Where only the bytes fit, it adds longer pieces beyond `size`, or its scores are None; here all bytes
+    score the same.
     """
     if size == len(_EVERY_BYTE) or all(len(piece) == 1 for piece, _ in vocab):
         return sorted((piece, 0.0) for piece, _ in vocab if len(piece) == 1)
@@ -276,7 +288,7 @@ def _overlapping(ids: list[int], offsets: list[tuple[int, int]]) -> Iterator[tup
 
 
 def _raise_unless_from_library(error: BaseException) -> None:
-    """Raises `error` again, unless `tokenizers` failed on a text: it raises plain Exception, or Rust's PanicException."""
+    """Raises `error` again, unless it is of `tokenizers`, which raises plain Exception and Rust's PanicException."""
     if type(error) is not Exception and type(error).__name__ != "PanicException":
         raise error
 
@@ -292,7 +304,7 @@ def _parse(tokenizer_json: bytes) -> dict:
 
 
 def _faithful_tokenizer(spec: dict) -> tokenizers.Tokenizer:
-    """The tokenizer that `spec` describes, adding nothing to the text, with no chance in it, failing on no character."""
+    """The tokenizer that `spec` describes, without what adds to the text, draws at random, or fails on a character."""
     try:
         spec = spec | {
             "truncation": None,
@@ -314,8 +326,8 @@ def _faithful_tokenizer(spec: dict) -> tokenizers.Tokenizer:
 def _plain_model(model: dict) -> dict:
     """A model, as in a tokenizer.json, without random merges, and with an id for what it does not know.
 
-    Any id will do: its bytes are not those of the text, and so `encode` does not use it. Unigram takes neighbours with that id
-    for one unknown word, so there it is the least probable, and none where nothing is unknown.
+    Any id will do: its bytes are not those of the text, and so `encode` does not use it. Unigram takes neighbours with
+    that id for one unknown word, so there it is the least probable, and none where nothing is unknown.
     """
     vocab = model.get("vocab")
     if isinstance(vocab, list):  # Unigram
@@ -353,7 +365,9 @@ def _token_bytes(spec: dict, tokenizer: tokenizers.Tokenizer) -> list[bytes]:
     added = tokenizer.get_added_tokens_decoder()
     size = 1 + max([*added, *(id_ for id_, _ in tokens)], default=-1)
     if size > MAX_VOCAB_SIZE:
-        raise UserError(f"not a tokenizer.json to use here: its largest id is {size - 1:,}, the limit is {MAX_VOCAB_SIZE - 1:,}")
+        raise UserError(
+            f"not a tokenizer.json to use here: its largest id is {size - 1:,}, the limit is {MAX_VOCAB_SIZE - 1:,}"
+        )
     spell = _spelling(spec, tokenizer.model)
     bytes_of_ids = [b""] * size
     for id_, token in tokens:

@@ -50,7 +50,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with contextlib.suppress(OSError, ValueError):  # a save that failed has been told of by `save` or `wait`
+            self._manager.close()
 
     def read_meta(self, step: int) -> dict[str, Any]:
         return self._restore(step, meta=ocp.args.JsonRestore())["meta"]

@@ -161,14 +161,15 @@ def held_out_documents(corpora: Sequence[Corpus]) -> HeldOut:
 
 
 def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:
-    """Whole documents in a fixed random order, as many as fit in `max_bytes` (at least one with text)."""
+    """Whole documents, taken in a fixed random order where they still fit in `max_bytes` (the first with text in any case)."""
     subset, total = [], 0
     for number in np.random.default_rng(seed).permutation(len(documents)):
         document = documents[int(number)]
-        if total and total + len(document) > max_bytes:
+        if total == 0 or total + len(document) <= max_bytes:
+            subset.append(document)
+            total += len(document)
+        if total >= max_bytes:
             break
-        subset.append(document)
-        total += len(document)
     return subset
 
 

@@ -64,7 +64,8 @@ class RunLog:
         if self._console.is_terminal:
             self._bar.stop()
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # what could not be written has been told of by `_write`
+                file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

@@ -1,4 +1,4 @@
-"""Representations to test the contract on: every kind, and tokenizers of other makers that keep less than all of a text."""
+"""Representations to test the contract on: every kind, and tokenizers of other makers that lose parts of a text."""
 
 import pydoc_data.topics
 from collections.abc import Callable
@@ -43,7 +43,18 @@ def unigram_metaspace() -> Tokenizer:
 
 def bpe_byte_fallback() -> Tokenizer:
     """Like Llama 2: no pre-tokenizer, spaces as "▁", 256 byte tokens, random merges."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁helowrd", "he", "ll", "hell", "▁w", "▁wo"]
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *"▁helowrd",
+        "he",
+        "ll",
+        "hell",
+        "▁w",
+        "▁wo",
+    ]
     tokenizer = Tokenizer(
         models.BPE(
             vocab={token: id_ for id_, token in enumerate(tokens)},
@@ -83,7 +94,8 @@ def word_level() -> Tokenizer:
 
 
 FOREIGN_TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
-    maker.__name__: maker for maker in (wordpiece_lowercase, unigram_metaspace, bpe_byte_fallback, bpe_byte_level, word_level)
+    maker.__name__: maker
+    for maker in (wordpiece_lowercase, unigram_metaspace, bpe_byte_fallback, bpe_byte_level, word_level)
 }
 FITS = {
     "bpe-gpt2": SubwordFit(vocab_size=700, pretokenization="gpt2"),

@@ -13,7 +13,27 @@ def test_plain_names_pass(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "/x", "a/b", "a\\b", ".hidden", "-rf", "a\n", "a\0", "é", "A" * 129, "C:x", None, 5, b"a", ["a"]]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "/x",
+        "a/b",
+        "a\\b",
+        ".hidden",
+        "-rf",
+        "a\n",
+        "a\0",
+        "é",
+        "A" * 129,
+        "C:x",
+        None,
+        5,
+        b"a",
+        ["a"],
+    ],
 )
 def test_names_that_could_leave_their_folder_are_refused(name):
     with pytest.raises(UserError, match="shard name .* is not a plain name"):

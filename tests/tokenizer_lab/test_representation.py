@@ -1,4 +1,4 @@
-"""The contract of `tokenizer_lab.representation`, over every kind and many subword tokenizers; artifacts that are damaged or hostile."""
+"""The contract of `tokenizer_lab.representation`, over every kind; damaged and hostile artifacts."""
 
 import concurrent.futures
 import errno
@@ -27,7 +27,11 @@ INVALID = [b"\xed\xa0\x80", b"\xff", b"\xc0\xaf", b"\xe2\x82", b"\xf0\x9f\x98", 
 
 any_text = st.text(st.characters(), max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass"))
 any_part = st.one_of(
-    st.binary(max_size=20), any_text, st.sampled_from(AWKWARD).map(str.encode), st.sampled_from(INVALID), st.just(b"hello world")
+    st.binary(max_size=20),
+    any_text,
+    st.sampled_from(AWKWARD).map(str.encode),
+    st.sampled_from(INVALID),
+    st.just(b"hello world"),
 )
 any_document = st.lists(any_part, max_size=12).map(b"".join)
 examples = settings(max_examples=40, deadline=None)
@@ -57,7 +61,13 @@ def test_each_awkward_text_comes_back_alone(representation):
 def test_documents_longer_than_a_segment_come_back(representation, documents):
     text = b"\n".join(documents) * 2
     assert len(text) > 70_000
-    for document in [text, text.upper(), "語言😀e\u0301".encode() * 6_000, random.Random(0).randbytes(70_000), b" " * 70_000]:
+    for document in [
+        text,
+        text.upper(),
+        "語言😀e\u0301".encode() * 6_000,
+        random.Random(0).randbytes(70_000),
+        b" " * 70_000,
+    ]:
         assert_keeps_contract(representation, document)
 
 
@@ -85,7 +95,9 @@ def test_end_of_document_is_an_id_without_bytes(representation):
 def test_ids_out_of_range_are_refused(representation, beyond):
     wrong = -1 if beyond < 0 else representation.vocab_size + beyond
     for lookup in (representation.decode, representation.byte_lengths):
-        with pytest.raises(UserError, match=f"id {wrong} is outside .* 0 to {representation.vocab_size - 1}"):
+        with pytest.raises(
+            UserError, match=f"id {wrong} is outside the vocabulary, 0 to {representation.vocab_size - 1}"
+        ):
             lookup([0, wrong])
 
 
@@ -163,7 +175,9 @@ def test_a_flipped_byte_in_any_file_is_found(representations, tmp_path):
             path.write_bytes(damaged)
             if path.name == "manifest.json" and _json_or_none(bytes(damaged)) == json.loads(content):
                 continue  # Another kind of white space: the same manifest.
-            with pytest.raises(UserError, match=path.name if path.name == "manifest.json" else f"{path.name} is damaged"):
+            with pytest.raises(
+                UserError, match=path.name if path.name == "manifest.json" else f"{path.name} is damaged"
+            ):
                 tokenizer_lab.load(tmp_path / "artifact")
         path.write_bytes(content)
     tokenizer_lab.load(tmp_path / "artifact")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, pre_tokenizers, processors
 
 import tokenizer_lab.subword
 from tokenizer_lab import UserError
@@ -21,7 +21,8 @@ from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
 GOLDEN_DOCUMENTS = [
     b"the quick brown fox jumps over the lazy dog, the lazy dog sleeps; the quick fox jumps again and again\n" * 3,
     "naïve café, déjà vu: 12345 67890; naïve café — 語言模型 語言模型 😀😀\n".encode() * 3,
-    b"def quick(fox):\n    return fox + 1\n\n\ndef lazy(dog):\n    return dog + 1\n" * 3 + b"\xff\xfe not text \xed\xa0\x80",
+    b"def quick(fox):\n    return fox + 1\n\n\ndef lazy(dog):\n    return dog + 1\n" * 3
+    + b"\xff\xfe not text \xed\xa0\x80",
 ]
 GOLDEN_TEXT = "the lazy fox returns 12345 déjà 語😀\n    again".encode() + b"\xff"
 GOLDEN_FITS = {
@@ -46,18 +47,19 @@ def library_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def test_fits_are_the_golden_ones():
     assert golden_values() == json.loads(GOLDEN_FILE.read_text()), (
-        "A fit on the same text gives other ids than before, so every subword artifact would change. If that is meant (or a "
-        "new release of `tokenizers` writes its JSON differently), run `python tests/tokenizer_lab/test_subword.py` to "
-        "update the golden file and say why in the commit."
+        "A fit on the same text gives other ids than before, so every subword artifact would change. If that is meant "
+        "(or a new release of `tokenizers` writes its JSON differently), update the golden file with "
+        "`python tests/tokenizer_lab/test_subword.py` and say why in the commit."
     )
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_fits_do_not_depend_on_the_process_or_its_threads(threads):
     environment = os.environ | {"RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
-    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['golden_values']() == __import__('json').load(open(sys.argv[2])))"
-    command = [sys.executable, "-c", code, __file__, str(GOLDEN_FILE)]
-    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "True\n"
+    code = "import json, runpy, sys; print(json.dumps(runpy.run_path(sys.argv[1])['golden_values']()))"
+    command = [sys.executable, "-c", code, __file__]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert json.loads(output) == json.loads(GOLDEN_FILE.read_text())
 
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
@@ -88,7 +90,9 @@ def test_vocab_size_is_the_one_asked_for(documents, algorithm):
 
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
 def test_a_vocabulary_beyond_the_corpus_is_refused_with_the_size_that_works(documents, algorithm):
-    with pytest.raises(UserError, match=r"the corpus supports [\d,]+ ids .*, --vocab-size is 50,000; use at most ") as error:
+    with pytest.raises(
+        UserError, match=r"the corpus supports [\d,]+ ids .*, --vocab-size is 50,000; use at most "
+    ) as error:
         SubwordFit(vocab_size=50_000, algorithm=algorithm).fit(documents, "")
     supported = int(str(error.value).split("supports ")[1].split()[0].replace(",", ""))
     assert SubwordFit(vocab_size=supported, algorithm=algorithm).fit(documents, "").vocab_size == supported
@@ -123,7 +127,11 @@ def test_invalid_bytes_separate_the_text_that_is_learned():
     assert mixed.decode([257]) == b"abab"
 
 
-@given(text=st.lists(st.sampled_from(["a", "b", " ", "  ", "\n", "1", "1234567", "é", "語", "don't", "X", ".,"]), max_size=30).map("".join))
+@given(
+    text=st.lists(
+        st.sampled_from(["a", "b", " ", "  ", "\n", "1", "1234567", "é", "語", "don't", "X", ".,"]), max_size=30
+    ).map("".join)
+)
 @settings(max_examples=50, deadline=None)
 @pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "unigram-gpt4", "unigram-whitespace"])
 def test_ids_of_valid_text_are_the_library_s(representations, name, text):
@@ -164,7 +172,9 @@ def test_segments_do_not_show_in_the_ids(representations, documents, name):
 
 
 @given(
-    unit=st.sampled_from([b"a", b" ", "é".encode(), "語".encode(), "😀".encode(), b"\xff", b"\x80", b"two words ", b"\xe8\xaa"]),
+    unit=st.sampled_from(
+        [b"a", b" ", "é".encode(), "語".encode(), "😀".encode(), b"\xff", b"\x80", b"two words ", b"\xe8\xaa"]
+    ),
     count=st.integers(0, 300),
     offset=st.integers(0, 3),
 )
@@ -185,13 +195,17 @@ def test_segments_are_short_and_end_between_characters(unit, count, offset):
 @pytest.mark.slow
 def test_whitespace_beyond_the_library_s_retry_limit_is_encoded(representations):
     document = b" " * 10_500_000 + b"x"
-    assert representations["bpe-gpt4"].decode(representations["bpe-gpt4"].encode(document)) == document
+    ids = representations["bpe-gpt4"].encode(document)
+    assert representations["bpe-gpt4"].decode(ids) == document
+    assert len(ids) < len(document) / 2  # Not byte ids, which stand for what the library fails on.
 
 
 def test_byte_level_alphabet_is_the_library_s():
     alphabet = tokenizer_lab.subword._BYTE_OF_CHARACTER
     assert set(alphabet) == set(pre_tokenizers.ByteLevel.alphabet())
-    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("Aé \n\x7f語\u00ad")[0][0]
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("Aé \n\x7f語\u00ad")[
+        0
+    ][0]
     assert bytes(map(alphabet.__getitem__, spelled)) == "Aé \n\x7f語\u00ad".encode()
 
 
@@ -260,7 +274,10 @@ def test_a_normalizer_costs_only_the_characters_it_changes(foreign_tokenizers, d
     text = b"\n".join(documents).decode()[:30_000] + " naïve 語 5‰"
     expected = representation.encode(text.encode()).tolist()
     assert representation._tokenizer.encode(text).ids == expected
-    assert representation.byte_lengths(expected[-2:]).tolist() == [2, 1]  # Two ids for one character, not just its bytes.
+    assert representation.byte_lengths(expected[-2:]).tolist() == [
+        2,
+        1,
+    ]  # Two ids for one character, not just its bytes.
     ids = representation.encode((text + "e\u0301").encode())
     assert ids[: len(expected)].tolist() == expected
     assert representation.decode(ids[len(expected) :]) == "e\u0301".encode()
@@ -297,17 +314,32 @@ def test_old_spellings_of_the_prefix_space_are_off(foreign_tokenizers):
     spec = json.loads(foreign_tokenizers["unigram_metaspace"].to_str())
     spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True, "str_rep": "▁"}
     old = SubwordRepresentation(json.dumps(spec).encode())
-    assert np.array_equal(old.encode(b"the object"), loaded(foreign_tokenizers["unigram_metaspace"]).encode(b"the object"))
+    assert np.array_equal(
+        old.encode(b"the object"), loaded(foreign_tokenizers["unigram_metaspace"]).encode(b"the object")
+    )
 
 
 def minimal(**changes) -> bytes:
-    return json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}} | changes).encode()
+    return json.dumps(
+        {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}} | changes
+    ).encode()
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        *[b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"model": 5}', b'{"model": {}}', b'{"model": {"type": "BPE"}}'],
+        *[
+            b"",
+            b"{",
+            b"[]",
+            b"null",
+            b"{}",
+            b"\xff\xfe",
+            b"[" * 100_000,
+            b'{"model": 5}',
+            b'{"model": {}}',
+            b'{"model": {"type": "BPE"}}',
+        ],
         minimal(version="99"),
         minimal(normalizer={"type": "Sequence", "normalizers": 5}),
         minimal(normalizer=7),
@@ -317,7 +349,10 @@ def minimal(**changes) -> bytes:
         minimal(model={"type": "BPE", "vocab": {"a": 0}, "merges": ["a z"]}),
         minimal(model={"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": ["a"]}),
         minimal(model={"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]]}),
-        *(minimal(model={"type": "Unigram", "vocab": x}) for x in ([["a", None]], ["a"], [5], [["a", 0], ["b", "c"]], [["a"]], [{}], [[[], 0]])),
+        *(
+            minimal(model={"type": "Unigram", "vocab": x})
+            for x in ([["a", None]], ["a"], [5], [["a", 0], ["b", "c"]], [["a"]], [{}], [[[], 0]])
+        ),
         minimal(model={"type": "Quantum"}),
     ],
 )
@@ -348,8 +383,14 @@ def test_a_tokenizer_json_that_is_not_there_is_refused(tmp_path):
         SubwordFit(from_file=tmp_path).fit([], "")
 
 
-@pytest.mark.parametrize("model", [{"type": "BPE", "vocab": {}, "merges": []}, {"type": "WordLevel", "vocab": {}, "unk_token": "?"},
-    {"type": "Unigram", "vocab": []}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "BPE", "vocab": {}, "merges": []},
+        {"type": "WordLevel", "vocab": {}, "unk_token": "?"},
+        {"type": "Unigram", "vocab": []},
+    ],
+)
 def test_an_empty_vocabulary_leaves_the_bytes(model):
     representation = SubwordRepresentation(minimal(model=model))
     assert representation.vocab_size == 257
@@ -359,9 +400,13 @@ def test_an_empty_vocabulary_leaves_the_bytes(model):
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_tokenizer_json_with_anything_changed_is_refused_or_keeps_the_contract(foreign_tokenizers, data):
-    content = bytearray(foreign_tokenizers[data.draw(st.sampled_from(["bpe_byte_fallback", "word_level"]))].to_str().encode())
+    content = bytearray(
+        foreign_tokenizers[data.draw(st.sampled_from(["bpe_byte_fallback", "word_level"]))].to_str().encode()
+    )
     for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.sampled_from(b'0123456789"{}[]:,-.aeE \\ntf'))
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(
+            st.sampled_from(b'0123456789"{}[]:,-.aeE \\ntf')
+        )
     try:
         representation = SubwordRepresentation(bytes(content))
     except UserError:
