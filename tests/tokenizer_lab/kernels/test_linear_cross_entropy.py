@@ -62,7 +62,7 @@ def computed(implementation, x, table, labels, weights, vocab_size):
 @pytest.mark.parametrize("shape, implementation", [
     *((shape, REFERENCE) for shape in SHAPES),
     *((SHAPES[0], chunked(n)) for n in (1, 3, 12)),
-    *((SHAPES[1], chunked(n)) for n in (2, 6)),
+    (SHAPES[1], chunked(2)),
     (SHAPES[2], chunked(1)),
     (SHAPES[3], chunked(4)),
 ])
@@ -131,15 +131,14 @@ def test_choose_num_chunks_refuses_a_length_that_does_not_shard():
         choose_num_chunks(1, 6, 100, 8, sequence_shards=4)
 
 
-@pytest.mark.parametrize("implementation", [REFERENCE, chunked(3)])
-def test_the_same_over_a_mesh(implementation):
+def test_the_same_over_a_mesh():
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("rows", "positions", "vocab"), axis_types=(AxisType.Auto,) * 3)
     x, table, labels, weights = inputs(4, 12, 8, 50, 64)
     put = lambda value, *axes: jax.device_put(value, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
     sharded = computed(
-        implementation, put(x, "rows", "positions"), put(table, "vocab", "rows"), put(labels, "rows", "positions"),
+        chunked(3), put(x, "rows", "positions"), put(table, "vocab", "rows"), put(labels, "rows", "positions"),
         put(weights, None, "rows", "positions"), 50)
-    for actual, expected in zip(sharded, computed(implementation, x, table, labels, weights, 50)):
+    for actual, expected in zip(sharded, exact(x, table, labels, weights, 50)):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
