@@ -86,9 +86,11 @@ class Decoder(nnx.Module):
         self.final_scale = parameter(jnp.ones(config.embed_dim), "norm")
 
     @property
-    def output_table(self) -> nnx.Param:
-        """f32[V, D], the table that hidden states are projected onto."""
-        return self.embedding if self.config.tied_embeddings else self.unembedding
+    def output_table(self) -> jax.Array:
+        """f32[V, D], the table that hidden states are projected onto, in the layout for that."""
+        table_vd = self.embedding if self.config.tied_embeddings else self.unembedding
+        # Split over vocab only, so that a loss in chunks gathers it, and sums its gradient up over devices, once and not for every chunk.
+        return constrain(table_vd[...], "vocab", None)
 
     def __call__(self, ids_bt: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array) -> jax.Array:
         """i32[B, T] ids, documents (0 is padding) and positions within them -> f[B, T, D] hidden states, normed."""

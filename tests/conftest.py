@@ -5,6 +5,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
+import json
 import pathlib
 import random
 
@@ -15,7 +16,7 @@ from data.ingest import IngestOptions, ingest  # noqa: E402
 from models.decoder import DecoderConfig  # noqa: E402
 from tokenizer_lab.byte import ByteFit  # noqa: E402
 from train.optimizer import Budget, OptimizerConfig  # noqa: E402
-from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe  # noqa: E402
+from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe, to_json  # noqa: E402
 from train.sharding import MeshConfig  # noqa: E402
 
 
@@ -63,6 +64,27 @@ def recipe(corpus, byte_artifact) -> Recipe:
         evaluation=EvaluationConfig(every_steps=6, max_bytes=500, batch_rows=8),
         logging=LoggingConfig(every_steps=1, tensorboard=False),
     )
+
+
+RECIPE_FILE = """
+import json, pathlib
+from train.recipe import Recipe, from_json
+
+def recipe():
+    return from_json(Recipe, json.loads(pathlib.Path({path!r}).read_text()))
+"""
+
+
+@pytest.fixture
+def write_recipe(tmp_path):
+    """write_recipe(recipe): the path of a Python file that `toklab train` takes."""
+
+    def write(recipe: Recipe) -> str:
+        (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
+        (tmp_path / "recipe.py").write_text(RECIPE_FILE.format(path=str(tmp_path / "recipe.json")))
+        return str(tmp_path / "recipe.py")
+
+    return write
 
 
 @pytest.fixture

@@ -11,23 +11,11 @@ import time
 import pytest
 
 from train import commands
-from train.recipe import to_json
 from train.run_folder import RunFolder
 
-RECIPE_FILE = """
-import json, pathlib
-from train.recipe import Recipe, from_json
-
-def recipe():
-    return from_json(Recipe, json.loads(pathlib.Path({path!r}).read_text()))
-"""
-
-
 @pytest.fixture
-def recipe_file(recipe, tmp_path) -> str:
-    (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
-    (tmp_path / "recipe.py").write_text(RECIPE_FILE.format(path=str(tmp_path / "recipe.json")))
-    return str(tmp_path / "recipe.py")
+def recipe_file(recipe, write_recipe) -> str:
+    return write_recipe(recipe)
 
 
 def refused(capsys, *arguments: str) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from train import loop
 from train.checkpoints import Checkpoints
 from train.loop import FINISHED, STOPPED, train
 from train.optimizer import Budget
-from train.recipe import to_json
 from train.run_folder import RunFolder, read_lines
 from train.setup import set_up
 from train.sharding import MeshConfig
@@ -194,23 +194,12 @@ def test_a_folder_that_another_process_trains_in_or_that_cannot_be_written_is_re
         train(recipe, tmp_path / "file" / "run", CONSOLE)
 
 
-RECIPE_FILE = """
-import json, pathlib
-from train.recipe import Recipe, from_json
-
-def recipe():
-    return from_json(Recipe, json.loads(pathlib.Path({path!r}).read_text()))
-"""
-
-
-def command(recipe, tmp_path: pathlib.Path, run: str) -> list[str]:
-    """The command line that trains a recipe."""
-    (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
-    (tmp_path / "recipe.py").write_text(RECIPE_FILE.format(path=str(tmp_path / "recipe.json")))
-    return [sys.executable, "-m", "train.cli", "train", str(tmp_path / "recipe.py"), "--run-dir", str(tmp_path / run)]
-
-
 ONE_DEVICE = os.environ | {"XLA_FLAGS": ""}
+
+
+def command(recipe_file: str, run: pathlib.Path, *overrides: str) -> list[str]:
+    """The command line that trains a recipe."""
+    return [sys.executable, "-m", "train.cli", "train", recipe_file, "--run-dir", str(run), *overrides]
 
 
 def run_command(arguments: list[str], **keywords) -> subprocess.CompletedProcess:
@@ -234,47 +223,46 @@ def train_and_kill(arguments: list[str], run: pathlib.Path, num_lines: int, how:
     return process.returncode
 
 
-def crash_and_compare(recipe, tmp_path, crashes: list[tuple[int, int, int]]) -> None:
+def crash_and_compare(recipe, recipe_file: str, tmp_path, crashes: list[tuple[int, int, int]]) -> None:
     """Kills a run at (lines, signal) with the expected exit code each, lets it finish, and compares it to an undisturbed one."""
-    arguments = command(recipe, tmp_path, "crashed")
+    arguments = command(recipe_file, tmp_path / "crashed")
     for num_lines, how, expected in crashes:
         code = train_and_kill(arguments, tmp_path / "crashed", num_lines, how)
         assert code in (expected, 0), code
     finished = run_command(arguments)
     assert finished.returncode == 0, finished.stderr
-    assert run_command(command(recipe, tmp_path, "straight")).returncode == 0
+    assert run_command(command(recipe_file, tmp_path / "straight")).returncode == 0
     assert_same(final_state(recipe, tmp_path / "straight"), final_state(recipe, tmp_path / "crashed"))
     straight, crashed = (read_lines(RunFolder(tmp_path / run).metrics) for run in ("straight", "crashed"))
     assert [(line["step"], line["loss"], line["bytes_seen"]) for line in straight] == [(line["step"], line["loss"], line["bytes_seen"]) for line in crashed]
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_process_that_is_killed_and_started_again_ends_bit_identical(recipe, tmp_path):
+def test_a_process_that_is_killed_and_started_again_ends_bit_identical(recipe, write_recipe, tmp_path):
     recipe = change(recipe, budget=Budget(steps=60), checkpoint={"every_steps": 7})
-    crash_and_compare(recipe, tmp_path, [(17, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGTERM, 75)])
+    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(17, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGTERM, 75)])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_many_kills_at_random_moments(recipe, tmp_path):
+def test_many_kills_at_random_moments(recipe, write_recipe, tmp_path):
     """Twenty rounds, kills during saves, evaluations and start-up among them."""
-    import random
-
     random_ = random.Random(0)
     recipe = change(recipe, budget=Budget(steps=600), checkpoint={"every_steps": 3}, evaluation={"every_steps": 10})
     kills = [(random_.randrange(0, 40), *random_.choice([(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75), (signal.SIGINT, 75)])) for _ in range(20)]
-    crash_and_compare(recipe, tmp_path, kills)
+    crash_and_compare(recipe, write_recipe(recipe), tmp_path, kills)
 
 
 LIMIT_FILE_SIZE = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes})); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 @pytest.mark.usefixtures("one_device")
-def test_no_disk_space_during_a_save_is_said_and_the_checkpoint_before_stays_whole(recipe, tmp_path):
-    arguments = command(change(recipe, budget=Budget(steps=5)), tmp_path, "run")
+def test_no_disk_space_during_a_save_is_said_and_the_checkpoint_before_stays_whole(recipe, write_recipe, tmp_path):
+    recipe_file = write_recipe(change(recipe, budget=Budget(steps=5)))
+    arguments = command(recipe_file, tmp_path / "run")
     assert run_command(arguments).returncode == 0
     before = final_state(recipe, tmp_path / "run")
-    arguments = command(change(recipe, budget=Budget(steps=40)), tmp_path, "run")
+    arguments = command(recipe_file, tmp_path / "run", "--budget.steps", "40")
     full = run_command([sys.executable, "-c", LIMIT_FILE_SIZE.format(bytes=6000), *arguments])
     assert full.returncode == 2, (full.returncode, full.stdout, full.stderr)
     assert "toklab: saving a checkpoint in " in full.stderr or "toklab: cannot write " in full.stderr, full.stderr
