@@ -40,4 +40,4 @@ def token_nats(model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     mesh_shape = placement.mesh.shape if placement else {}
     num_chunks = choose_num_chunks(*batch["ids"].shape, model.output_table.shape[0], num_devices=placement.mesh.size if placement else 1,
                                    sequence_shards=mesh_shape.get("sequence", 1))
-    return linear_cross_entropy(hidden_btd, model.output_table[...], batch["targets"], vocab_size=model.vocab_size, num_chunks=num_chunks)
+    return linear_cross_entropy(hidden_btd, model.output_table, batch["targets"], vocab_size=model.vocab_size, num_chunks=num_chunks)

@@ -200,10 +200,13 @@ def test_no_dtype_is_promoted_unasked():  # in float32: JAX's own attention prom
         jax.make_jaxpr(lambda: model.extend(ids, jnp.int32(0), model.empty_cache(1, LENGTH)))()
 
 
-def test_the_same_over_a_mesh():
+@pytest.fixture
+def placement():
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("rows", "split", "positions"), axis_types=(AxisType.Auto,) * 3)
-    placement = Placement(mesh, {
-        "batch": "rows", "sequence": "positions", "embed": None, "heads": "split", "mlp": "split", "vocab": "split"})
+    return Placement(mesh, {"batch": "rows", "sequence": "positions", "embed": None, "heads": "split", "mlp": "split", "vocab": "split"})
+
+
+def test_the_same_over_a_mesh(placement):
     model, ids, (segments, positions) = build(), random_ids(2, LENGTH), pack(5, 11)
     segments, positions = (np.broadcast_to(x, ids.shape) for x in (segments, positions))
 
@@ -213,6 +216,22 @@ def test_the_same_over_a_mesh():
             return model(ids, segments, positions)
 
     np.testing.assert_allclose(sharded(model), hidden(model, ids, segments, positions), atol=2e-6)
+
+
+def test_a_loss_in_chunks_gathers_the_output_table_once(placement):
+    model_def, state = nnx.split(build())
+    params = nnx.to_pure_dict(state)
+    stored = jax.NamedSharding(placement.mesh, jax.P("split", "rows"))
+    rows = jax.NamedSharding(placement.mesh, jax.P("rows"))
+
+    def loss(table, hidden):
+        with use_placement(placement):
+            table = nnx.merge(model_def, nnx.State(params | {"unembedding": table})).output_table[...]
+        return linear_cross_entropy(hidden, table, random_ids(2, LENGTH), vocab_size=VOCAB, num_chunks=4)[0].sum()
+
+    gradients = jax.jit(jax.grad(loss, (0, 1)), in_shardings=(stored, rows), out_shardings=(stored, rows))
+    program = gradients.lower(params["unembedding"], jnp.zeros((2, LENGTH, TINY.embed_dim))).compile().as_text()
+    assert program.count(" all-gather(") == 1
 
 
 @pytest.mark.parametrize("tied_embeddings", [False, True])
