@@ -14,7 +14,17 @@ from hypothesis import example, given, settings, strategies as st
 from models.axes import parameter_axes
 from models.decoder import Decoder, DecoderConfig
 from tokenizer_lab.errors import UserError
-from train.optimizer import LIMB_BITS, Budget, OptimizerConfig, from_limbs, learning_rate, limbs, make_meter, make_optimizer, total_steps
+from train.optimizer import (
+    LIMB_BITS,
+    Budget,
+    OptimizerConfig,
+    from_limbs,
+    learning_rate,
+    limbs,
+    make_meter,
+    make_optimizer,
+    total_steps,
+)
 
 SHARES = np.linspace(0, 1, 1001)
 
@@ -28,9 +38,25 @@ def rates(**options) -> np.ndarray:
 # Budgets.
 
 
-@pytest.mark.parametrize("given_", [
-    {}, {"steps": 0}, {"steps": -1}, {"bytes": 0}, {"bytes": -5}, {"flops": 0.0}, {"flops": -1e18}, {"flops": math.inf}, {"flops": math.nan},
-    {"steps": 1, "bytes": 1}, {"steps": 1, "flops": 1.0}, {"bytes": 1, "flops": 1.0}, {"steps": 1, "bytes": 1, "flops": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {},
+        {"steps": 0},
+        {"steps": -1},
+        {"bytes": 0},
+        {"bytes": -5},
+        {"flops": 0.0},
+        {"flops": -1e18},
+        {"flops": math.inf},
+        {"flops": math.nan},
+        {"steps": 1, "bytes": 1},
+        {"steps": 1, "flops": 1.0},
+        {"bytes": 1, "flops": 1.0},
+        {"steps": 1, "bytes": 1, "flops": 1.0},
+    ],
+    ids=str,
+)
 def test_a_budget_is_exactly_one_number_above_zero(given_):
     with pytest.raises(UserError, match="exactly one of steps, bytes and flops, more than 0") as error:
         Budget(**given_)
@@ -93,7 +119,7 @@ def test_warmup_rises_in_a_line_from_zero(schedule):
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 @pytest.mark.parametrize("warmup_share, final_share", [(0.0, 0.0), (0.05, 0.1), (0.3, 1.0)])
 def test_after_warmup_the_rate_never_rises_and_ends_at_the_final_share(schedule, warmup_share, final_share):
-    after = rates(schedule=schedule, warmup_share=warmup_share, final_share=final_share)[round(1000 * warmup_share):]
+    after = rates(schedule=schedule, warmup_share=warmup_share, final_share=final_share)[round(1000 * warmup_share) :]
     assert after[0] == pytest.approx(1, abs=1e-6)
     assert (np.diff(after) <= 1e-6).all()
     assert after[-1] == pytest.approx(final_share, abs=1e-6)
@@ -111,9 +137,16 @@ def test_wsd_is_stable_and_then_falls_in_a_line():
     np.testing.assert_allclose(rate[600:], np.linspace(1, 0.2, 401), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [
-    dict(schedule="cosine", warmup_share=1.0), dict(schedule="wsd", warmup_share=1.0, decay_share=0.0),
-    dict(schedule="wsd", warmup_share=0.0, decay_share=0.0), dict(schedule="wsd", warmup_share=0.0, decay_share=1.0)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(schedule="cosine", warmup_share=1.0),
+        dict(schedule="wsd", warmup_share=1.0, decay_share=0.0),
+        dict(schedule="wsd", warmup_share=0.0, decay_share=0.0),
+        dict(schedule="wsd", warmup_share=0.0, decay_share=1.0),
+    ],
+    ids=str,
+)
 def test_a_schedule_may_lack_a_part(options):
     rate = rates(**options)
     assert np.isfinite(rate).all() and rate.max() == pytest.approx(1, abs=1e-6) and rate.min() >= 0
@@ -127,9 +160,16 @@ def test_past_the_end_the_rate_stays(schedule, share):
     assert float(learning_rate(config, jnp.array(share))) == pytest.approx(0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(warmup_share=-0.1), "warmup_share is -0.1"), (dict(final_share=1.1), "final_share is 1.1"), (dict(decay_share=math.nan), "decay_share is nan"),
-    (dict(schedule="wsd", warmup_share=0.6, decay_share=0.5), "0.6 .* 0.5 is more than the whole run")], ids=str)
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(warmup_share=-0.1), "warmup_share is -0.1"),
+        (dict(final_share=1.1), "final_share is 1.1"),
+        (dict(decay_share=math.nan), "decay_share is nan"),
+        (dict(schedule="wsd", warmup_share=0.6, decay_share=0.5), "0.6 .* 0.5 is more than the whole run"),
+    ],
+    ids=str,
+)
 def test_a_schedule_that_cannot_be_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         OptimizerConfig(**options)
@@ -138,10 +178,15 @@ def test_a_schedule_that_cannot_be_is_refused(options, words):
 # Update rules.
 
 MODEL = DecoderConfig(num_layers=2, embed_dim=24, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)
-# How each matrix of a layer is laid out ("l" is its layer), and how it is applied: what is summed over -> what comes out.
+# How each matrix of a layer is laid out ("l" is its layer), which axes are summed over, and which come out.
 APPLIED = {
-    "query": ("ldhk", "d", "hk"), "key": ("ldhk", "d", "hk"), "value": ("ldhk", "d", "hk"), "out": ("lhkd", "hk", "d"),
-    "gate": ("ldf", "d", "f"), "up": ("ldf", "d", "f"), "down": ("lfd", "f", "d"),
+    "query": ("ldhk", "d", "hk"),
+    "key": ("ldhk", "d", "hk"),
+    "value": ("ldhk", "d", "hk"),
+    "out": ("lhkd", "hk", "d"),
+    "gate": ("ldf", "d", "f"),
+    "up": ("ldf", "d", "f"),
+    "down": ("lfd", "f", "d"),
 }
 NORMS = {"attention_scale", "mlp_scale", "query_scale", "key_scale", "final_scale"}
 TABLES = {"embedding", "unembedding"}
@@ -163,7 +208,9 @@ def second_update(optimizer: optax.GradientTransformation, grads, params):
 
 @functools.cache
 def jitted_update(kind: str):
-    return jax.jit(functools.partial(second_update, make_optimizer(OptimizerConfig(kind=kind, **OPTIONS), decoder()[1])))
+    return jax.jit(
+        functools.partial(second_update, make_optimizer(OptimizerConfig(kind=kind, **OPTIONS), decoder()[1]))
+    )
 
 
 def updates(kind: str, *, grads=None, params=None) -> dict[str, np.ndarray]:
@@ -199,18 +246,22 @@ def test_weight_decay_shrinks_matrices_only(kind):
 
 @pytest.mark.parametrize("name", APPLIED)
 def test_muon_orthogonalizes_over_the_axes_that_are_summed_over(name):
-    """The update, laid out as inputs x outputs, has singular values near one another: along no other axes would it have."""
+    """The update, laid out as inputs x outputs, has singular values near one another; over other axes it has not."""
     update = np.array(updates("muon", grads=random_gradients())[name])
     layout, inputs, outputs = APPLIED[name]
     num_inputs = math.prod(update.shape[layout.index(axis)] for axis in inputs)
-    matrices = update.transpose([layout.index(axis) for axis in "l" + inputs + outputs]).reshape(MODEL.num_layers, num_inputs, -1)
+    matrices = update.transpose([layout.index(axis) for axis in "l" + inputs + outputs]).reshape(
+        MODEL.num_layers, num_inputs, -1
+    )
     singular = np.linalg.svd(matrices, compute_uv=False)
     assert singular.max() / singular.min() < 2
-    # Whatever the shape, its root mean square is about that of AdamW's updates, so that one learning rate does for both.
+    # Whatever the shape, its root mean square is about that of AdamW's updates: one learning rate does for both.
     assert np.sqrt(np.mean(np.square(update))) == pytest.approx(0.2, rel=0.2)
 
 
-@pytest.mark.parametrize("kind, names", [("adamw", TABLES | NORMS | APPLIED.keys()), ("muon", TABLES | NORMS)], ids=["adamw", "muon"])
+@pytest.mark.parametrize(
+    "kind, names", [("adamw", TABLES | NORMS | APPLIED.keys()), ("muon", TABLES | NORMS)], ids=["adamw", "muon"]
+)
 def test_adam_updates_everything_or_what_muon_leaves(kind, names):
     adam = optax.adamw(1.0, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0, nesterov=kind == "muon")
     grads = {name: grad for name, grad in by_name(random_gradients()).items() if name in names}

@@ -14,20 +14,33 @@ from models.axes import parameter_axes
 from models.decoder import Decoder, DecoderConfig
 from tokenizer_lab.errors import UserError
 from train.sharding import (
-    MESH_AXES, MeshConfig, batch_sharding, check_batch, cursor_sharding, local_rows, make_mesh, parameter_shardings, put_rows)
+    MESH_AXES,
+    MeshConfig,
+    batch_sharding,
+    check_batch,
+    cursor_sharding,
+    local_rows,
+    make_mesh,
+    parameter_shardings,
+    put_rows,
+)
 
 # Meshes.
 
 
-@pytest.mark.parametrize("sizes, expected", [
-    ({}, (1, 8, 1, 1)),
-    (dict(fsdp=8), (1, 8, 1, 1)),
-    (dict(tensor=2), (1, 4, 2, 1)),
-    (dict(replica=-1, fsdp=2), (4, 2, 1, 1)),
-    (dict(fsdp=1, sequence=-1), (1, 1, 1, 8)),
-    (dict(replica=2, fsdp=-1, tensor=2, sequence=2), (2, 1, 2, 2)),
-    (dict(replica=2, fsdp=2, tensor=2, sequence=1), (2, 2, 2, 1)),
-], ids=str)
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [
+        ({}, (1, 8, 1, 1)),
+        (dict(fsdp=8), (1, 8, 1, 1)),
+        (dict(tensor=2), (1, 4, 2, 1)),
+        (dict(replica=-1, fsdp=2), (4, 2, 1, 1)),
+        (dict(fsdp=1, sequence=-1), (1, 1, 1, 8)),
+        (dict(replica=2, fsdp=-1, tensor=2, sequence=2), (2, 1, 2, 2)),
+        (dict(replica=2, fsdp=2, tensor=2, sequence=1), (2, 2, 2, 1)),
+    ],
+    ids=str,
+)
 def test_the_axis_of_minus_one_takes_what_is_left(sizes, expected):
     mesh = make_mesh(MeshConfig(**sizes))
     assert mesh.axis_names == MESH_AXES
@@ -35,18 +48,27 @@ def test_the_axis_of_minus_one_takes_what_is_left(sizes, expected):
     assert sorted(device.id for device in mesh.devices.flat) == [device.id for device in jax.devices()]
 
 
-@pytest.mark.parametrize("sizes, words", [
-    (dict(fsdp=3), "replica 1, fsdp 3, tensor 1, sequence 1 does not cover 8 devices; make the sizes multiply to 8, or set one to -1"),
-    (dict(fsdp=16), "fsdp 16, .* does not cover 8 devices"),
-    (dict(tensor=3), "fsdp -1, tensor 3, .* does not cover 8 devices"),
-    (dict(tensor=16), "does not cover 8 devices"),
-], ids=str)
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        (
+            dict(fsdp=3),
+            "replica 1, fsdp 3, tensor 1, sequence 1 does not cover 8 devices; make the sizes multiply to 8, or",
+        ),
+        (dict(fsdp=16), "fsdp 16, .* does not cover 8 devices"),
+        (dict(tensor=3), "fsdp -1, tensor 3, .* does not cover 8 devices"),
+        (dict(tensor=16), "does not cover 8 devices"),
+    ],
+    ids=str,
+)
 def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes, words):
     with pytest.raises(UserError, match=words):
         make_mesh(MeshConfig(**sizes))
 
 
-@pytest.mark.parametrize("sizes", [dict(fsdp=0), dict(tensor=-2), dict(fsdp=-1, tensor=-1), dict(replica=-1, fsdp=-1, sequence=-1)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [dict(fsdp=0), dict(tensor=-2), dict(fsdp=-1, tensor=-1), dict(replica=-1, fsdp=-1, sequence=-1)], ids=str
+)
 def test_sizes_that_say_nothing_are_refused(sizes):
     with pytest.raises(UserError, match="every axis is at least 1, and at most one of them is -1") as error:
         MeshConfig(**sizes)
@@ -68,13 +90,20 @@ def test_batches_that_fit():
     check_batch(mesh, 24, 10, num_microbatches=3)
 
 
-@pytest.mark.parametrize("batch_rows, num_microbatches, words", [
-    (6, 1, r"a batch of 6 rows cannot be split into 4 devices \(replica x fsdp\); use a multiple of 4, e.g. 8$"),
-    (30, 1, "30 rows .* multiple of 4, e.g. (28|32)$"),
-    (1, 1, "e.g. 4$"),
-    (8, 3, r"a batch of 8 rows cannot be split into 3 microbatches over 4 devices \(replica x fsdp\); use a multiple of 12, e.g. 12$"),
-    (40, 3, "multiple of 12, e.g. 36$"),
-])
+@pytest.mark.parametrize(
+    "batch_rows, num_microbatches, words",
+    [
+        (6, 1, r"a batch of 6 rows cannot be split into 4 devices \(replica x fsdp\); use a multiple of 4, e.g. 8$"),
+        (30, 1, "30 rows .* multiple of 4, e.g. (28|32)$"),
+        (1, 1, "e.g. 4$"),
+        (
+            8,
+            3,
+            r"a batch of 8 rows cannot be split into 3 microbatches over 4 devices .*; use a multiple of 12",
+        ),
+        (40, 3, "multiple of 12, e.g. 36$"),
+    ],
+)
 def test_rows_that_do_not_split_are_refused_with_the_nearest_that_do(batch_rows, num_microbatches, words):
     mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
     with pytest.raises(UserError, match=words):
@@ -83,12 +112,16 @@ def test_rows_that_do_not_split_are_refused_with_the_nearest_that_do(batch_rows,
 
 def test_a_length_that_does_not_split_is_refused():
     mesh = make_mesh(MeshConfig(fsdp=2, sequence=4))
-    with pytest.raises(UserError, match="a sequence length of 18 cannot be split over a sequence axis of 4; use a multiple of it"):
+    with pytest.raises(
+        UserError, match="a sequence length of 18 cannot be split over a sequence axis of 4; use a multiple of it"
+    ):
         check_batch(mesh, 8, 18)
 
 
 def decoder_parameters(vocab_size: int = 100, **options):
-    config = DecoderConfig(**{"num_layers": 2, "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 24} | options)
+    config = DecoderConfig(
+        **{"num_layers": 2, "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 24} | options
+    )
     state = nnx.state(nnx.eval_shape(lambda: Decoder(config, vocab_size, rngs=nnx.Rngs(0))), nnx.Param)
     return nnx.to_pure_dict(state), parameter_axes(state)
 
@@ -107,12 +140,28 @@ def test_every_matrix_is_split_over_fsdp_and_tensor():
         assert np.prod(sharding.shard_shape(shape.shape)) * (4 if matrix else 1) == np.prod(shape.shape)
 
 
-@pytest.mark.parametrize("options, sizes, words", [
-    (dict(embed_dim=18), dict(fsdp=4, tensor=2), "axis 'embed' of .* has size 18, which a fsdp axis of 4 does not divide; use a smaller mesh.fsdp or a multiple"),
-    (dict(), dict(fsdp=2, tensor=4), "axis 'kv_heads' of blocks.attention.key has size 2, which a tensor axis of 4 does not divide"),
-    (dict(num_heads=6), dict(fsdp=2, tensor=4), "axis 'kv_heads' of blocks.attention.key has size 2"),
-    (dict(mlp_dim=25), dict(fsdp=4, tensor=2), "axis 'mlp' of blocks.mlp.(down|gate) has size 25, which a tensor axis of 2"),
-], ids=str)
+@pytest.mark.parametrize(
+    "options, sizes, words",
+    [
+        (
+            dict(embed_dim=18),
+            dict(fsdp=4, tensor=2),
+            "axis 'embed' of .* has size 18, which a fsdp axis of 4 does not divide; use a smaller mesh.fsdp",
+        ),
+        (
+            dict(),
+            dict(fsdp=2, tensor=4),
+            "axis 'kv_heads' of blocks.attention.key has size 2, which a tensor axis of 4 does not divide",
+        ),
+        (dict(num_heads=6), dict(fsdp=2, tensor=4), "axis 'kv_heads' of blocks.attention.key has size 2"),
+        (
+            dict(mlp_dim=25),
+            dict(fsdp=4, tensor=2),
+            "axis 'mlp' of blocks.mlp.(down|gate) has size 25, which a tensor axis of 2",
+        ),
+    ],
+    ids=str,
+)
 def test_parameters_that_do_not_split_are_refused_by_name(options, sizes, words):
     with pytest.raises(UserError, match=words):
         parameter_shardings(make_mesh(MeshConfig(**sizes)), *decoder_parameters(**options))
@@ -130,7 +179,9 @@ def test_one_process_holds_all_rows(sizes):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.sampled_from(MESH_SIZES), st.integers(1, 3), st.integers(1, 2), st.sampled_from(["rows", "positions", "cursors"]))
+@given(
+    st.sampled_from(MESH_SIZES), st.integers(1, 3), st.integers(1, 2), st.sampled_from(["rows", "positions", "cursors"])
+)
 def test_put_rows_puts_every_value_where_it_belongs(sizes, rows_per_shard, positions_per_shard, what):
     mesh = make_mesh(MeshConfig(**dict(zip(MESH_AXES, sizes))))
     batch_rows, length = rows_per_shard * sizes[0] * sizes[1], positions_per_shard * sizes[3]

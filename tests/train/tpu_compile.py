@@ -2,8 +2,8 @@
 
     python tests/train/tpu_compile.py '{"topology": "v5e:4x4", "mesh": {"tensor": 4}}'
 
-It is a script of its own because libtpu reads its environment when it is loaded, and because a kernel that the TPU compiler cannot
-take may abort the process.
+It is a script of its own because libtpu reads its environment when it is loaded, and because a kernel that the TPU
+compiler cannot take may abort the process.
 """
 
 import json
@@ -12,8 +12,12 @@ import sys
 
 # What libtpu needs to know to stand in for a TPU host.
 os.environ |= {
-    "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 import collections
 import math
@@ -35,32 +39,53 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 
 def compile_train_step(
-    topology: str, *, num_slices: int = 1, mesh: dict = {}, model: dict = {}, optimizer: dict = {}, vocab_size: int = 257,
-    batch_rows: int = 32, sequence_length: int = 1024, num_microbatches: int = 1, optimization_level: str = "O0",
+    topology: str,
+    *,
+    num_slices: int = 1,
+    mesh: dict | None = None,
+    model: dict | None = None,
+    optimizer: dict | None = None,
+    vocab_size: int = 257,
+    batch_rows: int = 32,
+    sequence_length: int = 1024,
+    num_microbatches: int = 1,
+    optimization_level: str = "O0",
 ) -> dict:
     """Compiles the step of a recipe with these options for the TPUs of a topology such as "v5e:4x4".
 
-    At the level "O0" it takes seconds and tells whether a step compiles; how much memory it needs shows at "UNKNOWN", the compiler's default.
+    At the level "O0" it takes seconds and tells whether the step compiles; how much memory it takes shows at "UNKNOWN",
+    the compiler's default.
     """
     jax.config.update("jax_optimization_level", optimization_level)
     slices = {"num_slices": num_slices} if num_slices > 1 else {}
     devices = topologies.get_topology_desc(topology_name=topology, platform="tpu", **slices).devices
-    mesh = make_mesh(MeshConfig(**mesh), devices)
+    mesh = make_mesh(MeshConfig(**(mesh or {})), devices)
     check_batch(mesh, batch_rows, sequence_length, num_microbatches)
-    model, optimizer = DecoderConfig(**{"num_layers": 2} | model), OptimizerConfig(**optimizer)
-    program = build_program(lambda rngs: Decoder(model, vocab_size, rngs=rngs), optimizer, mesh, batch_rows=batch_rows, num_sources=1)
-    step = make_train_step(program, Causal(), optimizer, mesh, meter=make_meter(Budget(steps=100), 1.0), num_microbatches=num_microbatches)
-    state = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings)
+    model, optimizer = DecoderConfig(**{"num_layers": 2} | (model or {})), OptimizerConfig(**(optimizer or {}))
+    program = build_program(
+        lambda rngs: Decoder(model, vocab_size, rngs=rngs), optimizer, mesh, batch_rows=batch_rows, num_sources=1
+    )
+    step = make_train_step(
+        program, Causal(), optimizer, mesh, meter=make_meter(Budget(steps=100), 1.0), num_microbatches=num_microbatches
+    )
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings
+    )
     started = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught, jax.set_mesh(mesh):  # kernels ask the mesh which chip they are compiled for
+    # The mesh is set because kernels ask it which chip they are compiled for.
+    with warnings.catch_warnings(record=True) as caught, jax.set_mesh(mesh):
         warnings.simplefilter("always")
         compiled = step.lower(state, abstract_batch(mesh, batch_rows, sequence_length)).compile()
     memory, hlo = compiled.memory_analysis(), compiled.as_text()
     return {
         "mesh": dict(mesh.shape),
-        "slices_of_replicas": [sorted({getattr(device, "slice_index", 0) for device in replica.flat}) for replica in mesh.devices],
+        "slices_of_replicas": [
+            sorted({getattr(device, "slice_index", 0) for device in replica.flat}) for replica in mesh.devices
+        ],
         "compile_seconds": round(time.perf_counter() - started, 1),
-        "state_bytes_per_device": sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        "state_bytes_per_device": sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state)
+        ),
         "argument_bytes": memory.argument_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
