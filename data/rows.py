@@ -22,7 +22,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import grain
@@ -54,19 +54,27 @@ def draw_source(seed: int, row: int, draw: int, weights: Sequence[float]) -> int
     """The source that a row's `draw`-th document comes from: a pure function, so that a cursor need not remember it."""
     if len(weights) == 1:
         return 0
-    digest = hashlib.blake2b(f"{seed}/{row}/{draw}".encode(), digest_size=8).digest()
-    uniform = (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits, as 64 would round up to 1
+    uniform = (_draw_hash(seed, row, draw) >> 11) / 2**53  # 53 bits, as 64 would round up to 1
     cumulative = list(itertools.accumulate(weights))
     return bisect.bisect_right(cumulative, uniform * cumulative[-1])
 
 
-def document_positions(representation: Representation, document: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A document as positions: i32[n + 2] ids between two end-of-document ids, and i64[n + 1] source bytes of each target."""
-    ids = representation.encode(document)
-    lengths = representation.byte_lengths(ids)
-    assert lengths.sum() == len(document), f"{representation.kind}: byte lengths sum to {lengths.sum()}, the document has {len(document)}"
-    eod = [representation.eod_id]
-    return np.concatenate([eod, ids, eod]).astype(np.int32), np.append(lengths, 0)
+Positions = tuple[np.ndarray, np.ndarray]
+
+
+def _draw_hash(seed: int, row: int, draw: int, *what: str) -> int:
+    """64 bits that stand for chance."""
+    digest = hashlib.blake2b("/".join(map(str, (seed, row, draw, *what))).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def document_positions(representation: Representation, documents: Sequence[bytes]) -> list[Positions]:
+    """Documents as positions: i32[n + 2] ids between two end-of-document ids, and i64[n + 1] source bytes of each target."""
+    eod, positions = [representation.eod_id], []
+    for document, (ids, lengths) in zip(documents, representation.encode_many(documents), strict=True):
+        assert lengths.sum() == len(document), f"{representation.kind}: {lengths.sum()} bytes of a document of {len(document)}"
+        positions.append((np.concatenate([eod, ids, eod]).astype(np.int32), np.append(lengths, 0)))
+    return positions
 
 
 class RowStreams(grain.IterDataset):
@@ -87,6 +95,7 @@ class RowStreams(grain.IterDataset):
         seed: int,
         rows: Sequence[int] | None = None,
         cursors: np.ndarray | None = None,
+        piece_length: int = 0,
         num_workers: int = 1,
     ):
         """
@@ -98,6 +107,8 @@ class RowStreams(grain.IterDataset):
           seed: of the shuffles and of the draws.
           rows: which of the B rows to read; all by default.
           cursors: i32[R, S + 1] from where to go on; the beginning by default.
+          piece_length: if not 0, documents are cut, from a random place on, into pieces of at most this many positions, none of
+            which sees what is before it: each has a segment id of its own and begins with the end-of-document id.
           num_workers: threads that read and encode (tokenizers release the interpreter lock); changes nothing but the speed.
         """
         super().__init__()
@@ -112,7 +123,7 @@ class RowStreams(grain.IterDataset):
             grain.MapDataset.source(source.documents).shuffle(seed=_shuffle_seed(seed, number)) for number, source in enumerate(sources)]
         self.cursors = np.zeros((len(self.rows), len(sources) + 1), np.int32) if cursors is None else np.array(cursors, np.int32)
         assert self.cursors.shape == (len(self.rows), len(sources) + 1), self.cursors.shape
-        self.num_workers = num_workers
+        self.piece_length, self.num_workers = piece_length, num_workers
 
     def __iter__(self) -> "RowStreamIterator":
         return RowStreamIterator(self)
@@ -123,8 +134,11 @@ class RowStreamIterator(grain.DatasetIterator):
 
     def __init__(self, streams: RowStreams):
         super().__init__()
-        self._rows = [_Row(streams, row, cursor) for row, cursor in zip(streams.rows, streams.cursors)]
-        self._workers = concurrent.futures.ThreadPoolExecutor(streams.num_workers, thread_name_prefix="encode")
+        together, self._rows = streams.representation.batch_documents, []
+        encode = _EncodeOneByOne(streams) if together == 1 else _EncodeAhead(streams, together, self._rows)
+        self._rows += [_Row(streams, row, cursor, encode) for row, cursor in zip(streams.rows, streams.cursors)]
+        num_workers = streams.num_workers if together == 1 else 1  # what encodes many at once has threads of its own
+        self._workers = concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode")
 
     def __next__(self) -> Batch:
         rows = list(self._workers.map(_Row.next_sequence, self._rows))
@@ -138,11 +152,44 @@ class RowStreamIterator(grain.DatasetIterator):
             row.move_to(cursor)
 
 
+Draw = tuple[int, int]  # a source, and the number of a document in its shuffled order
+
+
+class _EncodeOneByOne:
+    """Encodes each document when its row opens it."""
+
+    def __init__(self, streams: RowStreams):
+        self._streams = streams
+
+    def __call__(self, draw: Draw) -> Positions:
+        return document_positions(self._streams.representation, [self._read(draw)])[0]
+
+    def _read(self, draw: Draw) -> bytes:
+        source, ordinal = draw
+        return self._streams.shuffled[source][ordinal]
+
+
+class _EncodeAhead(_EncodeOneByOne):
+    """Encodes the next documents of all rows together, where that is faster. Only ever used by one thread at a time."""
+
+    def __init__(self, streams: RowStreams, num_documents: int, rows: Sequence["_Row"]):
+        super().__init__(streams)
+        self._num_documents, self._rows, self._ready = num_documents, rows, {}
+
+    def __call__(self, draw: Draw) -> Positions:
+        if draw not in self._ready:
+            per_row = -(-self._num_documents // len(self._rows))
+            draws = [draw for row in self._rows for draw in row.next_draws(per_row) if draw not in self._ready]
+            documents = [self._read(draw) for draw in draws]
+            self._ready |= zip(draws, document_positions(self._streams.representation, documents), strict=True)
+        return self._ready.pop(draw)
+
+
 class _Row:
     """One row's stream. Only ever used by one thread at a time."""
 
-    def __init__(self, streams: RowStreams, row: int, cursor: np.ndarray):
-        self._streams, self._row = streams, row
+    def __init__(self, streams: RowStreams, row: int, cursor: np.ndarray, encode: Callable[[Draw], Positions]):
+        self._streams, self._row, self._encode = streams, row, encode
         self.move_to(cursor)
 
     def move_to(self, cursor: np.ndarray) -> None:
@@ -150,29 +197,48 @@ class _Row:
         self._ids: np.ndarray | None = None  # the current document, read when it is needed
 
     def next_sequence(self) -> Batch:
-        streams, length = self._streams, self._streams.sequence_length
+        length = self._streams.sequence_length
         out = {name: np.zeros(length, np.int32) for name in ("ids", "targets", "segment_ids", "positions")}
         filled, segment, num_bytes = 0, 0, 0
         while filled < length:
             source = self._open_document()
             start = int(self.cursor[-1])
-            take = min(length - filled, len(self._ids) - 1 - start)
+            take = min(length - filled, self._end_of_piece(start) - start)
             segment += 1
             _put_piece(out, filled, self._ids[start : start + take + 1], segment)
+            if self._streams.piece_length:
+                out["ids"][filled] = self._streams.representation.eod_id
             num_bytes += int(self._lengths[start : start + take].sum())
             filled += take
             self._advance(source, start + take)
         return out | {"num_bytes": np.int32(num_bytes), "cursors": self.cursor.copy()}
 
+    def next_draws(self, count: int) -> list[Draw]:
+        """What the row draws next, the current document first unless it is open."""
+        streams, finished = self._streams, self.cursor[:-1].copy()
+        draws = []
+        for _ in range(count + (self._ids is not None)):
+            source = draw_source(streams.seed, self._row, int(finished.sum()), streams.weights)
+            draws.append((source, self._row + streams.batch_rows * int(finished[source])))
+            finished[source] += 1
+        return draws[self._ids is not None :]
+
     def _open_document(self) -> int:
         """Reads and encodes the current document if that is not done; returns the source it comes from."""
-        streams = self._streams
-        source = draw_source(streams.seed, self._row, int(self.cursor[:-1].sum()), streams.weights)
         if self._ids is None:
-            ordinal = self._row + streams.batch_rows * int(self.cursor[source])
-            self._ids, self._lengths = document_positions(streams.representation, streams.shuffled[source][ordinal])
+            [draw] = self.next_draws(1)
+            self._source = draw[0]
+            self._ids, self._lengths = self._encode(draw)
             assert self.cursor[-1] < len(self._lengths), f"position {self.cursor[-1]} of a document that has {len(self._lengths)}"
-        return source
+        return self._source
+
+    def _end_of_piece(self, position: int) -> int:
+        """Where the document, or the piece of it that `position` is in, ends."""
+        end, length = len(self._ids) - 1, self._streams.piece_length
+        if not length:
+            return end
+        first_end = 1 + _draw_hash(self._streams.seed, self._row, int(self.cursor[:-1].sum()), "piece") % length
+        return min(end, position + length - (position - first_end) % length)
 
     def _advance(self, source: int, position: int) -> None:
         if position < len(self._ids) - 1:
@@ -197,33 +263,58 @@ def _shuffle_seed(seed: int, source_number: int) -> int:
 
 
 def scoring_batches(
-    documents: Iterable[tuple[int, bytes]], representation: Representation, *, batch_rows: int, sequence_length: int, num_workers: int = 1,
+    documents: Iterable[tuple[int, bytes]], representation: Representation, *, batch_rows: int, sequence_length: int, piece_length: int = 0,
+    num_workers: int = 1,
 ) -> Iterator[Batch]:
     """Batches that hold every position of every document exactly once, for evaluation.
 
     A document is cut from its own beginning into pieces of `sequence_length`, so that its score does not depend on its neighbours;
-    what is left over shares rows with other documents' ends. Besides the training batch's arrays there is `documents` i32[B, T], the
-    number given with each document (-1: padding), and `target_bytes` i32[B, T], the source bytes of each target.
+    what is left over shares rows with other documents' ends. With a `piece_length` (see `RowStreams`) the pieces are of that.
+    Besides the training batch's arrays there is `documents` i32[B, T], the number given with each document (-1: padding), and
+    `target_bytes` i32[B, T], the source bytes of each target.
     """
     with concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as workers:
-        encoded = _map_ahead(workers, lambda item: (item[0], *document_positions(representation, item[1])), documents, ahead=4 * num_workers)
-        all_rows = _scoring_rows(encoded, sequence_length)
+        encoded = _encode_documents(workers, documents, representation, num_workers)
+        all_rows = _scoring_rows(encoded, sequence_length, piece_length, representation.eod_id)
         while rows := list(itertools.islice(all_rows, batch_rows)):
             rows += [_empty_scoring_row(sequence_length)] * (batch_rows - len(rows))
             yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _scoring_rows(encoded: Iterable[tuple[int, np.ndarray, np.ndarray]], length: int) -> Iterator[Batch]:
-    shared, used, segment = _empty_scoring_row(length), 0, 0
-    for number, ids, lengths in encoded:
+def _encode_documents(
+    workers: concurrent.futures.Executor, documents: Iterable[tuple[int, bytes]], representation: Representation, num_workers: int,
+) -> Iterator[tuple[int, Positions]]:
+    """Numbers and positions of the documents, in order."""
+
+    def encode(batch: Sequence[tuple[int, bytes]]) -> list[tuple[int, Positions]]:
+        numbers, texts = zip(*batch)
+        return list(zip(numbers, document_positions(representation, texts)))
+
+    batches = _batched(documents, representation.batch_documents)
+    ahead = 4 * num_workers if representation.batch_documents == 1 else 1
+    return itertools.chain.from_iterable(_map_ahead(workers, encode, batches, ahead=ahead))
+
+
+def _batched(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _scoring_rows(encoded: Iterable[tuple[int, Positions]], row_length: int, piece_length: int, eod_id: int) -> Iterator[Batch]:
+    length = min(piece_length or row_length, row_length)
+    shared, used, segment = _empty_scoring_row(row_length), 0, 0
+    for number, (ids, lengths) in encoded:
         for start in range(0, len(lengths), length):
-            piece, piece_bytes = ids[start : start + length + 1], lengths[start : start + length]
-            if len(piece_bytes) == length:
-                yield _scoring_row(_empty_scoring_row(length), 0, 1, number, piece, piece_bytes)
+            piece, piece_bytes = ids[start : start + length + 1].copy(), lengths[start : start + length]
+            if piece_length:
+                piece[0] = eod_id
+            if len(piece_bytes) == row_length:
+                yield _scoring_row(_empty_scoring_row(row_length), 0, 1, number, piece, piece_bytes)
                 continue
-            if used + len(piece_bytes) > length:
+            if used + len(piece_bytes) > row_length:
                 yield shared
-                shared, used, segment = _empty_scoring_row(length), 0, 0
+                shared, used, segment = _empty_scoring_row(row_length), 0, 0
             segment += 1
             _scoring_row(shared, used, segment, number, piece, piece_bytes)
             used += len(piece_bytes)

@@ -2,13 +2,16 @@
 
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from tokenizer_lab.errors import UserError
@@ -103,3 +106,25 @@ def sha256_of_parts(parts: Iterable[bytes]) -> str:
 
 def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The content of a .npy file."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
+def npy_array(content: bytes, what: str) -> np.ndarray:
+    """The array in the content of a .npy file that may come from a stranger. Raises UserError naming `what`."""
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        assert version in ((1, 0), (2, 0))
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(file)
+        assert dtype.kind in "iuf" and not fortran_order
+        assert all(size >= 0 for size in shape) and math.prod(shape) * dtype.itemsize == len(content) - file.tell()
+    except (AssertionError, ValueError, EOFError) as error:
+        raise UserError(f"{what} is not a whole .npy file of numbers; fit the representation again") from error
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)

@@ -18,8 +18,9 @@ import hashlib
 import importlib
 import json
 import uuid
-from collections.abc import Mapping
-from typing import ClassVar, Self
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +29,16 @@ from etils import epath
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write, check_name, read_bytes, read_json, sha256_of_parts, write_json
 
-FORMAT = "tokenizer-lab representation 1"
+FORMAT = "tokenizer-lab representation 2"
 MAX_FILE_BYTES = 4 << 30
 
 # Kind -> where its class lives. A new representation is one file beside this one and one line here.
 KINDS = {
     "byte": "tokenizer_lab.byte:ByteRepresentation",
     "subword": "tokenizer_lab.subword:SubwordRepresentation",
+    "static_ac": "tokenizer_lab.static_ac:StaticACRepresentation",
+    "equal_info": "tokenizer_lab.equal_info:EqualInfoRepresentation",
+    "gzip": "tokenizer_lab.gzip_code:GzipRepresentation",
 }
 
 
@@ -46,12 +50,18 @@ class Representation(abc.ABC):
       vocab_size: ids are in `[0, vocab_size)`, special ids included.
       eod_id: the end-of-document id. `encode` never returns it; it stands for no bytes.
       fit_corpus_hash: content hash of the corpus the representation was fitted on; empty where nothing was fitted.
+      costs: what it takes, where a model is behind it: `fit_flops` once, and `encode_flops_per_id`.
+      statistics: what was measured when it was fitted, e.g. `bytes_per_id`.
+      batch_documents: how many documents `encode_many` is best given at once.
     """
 
     kind: ClassVar[str]
     vocab_size: int
     eod_id: int
     fit_corpus_hash: str = ""
+    costs: Mapping[str, float] = MappingProxyType({})
+    statistics: Mapping[str, float] = MappingProxyType({})
+    batch_documents: int = 1
 
     @abc.abstractmethod
     def encode(self, text: bytes) -> np.ndarray:
@@ -66,6 +76,18 @@ class Representation(abc.ABC):
         """i[n] ids of one document, from its start -> i64[n], the source bytes that each id carries.
 
         Raises UserError for ids out of range."""
+
+    def encode_many(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Documents -> for each, what `encode` and `byte_lengths` say: i32[n] ids and i64[n] source bytes of each."""
+        encoded = [self.encode(text) for text in texts]
+        return [(ids, self.byte_lengths(ids)) for ids in encoded]
+
+    def open_prompt(self, text: bytes) -> "OpenPrompt":
+        """What is certain of the ids of all documents that begin with `text`.
+
+        By default its ids as they stand: exact where an id does not depend on the text behind it, else an approximation.
+        """
+        return OpenPrompt(self.encode(text), (), ())
 
     @abc.abstractmethod
     def to_files(self) -> dict[str, bytes]:
@@ -102,6 +124,8 @@ class Representation(abc.ABC):
             "vocab_size": self.vocab_size,
             "fit_corpus_hash": self.fit_corpus_hash,
             "fingerprint": self.fingerprint,
+            "costs": dict(self.costs),
+            "statistics": dict(self.statistics),
             "files": {name: _sha256(files[name]) for name in sorted(files)},
         }
         partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -120,7 +144,23 @@ class Representation(abc.ABC):
 
     def __reduce__(self):
         # Worker processes rebuild a representation from its files: what a backend pickles of itself may be less.
-        return type(self).from_files, (self.to_files(),), {"fit_corpus_hash": self.fit_corpus_hash}
+        about = {name: getattr(self, name) for name in ("fit_corpus_hash", "costs", "statistics")}
+        return type(self).from_files, (self.to_files(),), {
+            name: value if isinstance(value, str) else dict(value) for name, value in about.items()
+        }
+
+
+class OpenPrompt(NamedTuple):
+    """A prompt of which the end is open.
+
+    Attributes:
+      ids: i32[n], the ids that are certain.
+      low, high: of the next ids, the first and the last choice, in the order of tuples; empty where nothing is known.
+    """
+
+    ids: np.ndarray
+    low: tuple[int, ...]
+    high: tuple[int, ...]
 
 
 def read_manifest(folder: epath.PathLike) -> dict:
@@ -139,6 +179,8 @@ def read_manifest(folder: epath.PathLike) -> dict:
         "vocab_size": int,
         "fit_corpus_hash": str,
         "fingerprint": str,
+        "costs": dict,
+        "statistics": dict,
         "files": dict,
         "manifest_sha256": str,
     }
@@ -146,6 +188,7 @@ def read_manifest(folder: epath.PathLike) -> dict:
         manifest.keys() != form.keys()
         or any(type(manifest[key]) is not of for key, of in form.items())
         or any(type(sha256) is not str for sha256 in manifest["files"].values())
+        or any(type(x) is not float for name in ("costs", "statistics") for x in manifest[name].values())
     ):
         raise UserError(f"{path} does not have just {', '.join(form)}, each of its type; fit the representation again")
     if manifest.pop("manifest_sha256") != _manifest_sha256(manifest):
@@ -174,6 +217,7 @@ def load(folder: epath.PathLike) -> Representation:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     representation.fit_corpus_hash = manifest["fit_corpus_hash"]
+    representation.costs, representation.statistics = manifest["costs"], manifest["statistics"]
     if representation.fingerprint != manifest["fingerprint"] or representation.vocab_size != manifest["vocab_size"]:
         raise UserError(
             f"{folder} does not give back the artifact its manifest describes; fit the representation again"

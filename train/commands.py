@@ -114,7 +114,7 @@ def ingest(arguments: list[str]) -> None:
     console.print(str(result), soft_wrap=True)
 
 
-def fit(arguments: list[str]) -> None:
+def fit(arguments: list[str]) -> int:
     """learn a representation's artifact from a corpus"""
     with interruptible_import():
         from data.store import Corpus
@@ -125,7 +125,7 @@ def fit(arguments: list[str]) -> None:
         given = arguments[0] if arguments else ""
         if given in ("-h", "--help"):
             print(f"usage: toklab fit KIND --corpus CORPUS --out ARTIFACT ...; the kinds are {', '.join(KINDS)}")
-            return
+            return 0
         raise UserError(f"no representation {given!r}{nearest(given, KINDS)}; toklab fit takes one of {', '.join(KINDS)}")
     kind, *arguments = arguments
     fit_options = sys.modules[kind_class(kind).__module__].FIT_OPTIONS
@@ -136,10 +136,34 @@ def fit(arguments: list[str]) -> None:
     options, console = parse(command, arguments, f"fit {kind}"), rich.console.Console()
     corpus = Corpus.open(options.corpus)
     documents = corpus.documents("train")
-    with progress_bar(console, f"fit {kind}", of_bytes=True) as update:
-        representation = options.options.fit(counted(documents, documents.num_bytes, update), corpus.content_hash)
+    if not hasattr(options.options, "lm"):
+        with progress_bar(console, f"fit {kind}", of_bytes=True) as update:
+            representation = options.options.fit(counted(documents, documents.num_bytes, update), corpus.content_hash)
+    else:
+        if (byte_lm := byte_language_model(options, console)) is None:
+            return EXIT_STOPPED
+        with progress_bar(console, f"fit {kind}", of_bytes=False) as update:
+            representation = options.options.fit(counted(documents), corpus.content_hash, *byte_lm, update)
     representation.save(options.out)
-    console.print(f"{options.out}: {kind}, {representation.vocab_size:,} ids, fingerprint {representation.fingerprint[:12]}", soft_wrap=True)
+    measured = "".join(f", {name} {value:.4g}" for name, value in representation.statistics.items())
+    console.print(f"{options.out}: {kind}, {representation.vocab_size:,} ids{measured}, fingerprint {representation.fingerprint[:12]}",
+                  soft_wrap=True, highlight=False)
+    return 0
+
+
+def byte_language_model(options: Any, console: rich.console.Console) -> Any:
+    """The compressor of `toklab fit`'s options and the FLOPs it took, trained first if need be; None where a signal stopped that."""
+    with interruptible_import():
+        from train.compressor import load_byte_lm, train_byte_lm
+
+    run_dir = options.options.lm
+    if run_dir is None:
+        run_dir = options.out.with_name(f"{options.out.name}-lm")
+        console.print(f"training the byte language model into {run_dir}", soft_wrap=True)
+        if not train_byte_lm(options.options.lm_recipe, options.corpus, run_dir, console):
+            print("toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
+            return None
+    return load_byte_lm(run_dir)
 
 
 def train(arguments: list[str]) -> int:
@@ -220,7 +244,7 @@ def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool):
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def counted(documents: Any, total_bytes: int, update: Callable[[int, int], None]) -> Any:
+def counted(documents: Any, total_bytes: int = 0, update: Callable[[int, int], None] = lambda done, total: None) -> Any:
     """The documents one by one, telling `update` how many bytes have gone by."""
     done = 0
     for number in range(len(documents)):

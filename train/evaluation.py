@@ -39,6 +39,8 @@ class Scores:
     """i64[N], source bytes."""
     num_tokens: np.ndarray
     """i64[N], targets scored, ends of documents included."""
+    id_counts: np.ndarray
+    """i64[V], how often each id was a target, in all documents."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -46,7 +48,7 @@ class Scores:
 
     def of(self, chosen: np.ndarray) -> "Scores":
         """The scores of some of the documents."""
-        return Scores(self.nats[chosen], self.num_bytes[chosen], self.num_tokens[chosen])
+        return dataclasses.replace(self, nats=self.nats[chosen], num_bytes=self.num_bytes[chosen], num_tokens=self.num_tokens[chosen])
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
@@ -68,7 +70,7 @@ def make_scorer(model_def: Any, mesh: Mesh) -> Callable[[Any, dict[str, jax.Arra
 
 def score_documents(
     documents: Sequence[bytes] | Documents, representation: Representation, score: Callable, params: Any, mesh: Mesh, *,
-    batch_rows: int, sequence_length: int, num_workers: int = 1, on_progress: Callable[[int], None] = lambda num_bytes: None,
+    batch_rows: int, sequence_length: int, piece_length: int = 0, num_workers: int = 1, on_progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> Scores:
     """Scores every byte of every document once.
 
@@ -80,12 +82,14 @@ def score_documents(
       mesh: the mesh of `score`; every host goes through all documents and computes its own rows of each batch.
       batch_rows: rows scored at a time, a multiple of the mesh's replica x fsdp.
       sequence_length: of a row; a longer document is cut into pieces that do not see each other.
+      piece_length: as in training; see `data.rows.RowStreams`.
       num_workers: threads that encode.
       on_progress: called with the number of bytes scored so far.
     """
     check_batch(mesh, batch_rows, sequence_length)
     rows, (count, true_bytes) = local_rows(mesh, batch_rows), (len(documents), [])
     nats, num_bytes, num_tokens = np.zeros(count), np.zeros(count, np.int64), np.zeros(count, np.int64)
+    id_counts = np.zeros(representation.vocab_size, np.int64)
 
     def read():
         for number in range(count):
@@ -93,7 +97,8 @@ def score_documents(
             true_bytes.append(len(document))
             yield number, document
 
-    for batch in scoring_batches(read(), representation, batch_rows=batch_rows, sequence_length=sequence_length, num_workers=num_workers):
+    for batch in scoring_batches(read(), representation, batch_rows=batch_rows, sequence_length=sequence_length,
+                                 piece_length=piece_length, num_workers=num_workers):
         shards = {name: put_rows(batch[name][rows], rows, batch_rows, batch_sharding(mesh, 2)) for name in _MODEL_ARRAYS}
         nats_bt = np.asarray(score(params, shards), np.float64)
         scored = batch["segment_ids"] > 0
@@ -101,9 +106,25 @@ def score_documents(
         nats += np.bincount(owner, nats_bt[scored], count)
         num_bytes += np.bincount(owner, batch["target_bytes"][scored], count).astype(np.int64)
         num_tokens += np.bincount(owner, minlength=count)
+        id_counts += np.bincount(batch["targets"][scored], minlength=len(id_counts))
         on_progress(int(num_bytes.sum()))
     assert np.array_equal(num_bytes, true_bytes), "not every byte of every document was scored exactly once"
-    return Scores(nats, num_bytes, num_tokens)
+    return Scores(nats, num_bytes, num_tokens, id_counts)
+
+
+def text_statistics(scores: Scores, eod_id: int) -> dict[str, float]:
+    """What the ids are like, whatever the model: the code lengths of two that know no context, in bits per byte.
+
+    "uniform" takes all ids but the end of document for equally likely, "unigram" each as often as it is in the text itself.
+    """
+    counts = np.delete(scores.id_counts, eod_id)
+    num_bytes, total = int(scores.num_bytes.sum()), int(counts.sum())
+    share = counts[counts > 0] / max(1, total)
+    return {
+        "bytes_per_id": num_bytes / max(1, total),
+        "uniform_bits_per_byte": math.log2(len(counts)) * total / num_bytes,
+        "unigram_bits_per_byte": float(-(share * np.log2(share)).sum()) * total / num_bytes,
+    }
 
 
 def bootstrap_interval(scores: Scores, seed: int = 0) -> tuple[float, float]:
@@ -187,11 +208,13 @@ def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, i
     total_bytes = sum(part.num_bytes for part in documents.parts)
     scores = score_documents(
         documents, setup.representation, make_scorer(setup.program.model_def, setup.mesh), loaded.params, setup.mesh,
-        batch_rows=recipe.evaluation.batch_rows, sequence_length=recipe.data.sequence_length, num_workers=recipe.data.num_workers,
+        batch_rows=recipe.evaluation.batch_rows, sequence_length=recipe.data.sequence_length, piece_length=recipe.data.piece_length,
+        num_workers=recipe.data.num_workers,
         on_progress=lambda num_bytes: on_progress(num_bytes, total_bytes))
     result = {
         **loaded.counters,
         **summarize(scores, [documents.domain(number) for number in range(len(documents))]),
+        "text": text_statistics(scores, setup.representation.eod_id),
         "corpus_content_hash": "+".join(corpus.content_hash for corpus in setup.corpora),
     }
     write_json(RunFolder(run_dir).evaluation, result)

@@ -97,7 +97,7 @@ class RunLog:
             return
         steps, seconds = self._pending, max(1e-9, time.perf_counter() - self._since)
         last, num_bytes = steps[-1], sum(step["num_bytes"] for step in steps)
-        flops_per_second = last["flops"] / last["step"] * len(steps) / seconds
+        flops_per_second = last["model_flops"] * len(steps) / seconds
         line = {
             **{name: last[name] for name in ("step", "bytes_seen", "tokens_seen", "flops", "learning_rate", "grad_norm", "skipped_steps")},
             "loss": sum(step["loss"] for step in steps) / len(steps),

@@ -176,7 +176,7 @@ def open_batches(setup: Setup, state: TrainState) -> Callable[[], dict[str, jax.
     streams = RowStreams(
         [Source(corpus.documents("train"), weight) for corpus, weight in zip(setup.corpora, weights)], setup.representation,
         batch_rows=data.batch_rows, sequence_length=data.sequence_length, seed=setup.recipe.seed, rows=rows,
-        cursors=_rows_of(state.cursors, rows), num_workers=data.num_workers)
+        cursors=_rows_of(state.cursors, rows), piece_length=data.piece_length, num_workers=data.num_workers)
     batches = iter(grain.experimental.ThreadPrefetchIterDataset(streams, prefetch_buffer_size=data.prefetch_batches))
 
     def place(name: str, value: np.ndarray) -> jax.Array:
@@ -202,7 +202,8 @@ def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, Any]]:
 
     def evaluate(state: TrainState) -> dict[str, Any]:
         scores = score_documents(held_out, setup.representation, score, state.params, setup.mesh, batch_rows=recipe.evaluation.batch_rows,
-                                 sequence_length=recipe.data.sequence_length, num_workers=recipe.data.num_workers)
+                                 sequence_length=recipe.data.sequence_length, piece_length=recipe.data.piece_length,
+                                 num_workers=recipe.data.num_workers)
         return {**counters(setup, state), "bits_per_byte": scores.bits_per_byte, "num_bytes": int(scores.num_bytes.sum())}
 
     return evaluate
@@ -211,7 +212,7 @@ def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, Any]]:
 def counters(setup: Setup, state: TrainState) -> dict[str, Any]:
     """How far a state has come."""
     step = int(state.step)
-    return {"step": step, "bytes_seen": from_limbs(state.bytes_seen), "flops": step * setup.flops_per_step}
+    return {"step": step, "bytes_seen": from_limbs(state.bytes_seen), "flops": setup.flops(step)}
 
 
 def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog, clock: Stopwatch) -> bool:
@@ -221,7 +222,7 @@ def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog, clock: St
     numbers = {name: value.tolist() for name, value in metrics.items()}
     numbers["bytes_seen"] = from_limbs(numbers["bytes_seen"])
     numbers["tokens_seen"] = numbers["step"] * setup.tokens_per_step
-    numbers["flops"] = numbers["step"] * setup.flops_per_step
+    numbers |= {"flops": setup.flops(numbers["step"]), "model_flops": setup.model_flops_per_step}
     with clock("log"):
         log.step(numbers, clock.seconds.get("data", 0.0))
     if numbers["skipped_in_a_row"] >= setup.recipe.optimizer.max_skipped_in_a_row:
@@ -262,14 +263,15 @@ def summarize(
         "name": recipe.name,
         "state": outcome,
         "representation": {"kind": setup.representation.kind, "vocab_size": vocab_size, "fingerprint": setup.representation.fingerprint,
-                           "bytes_per_token": bytes_per_token},
+                           "bytes_per_token": bytes_per_token, "costs": dict(setup.representation.costs),
+                           "statistics": dict(setup.representation.statistics)},
         "parameters": recipe.model.count_parameters(vocab_size),
         "flops_per_token": setup.flops_per_token,
         "flops_per_byte": setup.flops_per_token["total"] / bytes_per_token if bytes_per_token else None,
         "steps": step,
         "bytes_seen": bytes_seen,
         "tokens_seen": tokens_seen,
-        "flops": step * setup.flops_per_step,
+        "flops": setup.flops(step),
         "seconds": loop_seconds,
         "seconds_by_part": seconds_by_part,
         "bytes_per_second": bytes_here / stepping,

@@ -32,6 +32,9 @@ class DataConfig:
     """Rows of the global batch, over all devices and microbatches."""
     sequence_length: int = 512
     """Positions of a row."""
+    piece_length: int = 0
+    """If not 0, documents are cut from random places on into pieces of at most this many positions that do not see each other: how
+    a compressor of windows is trained."""
     num_microbatches: int = 1
     """Gradient accumulation: the batch is computed in this many parts."""
     num_workers: int = 2
@@ -43,8 +46,9 @@ class DataConfig:
         for name in ("batch_rows", "sequence_length", "num_microbatches", "num_workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.prefetch_batches < 0:
-            raise UserError(f"data.prefetch_batches is {self.prefetch_batches}; it must be at least 0")
+        for name in ("piece_length", "prefetch_batches"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 0")
         if not self.corpora:
             raise UserError("data.corpora is empty; name at least one folder made by 'toklab ingest'")
         if self.weights and (len(self.weights) != len(self.corpora) or not all(weight > 0 for weight in self.weights)):

@@ -29,7 +29,10 @@ from train.report_page import fixed, short, si
 # The form of a run's files: `float` is a finite number or null, `...` any other key, a tuple that many items or null.
 _SUMMARY = {
     "name": str, "state": str, "device": str, "versions": {...: str}, "corpora": [{"path": str, "content_hash": str}],
-    "representation": {"kind": str, "vocab_size": float, "fingerprint": str, "bytes_per_token": float},
+    "representation": {
+        "kind": str, "vocab_size": float, "fingerprint": str, "bytes_per_token": float,
+        "costs": {...: float}, "statistics": {...: float},
+    },
     "parameters": {"total": float, ...: float}, "flops_per_token": {"total": float, ...: float},
     "steps": float, "bytes_seen": float, "tokens_seen": float, "flops": float, "seconds": float, "skipped_steps": float,
     "flops_per_byte": float, "bytes_per_second": float, "tokens_per_second": float, "outside_step_share": float,
@@ -37,7 +40,8 @@ _SUMMARY = {
 _POINT = {"step": float, "bytes_seen": float, "flops": float, "bits_per_byte": float}
 _SCORE = {"bits_per_byte": float, "interval_95": (float, float), "num_bytes": float, "num_documents": float}
 _CURVE_POINT = _POINT | {"num_bytes": float}
-_EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: _SCORE}}
+_TEXT = {"bytes_per_id": float, "uniform_bits_per_byte": float, "unigram_bits_per_byte": float}
+_EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: _SCORE}, "text": _TEXT}
 _SETTINGS = {"temperature": float, "top_k": float, "top_p": float, "seed": float, "step": float}
 _SAMPLES = [{"prompt": str, "text": str} | _SETTINGS]
 _FORM_NAMES = {
@@ -116,6 +120,8 @@ class Arm:
         low, high = evaluation["interval_95"] or (None, None)
         reached = self.evaluation or summary  # bits per byte stand beside the bytes and FLOPs that they took
         last = self.curve[-1] if self.curve else dict.fromkeys(_POINT)
+        costs, statistics = (summary["representation"][name] for name in ("costs", "statistics"))
+        text, fit_flops, bytes_seen = evaluation["text"] or {}, costs.get("fit_flops"), reached["bytes_seen"]
         embeddings = sum(parameters.get(name) or 0 for name in _EMBEDDINGS)
         return {
             "arm": self.label,
@@ -128,9 +134,16 @@ class Arm:
             "parameters": parameters["total"],
             "parameters_without_embeddings": None if parameters["total"] is None else parameters["total"] - embeddings,
             "flops_per_byte": summary["flops_per_byte"],
+            "fit_flops": fit_flops,
+            "fit_flops_per_byte": fit_flops / bytes_seen if fit_flops and bytes_seen else None,
+            "bytes_per_id": text.get("bytes_per_id"),
+            "uniform_bits_per_byte": text.get("uniform_bits_per_byte"),
+            "unigram_bits_per_byte": text.get("unigram_bits_per_byte"),
+            "stop_bits_per_byte": statistics.get("stop_bits_per_byte"),
+            "closing_bits_per_byte": statistics.get("closing_bits_per_byte"),
             "steps": summary["steps"],
             "evaluated_step": evaluation["step"],
-            "bytes_seen": reached["bytes_seen"],
+            "bytes_seen": bytes_seen,
             "flops": reached["flops"],
             "bits_per_byte": evaluation["bits_per_byte"],
             "bits_per_byte_low": low,

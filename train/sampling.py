@@ -1,8 +1,10 @@
 """Text from a trained model: jitted sampling with a key/value cache.
 
-The prompt is encoded as a document of its own and its ids are followed as they stand. With bytes that is exact. With subwords the
-prompt's last id ends where the prompt ends, even if training text would have had a longer id there ("hel" + "lo"), so that a prompt
-cut inside a word is continued from a division into ids that the model has seldom seen; end prompts where words end.
+A prompt may end anywhere. What that means is the representation's (`open_prompt`): with bytes nothing, as an id never depends on what
+follows it. With equal-info windows the prompt's last window may become longer, so the model draws it among the windows that begin with
+the rest of the prompt: exact. With subwords the prompt's ids are taken as they stand, even if training text would have had a longer id
+at its end ("hel" + "lo"), so that a prompt cut inside a word is continued from a division into ids that the model has seldom seen; end
+prompts where words end.
 """
 
 import functools
@@ -55,17 +57,21 @@ def sample_text(
       UserError: an option is out of range.
     """
     check_sampling(prompt, max_tokens, temperature, top_k, top_p)
-    prompt_ids = np.concatenate([[representation.eod_id], representation.encode(prompt)]).astype(np.int32)
+    certain_ids, low, high = representation.open_prompt(prompt)
+    prompt_ids = np.concatenate([[representation.eod_id], certain_ids]).astype(np.int32)
     ids = np.asarray(_generate(
-        model_def, params, prompt_ids, jax.random.key(seed), jnp.float32(temperature), jnp.float32(top_p),
-        max_tokens=max_tokens, top_k=min(top_k, representation.vocab_size), eod_id=representation.eod_id))
+        model_def, params, prompt_ids, np.array(low, np.int32), np.array(high, np.int32), jax.random.key(seed), jnp.float32(temperature),
+        jnp.float32(top_p), max_tokens=max_tokens + len(low), top_k=min(top_k, representation.vocab_size), eod_id=representation.eod_id))
     ends = np.flatnonzero(ids == representation.eod_id)
-    return representation.decode(ids[: ends[0]] if len(ends) else ids)
+    text = representation.decode(np.concatenate([certain_ids, ids[: ends[0]] if len(ends) else ids]))
+    return text.removeprefix(prompt)
 
 
 @functools.partial(jax.jit, static_argnames=("model_def", "max_tokens", "top_k", "eod_id"))
-def _generate(model_def, params, prompt_ids_t, key, temperature, top_p, *, max_tokens: int, top_k: int, eod_id: int) -> jax.Array:
-    """i32[max_tokens] drawn ids; behind the first `eod_id` they are all `eod_id`."""
+def _generate(
+    model_def, params, prompt_ids_t, low_c, high_c, key, temperature, top_p, *, max_tokens: int, top_k: int, eod_id: int,
+) -> jax.Array:
+    """i32[max_tokens] drawn ids; behind the first `eod_id` they are all `eod_id`. The first C are between low and high, as tuples."""
     model = nnx.merge(model_def, nnx.State(params))
     num_prompt = prompt_ids_t.shape[0]
     logits_bv, cache = model.extend(prompt_ids_t[None], jnp.int32(0), model.empty_cache(1, num_prompt + max_tokens))
@@ -76,12 +82,25 @@ def _generate(model_def, params, prompt_ids_t, key, temperature, top_p, *, max_t
 
     def draw_next(carry):
         number, out, logits_bv, cache = carry
-        drawn = _draw(jax.random.fold_in(key, number), logits_bv[0], temperature, top_k, top_p)
+        logits_v = _within(logits_bv[0], out, number, low_c, high_c, eod_id) if len(low_c) else logits_bv[0]
+        drawn = _draw(jax.random.fold_in(key, number), logits_v, temperature, top_k, top_p)
         logits_bv, cache = model.extend(drawn[None, None], num_prompt + number, cache)
         return number + 1, out.at[number].set(drawn), logits_bv, cache
 
     out = jnp.full(max_tokens, eod_id, jnp.int32)
     return jax.lax.while_loop(more, draw_next, (jnp.int32(0), out, logits_bv, cache))[1]
+
+
+def _within(
+    logits_v: jax.Array, drawn_t: jax.Array, number: jax.Array, low_c: jax.Array, high_c: jax.Array, eod_id: int,
+) -> jax.Array:
+    """Logits f32[V] of the `number`-th id, given those drawn before it, so that the first C are between low and high, as tuples."""
+    before_c = jnp.arange(len(low_c)) < number
+    place, drawn_c = jnp.minimum(number, len(low_c) - 1), drawn_t[: len(low_c)]
+    on_low, on_high = ((jnp.where(before_c, drawn_c, end_c) == end_c).all() for end_c in (low_c, high_c))
+    ids_v = jnp.arange(len(logits_v))
+    allowed_v = (ids_v >= jnp.where(on_low, low_c[place], 0)) & (ids_v <= jnp.where(on_high, high_c[place], eod_id - 1))
+    return jnp.where(allowed_v | (number >= len(low_c)), logits_v, -jnp.inf)
 
 
 def _draw(key: jax.Array, logits_v: jax.Array, temperature: jax.Array, top_k: int, top_p: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 from train.checkpoints import Checkpoints
-from train.optimizer import make_meter, total_steps
+from train.optimizer import Budget, make_meter, total_steps
 from train.recipe import Recipe, to_json
 from train.run_folder import RunFolder
 from train.sharding import MeshConfig, check_batch, make_mesh
@@ -32,8 +32,11 @@ class Setup:
 
     @property
     def flops_per_token(self) -> dict[str, float]:
-        """Training FLOPs a position, by component."""
-        return self.recipe.model.training_flops_per_token(self.representation.vocab_size, self.recipe.data.sequence_length)
+        """FLOPs a position, by component: the model's training, and what its representation takes to encode the text."""
+        data = self.recipe.data
+        flops = self.recipe.model.training_flops_per_token(self.representation.vocab_size, data.piece_length or data.sequence_length)
+        encode = self.representation.costs.get("encode_flops_per_id", 0.0)
+        return flops | {"encode": encode, "total": flops["total"] + encode}
 
     @property
     def tokens_per_step(self) -> int:
@@ -44,13 +47,33 @@ class Setup:
         return self.flops_per_token["total"] * self.tokens_per_step
 
     @property
+    def model_flops_per_step(self) -> float:
+        """Of the training step alone, which runs on the accelerators."""
+        return (self.flops_per_token["total"] - self.flops_per_token["encode"]) * self.tokens_per_step
+
+    @property
+    def fit_flops(self) -> float:
+        """What it took to fit the representation; a run is charged with all of it."""
+        return self.representation.costs.get("fit_flops", 0.0)
+
+    def flops(self, steps: int) -> float:
+        """All that a run has spent after some steps."""
+        return self.fit_flops + steps * self.flops_per_step
+
+    @property
+    def budget(self) -> Budget:
+        """The recipe's, less what fitting the representation has spent of it."""
+        budget = self.recipe.budget
+        return budget if budget.flops is None else Budget(flops=budget.flops - self.fit_flops)
+
+    @property
     def num_steps(self) -> int | None:
         """Steps that the budget pays for; None where only the data can tell."""
-        return total_steps(self.recipe.budget, self.flops_per_step)
+        return total_steps(self.budget, self.flops_per_step)
 
     @property
     def meter(self) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        return make_meter(self.recipe.budget, self.flops_per_step)
+        return make_meter(self.budget, self.flops_per_step)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -76,6 +99,9 @@ def set_up(recipe: Recipe) -> Setup:
     """Opens what a recipe names and lays its state out over the mesh. Raises UserError before anything is allocated or written."""
     data = recipe.data
     representation = tokenizer_lab.load(recipe.representation)
+    if recipe.budget.flops is not None and recipe.budget.flops <= (fit_flops := representation.costs.get("fit_flops", 0.0)):
+        raise UserError(f"budget.flops {recipe.budget.flops:.3g} is no more than the {fit_flops:.3g} that fitting {recipe.representation} has "
+                        "spent, which counts too; raise it, or give the budget in steps or bytes")
     corpora = [Corpus.open(path) for path in data.corpora]
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)

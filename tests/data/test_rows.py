@@ -16,6 +16,7 @@ from data import rows
 from data.rows import RowStreams, Source, document_positions, draw_source, scoring_batches
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.representation import Representation
 
 ORDER_CHANGED = (
     "the order in which documents are trained on has changed, by this code or by a new version of grain: a run that was begun before "
@@ -23,7 +24,7 @@ ORDER_CHANGED = (
 )
 
 
-class WindowRepresentation:
+class WindowRepresentation(Representation):
     """Up to 3 bytes a window, 2 ids a window, the second of which carries the window's bytes."""
 
     kind = "window"
@@ -40,6 +41,13 @@ class WindowRepresentation:
 
     def byte_lengths(self, ids) -> np.ndarray:
         return np.array([n for high, low in zip(ids[::2], ids[1::2]) for n in (0, len(self.decode([high, low])))], np.int64)
+
+    def to_files(self):
+        return {}
+
+    @classmethod
+    def from_files(cls, files):
+        return cls()
 
 
 REPRESENTATIONS = [ByteRepresentation(), WindowRepresentation()]
@@ -191,7 +199,7 @@ def test_num_bytes_are_the_bytes_of_the_targets(run, length, num_batches):
     for row in range(run.batch_rows):
         expected, left = [], length * num_batches
         for document in row_documents(run, row):
-            expected += document_positions(run.representation, document)[1].tolist()
+            expected += document_positions(run.representation, [document])[0][1].tolist()
             if len(expected) >= left:
                 break
         by_batch = np.reshape(expected[:left], (num_batches, length)).sum(axis=1)
@@ -366,7 +374,7 @@ def test_a_damaged_document_stops_the_stream(prefetch):
     (WindowRepresentation(), b"1234", [8192, *divmod(0x1313233, 8192), *divmod(0x134, 8192), 8192], [0, 3, 0, 1, 0]),
 ])
 def test_document_positions(representation, document, expected_ids, expected_bytes):
-    ids, target_bytes = document_positions(representation, document)
+    [(ids, target_bytes)] = document_positions(representation, [document])
     assert ids.tolist() == expected_ids
     assert target_bytes.tolist() == expected_bytes  # of the targets ids[1:]
 
@@ -376,8 +384,8 @@ def test_wrong_byte_lengths_are_a_bug():
         def byte_lengths(self, ids):
             return super().byte_lengths(ids)[:-1]
 
-    with pytest.raises(AssertionError, match="byte lengths sum to 3, the document has 4"):
-        document_positions(Forgetful(), b"text")
+    with pytest.raises(AssertionError, match="byte: 3 bytes of a document of 4"):
+        document_positions(Forgetful(), [b"text"])
 
 
 def test_a_cursor_behind_the_end_of_its_document_is_a_bug():
@@ -428,7 +436,7 @@ def test_scoring_has_every_position_and_byte_once(documents, representation, bat
     scored = pieces(batches)
     assert scored.keys() == dict(numbered).keys()
     for number, document in numbered:
-        ids, target_bytes = document_positions(representation, document)
+        [(ids, target_bytes)] = document_positions(representation, [document])
         join = lambda name: [x for piece in scored[number] for x in getattr(piece, name)]  # noqa: E731
         assert join("ids") == ids[:-1].tolist()
         assert join("targets") == ids[1:].tolist()

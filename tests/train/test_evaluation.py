@@ -62,7 +62,7 @@ def test_a_representation_that_loses_a_byte_is_caught(score):
         def byte_lengths(self, ids):
             return np.zeros(len(ids), np.int64)
 
-    with pytest.raises(AssertionError, match="byte lengths sum to 0"):
+    with pytest.raises(AssertionError, match="byte: 0 bytes of a document of 11"):
         score(DOCUMENTS, representation=Lossy())
 
 
@@ -74,7 +74,7 @@ def test_nothing_to_score_is_said():
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 50)), min_size=2, max_size=30).filter(lambda items: sum(n for _, n in items) > 0))
 def test_the_interval_lies_around_the_score_and_is_the_same_each_time(items):
     nats, sizes = (np.array(column) for column in zip(*items))
-    scores = Scores(nats, sizes.astype(np.int64), sizes.astype(np.int64))
+    scores = Scores(nats, sizes.astype(np.int64), sizes.astype(np.int64), np.zeros(1, np.int64))
     low, high = bootstrap_interval(scores)
     assert low <= high and (low, high) == bootstrap_interval(scores)
 
@@ -82,7 +82,7 @@ def test_the_interval_lies_around_the_score_and_is_the_same_each_time(items):
 def test_the_interval_has_the_width_that_theory_gives():
     rng = np.random.default_rng(0)
     nats = rng.normal(1000, 100, 400)
-    low, high = bootstrap_interval(Scores(nats, np.full(400, 1000), np.full(400, 1000)))
+    low, high = bootstrap_interval(Scores(nats, np.full(400, 1000), np.full(400, 1000), np.zeros(1, np.int64)))
     expected = 2 * 1.96 * nats.std() / math.sqrt(400) / 1000 / math.log(2)
     assert high - low == pytest.approx(expected, rel=0.1)
 

@@ -53,7 +53,9 @@ def make_run(
     summary = {
         "name": name, "state": state, "steps": steps, **point(steps), **speed,
         "representation": {
-            "kind": kind, "vocab_size": vocab_size, "fingerprint": "f" * 64, "bytes_per_token": bytes_per_token},
+            "kind": kind, "vocab_size": vocab_size, "fingerprint": "f" * 64, "bytes_per_token": bytes_per_token,
+            "costs": {} if kind == "byte" else {"fit_flops": 2e12, "encode_flops_per_id": 0.0},
+            "statistics": {} if kind == "byte" else {"stop_bits_per_byte": 0.05, "closing_bits_per_byte": 0.25}},
         "parameters": parameters, "flops_per_token": per_token, "flops_per_byte": per_byte,
         "tokens_seen": int(bytes_seen / bytes_per_token), "seconds": 118.2, "outside_step_share": 0.021,
         "skipped_steps": 0, "corpora": [{"path": "demo/corpus/train", "content_hash": corpus}],
@@ -77,7 +79,8 @@ def make_run(
     if evaluated:
         domains = {"code": score(bits - 0.2, 400_000, 60), "docs": score(bits + 0.2, 600_000, 80)}
         dump(folder / "eval.json", point(steps) | score(bits, 1_000_000, 140) | {
-            "num_tokens": 7, "total_nats": 1.0, "corpus_content_hash": corpus, "by_domain": domains})
+            "num_tokens": 7, "total_nats": 1.0, "corpus_content_hash": corpus, "by_domain": domains,
+            "text": {"bytes_per_id": bytes_per_token, "uniform_bits_per_byte": 8.0, "unigram_bits_per_byte": 4.6}})
     if samples:
         text = "import os\n\ndef path_of(name):\n    return os.path.join(name, '<root>')\n"
         settings = {"temperature": 0.8, "top_k": 40, "top_p": None, "seed": 0, "step": steps}
