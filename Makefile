@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 TESTED := constraints/python$(MINOR).txt
+A_TEXT = $(shell $(BIN)/python -c 'import pydoc_data.topics as topics; print(topics.__file__)')
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --progress-bar on
 
 .PHONY: install demo test test-slow bench constraints clean
@@ -29,12 +30,13 @@ demo: install
 	@$(BIN)/toklab ingest embedded --out demo/corpus
 	@$(BIN)/toklab fit byte --corpus demo/corpus --out demo/byte
 	@$(BIN)/toklab fit subword --corpus demo/corpus --out demo/subword --vocab-size 2048
-	@for arm in byte subword; do \
+	@$(BIN)/toklab fit equal_info --corpus demo/corpus --out demo/equal_info --id-bits 8 --lm-recipe demo_compressor
+	@for arm in byte subword equal_info; do \
 	  $(BIN)/toklab train demo_$$arm --run-dir demo/runs/$$arm && \
 	  $(BIN)/toklab eval demo/runs/$$arm && \
 	  $(BIN)/toklab sample demo/runs/$$arm --prompt 'def main(' || exit $$?; \
 	done
-	@$(BIN)/toklab report demo/runs/byte demo/runs/subword --out demo/report
+	@$(BIN)/toklab report demo/runs/byte demo/runs/subword demo/runs/equal_info --out demo/report
 
 test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest $(TESTS)
@@ -42,9 +44,10 @@ test: $(VENV)/installed-for-tests
 test-slow: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -m slow $(TESTS)
 
-bench: $(VENV)/installed-for-tests
+bench: $(VENV)/installed-for-tests demo
 	$(BIN)/python benchmarks/ingest.py
-	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/encode.py demo/byte demo/subword demo/equal_info --corpus-file $(A_TEXT)
+	$(BIN)/python benchmarks/equal_info.py
 
 constraints:
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints

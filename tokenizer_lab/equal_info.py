@@ -1,5 +1,5 @@
 """Neurally compressed text: windows of equal information under a byte language model ("EqualInfoAC" of Lester+ 2024,
-arXiv 2404.03626, in the exact code of `tokenizer_lab/window_code.py`).
+arXiv 2404.03626, in the exact code of `tokenizer_lab/window_code.py`; or by the paper's own rule, for fidelity to it).
 
 A window is a number of W bits, cut into ids of N bits, the high ones first. Up to W = 24 the artifact is the table of all
 windows, and encoding needs no language model; for 32, 64 and 128 bits it is the language model.
@@ -12,7 +12,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from tokenizer_lab.byte_lm import PROBABILITY_BITS, ByteLM
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import npy_array, npy_bytes
 from tokenizer_lab.fixed_width import ID_BITS, code_from_ids, ids_from_code
+from tokenizer_lab.paper_windows import PaperCode
 from tokenizer_lab.representation import OpenPrompt, Representation, check_ids
 from tokenizer_lab.window_code import Matcher, Tree
 from tokenizer_lab.window_stream import WindowStream
@@ -29,6 +30,7 @@ from tokenizer_lab.window_stream import WindowStream
 WINDOW_BITS = (16, 24, 32, 64, 128)
 SETTINGS_FILE = "equal_info.json"
 
+Rule = Literal["exact", "paper", "delay"]
 Progress = Callable[[int, int], None]
 
 
@@ -77,9 +79,10 @@ class EqualInfoRepresentation(Representation):
 
     kind = "equal_info"
 
-    def __init__(self, code: WindowCode, window_bits: int, id_bits: int, files: Mapping[str, bytes]):
+    def __init__(self, code: WindowCode, window_bits: int, id_bits: int, rule: Rule, files: Mapping[str, bytes]):
         """`files`: what `code` is made from. Use `of_tree` or `of_lm`."""
-        self._code, self.window_bits, self.id_bits, self._files = code, window_bits, id_bits, dict(files)
+        self.window_bits, self.id_bits, self.rule = window_bits, id_bits, rule
+        self._code, self._files = code, dict(files)
         self._ids_per_window = window_bits // id_bits
         self.eod_id = 1 << id_bits
         self.vocab_size = self.eod_id + 1
@@ -90,13 +93,14 @@ class EqualInfoRepresentation(Representation):
         """The representation of a table. Raises UserError where ids do not fill a window."""
         check_window(tree.window_bits, id_bits)
         files = {"depths.npy": npy_bytes(tree.depths), "last_bytes.npy": npy_bytes(tree.last_bytes)}
-        return cls(TableCode(tree), tree.window_bits, id_bits, files)
+        return cls(TableCode(tree), tree.window_bits, id_bits, "exact", files)
 
     @classmethod
-    def of_lm(cls, lm: ByteLM, window_bits: int, id_bits: int) -> Self:
+    def of_lm(cls, lm: ByteLM, window_bits: int, id_bits: int, rule: Rule = "exact") -> Self:
         """The representation that keeps its language model. Raises UserError where ids do not fill a window."""
         check_window(window_bits, id_bits)
-        return cls(WindowStream(lm, window_bits), window_bits, id_bits, lm.to_files())
+        code = WindowStream(lm, window_bits) if rule == "exact" else PaperCode(lm, window_bits, rule)
+        return cls(code, window_bits, id_bits, rule, lm.to_files())
 
     def encode(self, text: bytes) -> np.ndarray:
         return self.encode_many([text])[0][0]
@@ -116,6 +120,8 @@ class EqualInfoRepresentation(Representation):
 
     def open_prompt(self, text: bytes) -> OpenPrompt:
         """All windows but the last, which may become longer: its number is one of a node of the tree and those below."""
+        if self.rule != "exact":
+            return super().open_prompt(text)
         [(numbers, lengths)] = self._code.encode([text])
         if not len(numbers):
             return OpenPrompt(np.zeros(0, np.int32), (), ())
@@ -125,20 +131,24 @@ class EqualInfoRepresentation(Representation):
         return OpenPrompt(self._to_ids(numbers[:-1]), low, high)
 
     def to_files(self) -> dict[str, bytes]:
-        settings = {"window_bits": self.window_bits, "id_bits": self.id_bits}
+        settings = {"window_bits": self.window_bits, "id_bits": self.id_bits, "rule": self.rule}
         return {SETTINGS_FILE: (json.dumps(settings) + "\n").encode()} | self._files
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        window_bits, id_bits = _read_settings(files)
-        if window_bits > window_code.MAX_TABLE_BITS:
-            return cls.of_lm(ByteLM.from_files(files), window_bits, id_bits)
+        window_bits, id_bits, rule = _read_settings(files)
+        if window_bits > window_code.MAX_TABLE_BITS or rule != "exact":
+            return cls.of_lm(ByteLM.from_files(files), window_bits, id_bits, rule)
         if files.keys() != {SETTINGS_FILE, "depths.npy", "last_bytes.npy"}:
             raise UserError(f"a table of windows is depths.npy and last_bytes.npy, not {', '.join(files)}; fit it again")
         tree = Tree(*(npy_array(files[name], name) for name in ("depths.npy", "last_bytes.npy")))
         if tree.window_bits != window_bits:
             raise UserError(f"the table has windows of {tree.window_bits} bits, not {window_bits}; fit it again")
         return cls.of_tree(tree, id_bits)
+
+    def windows(self, ids: npt.ArrayLike) -> list[bytes]:
+        """The bytes of each whole window of i[n] ids."""
+        return _cut(*self._code.decode(self._whole_windows(ids)[0]))
 
     def _to_ids(self, numbers: np.ndarray) -> np.ndarray:
         return ids_from_code(numbers.tobytes(), self.id_bits)
@@ -175,15 +185,15 @@ def check_window(window_bits: int, id_bits: int) -> None:
         )
 
 
-def _read_settings(files: Mapping[str, bytes]) -> tuple[int, int]:
+def _read_settings(files: Mapping[str, bytes]) -> tuple[int, int, Rule]:
     try:
         settings = json.loads(files[SETTINGS_FILE])
-        window_bits, id_bits = settings["window_bits"], settings["id_bits"]
-        assert settings.keys() == {"window_bits", "id_bits"} and type(window_bits) is type(id_bits) is int
+        window_bits, id_bits, rule = (settings[name] for name in ("window_bits", "id_bits", "rule"))
+        assert len(settings) == 3 and type(window_bits) is type(id_bits) is int and rule in get_args(Rule)
     except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
-        raise UserError(f"an equal_info artifact has {SETTINGS_FILE} with window_bits and id_bits; fit it again") from error
+        raise UserError(f"an equal_info artifact has {SETTINGS_FILE} with window_bits, id_bits and rule; fit it again") from error
     check_window(window_bits, id_bits)
-    return window_bits, id_bits
+    return window_bits, id_bits, rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,6 +204,8 @@ class EqualInfoFit:
     """Information in a window: 16 or 24 (then the artifact is a table), or 32, 64, 128 (it keeps the language model)."""
     id_bits: int = 16
     """Bits of a window in an id, 8 or 16."""
+    rule: Rule = "exact"
+    """The exact window code; or the paper's, which loses some bytes, or its variant that delays bytes; for comparisons."""
     lm: pathlib.Path | None = None
     """The run of a byte language model to compress with; by default one is trained into the folder OUT-lm."""
     lm_recipe: str = "compressor_3m"
@@ -203,8 +215,13 @@ class EqualInfoFit:
 
     def __post_init__(self):
         check_window(self.window_bits, self.id_bits)
-        if self.window_bits <= window_code.MAX_TABLE_BITS:
+        if self.is_table:
             window_code.check_memory(self.window_bits)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the artifact is a table of windows."""
+        return self.window_bits <= window_code.MAX_TABLE_BITS and self.rule == "exact"
 
     def fit(
         self, documents: Iterable[bytes], corpus_hash: str, lm: ByteLM, lm_flops: float, on_progress: Progress
@@ -219,13 +236,14 @@ class EqualInfoFit:
           on_progress: called with what is done of the table, and all of it.
         """
         fit_flops, encode_flops_per_byte = lm_flops, 0.0
-        if self.window_bits <= window_code.MAX_TABLE_BITS:
+        if self.is_table:
             tree = window_code.build_tree(lm.shares, self.window_bits, on_progress)
             fit_flops += lm.flops_per_byte * float(tree.depths[~tree.is_leaf].sum())
             representation = EqualInfoRepresentation.of_tree(tree, self.id_bits)
         else:
-            representation = EqualInfoRepresentation.of_lm(lm, self.window_bits, self.id_bits)
-            encode_flops_per_byte = 2 * lm.flops_per_byte  # once to encode, once to see that it decodes
+            representation = EqualInfoRepresentation.of_lm(lm, self.window_bits, self.id_bits, self.rule)
+            walks = 2 if self.rule == "exact" else 1  # once to encode, once to see that it decodes
+            encode_flops_per_byte = walks * lm.flops_per_byte
         statistics = _measure(representation, lm, _sample(documents, self.sample_bytes))
         representation.fit_corpus_hash, representation.statistics = corpus_hash, statistics
         encode_flops_per_id = encode_flops_per_byte * statistics["bytes_per_id"]
@@ -247,30 +265,39 @@ def _sample(documents: Iterable[bytes], num_bytes: int) -> list[bytes]:
 
 
 def _measure(representation: EqualInfoRepresentation, lm: ByteLM, texts: Sequence[bytes]) -> dict[str, float]:
-    """Bytes per id of some texts, and the bits per byte that no byte has taken.
+    """Bytes per id of some texts, the share of windows that do not come back, and the bits per byte that no byte has taken.
 
     A byte of probability p takes -log2 p bits of a window, and STOP, at a node of R points, -log2(1 - 1 / R). What is left
     when the window closes is lost to closing.
     """
-    window_bits, num_windows, num_bytes, byte_bits, stop_bits = representation.window_bits, 0, 0, 0.0, 0.0
-    for text, (_, lengths) in zip(texts, representation.encode_many(texts), strict=True):
+    window_bits, num_windows, num_lost, num_bytes, byte_bits, stop_bits = representation.window_bits, 0, 0, 0, 0.0, 0.0
+    for text, (ids, lengths) in zip(texts, representation.encode_many(texts), strict=True):
         lengths = lengths[lengths > 0]
+        num_lost += sum(a != b for a, b in zip(_cut(text, lengths), representation.windows(ids), strict=True))
         for windows in _windows_by_length(text, lengths):
             bits = -np.log2(lm.shares_along(windows) / 2**PROBABILITY_BITS)
             points = 2.0 ** (window_bits - np.cumsum(bits, axis=1)[:, :-1])
             byte_bits += bits.sum()
-            stop_bits -= np.log2(1 - 1 / np.maximum(points, 2)).sum()
+            if representation.rule == "exact":
+                stop_bits -= np.log2(1 - 1 / np.maximum(points, 2)).sum()
         num_windows += len(lengths)
         num_bytes += len(text)
     closing_bits = num_windows * window_bits - byte_bits - stop_bits
     num_ids = num_windows * (window_bits // representation.id_bits)
     per_byte = max(1, num_bytes)
-    return {
+    statistics = {
         "bytes_per_id": num_bytes / max(1, num_ids),
+        "lost_windows": num_lost / max(1, num_windows),
         "lm_bits_per_byte": byte_bits / per_byte,
         "stop_bits_per_byte": stop_bits / per_byte,
         "closing_bits_per_byte": closing_bits / per_byte,
     }
+    return {name: float(value) for name, value in statistics.items()}
+
+
+def _cut(text: bytes, lengths: np.ndarray) -> list[bytes]:
+    ends = np.cumsum(lengths).tolist()
+    return [text[start:end] for start, end in zip([0, *ends], ends)]
 
 
 def _windows_by_length(text: bytes, lengths: np.ndarray) -> Iterator[np.ndarray]:

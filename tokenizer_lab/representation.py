@@ -36,6 +36,7 @@ MAX_FILE_BYTES = 4 << 30
 KINDS = {
     "byte": "tokenizer_lab.byte:ByteRepresentation",
     "subword": "tokenizer_lab.subword:SubwordRepresentation",
+    "ac": "tokenizer_lab.ac:ACRepresentation",
     "static_ac": "tokenizer_lab.static_ac:StaticACRepresentation",
     "equal_info": "tokenizer_lab.equal_info:EqualInfoRepresentation",
     "gzip": "tokenizer_lab.gzip_code:GzipRepresentation",

@@ -26,7 +26,7 @@ from tokenizer_lab.byte_lm import PROBABILITY_BITS
 from tokenizer_lab.errors import UserError
 
 MIN_WINDOW_BITS, MAX_TABLE_BITS = 9, 24
-_BATCH_NODES = 2048
+_BATCH_NODES = 256  # a power of 16, or the language model pads it
 
 Shares = Callable[[np.ndarray], np.ndarray]  # u8[N, n] contexts -> i32[N, 256], rows summing to 2^16
 

@@ -21,7 +21,9 @@ import rich.console
 from data.ingest import IngestOptions, ingest
 from data.store import Corpus
 from tokenizer_lab.byte import ByteFit
+from tokenizer_lab.equal_info import EqualInfoRepresentation
 from tokenizer_lab.subword import SubwordFit
+from tokenizer_lab.window_code import build_tree
 from train.loop import train
 from train.optimizer import Budget
 from train.recipe import Recipe, from_json, load_recipe, recipe_names, to_json
@@ -44,16 +46,25 @@ def fixed(tmp_path_factory) -> pathlib.Path:
     corpus = Corpus.open(folder / "corpus")
     ByteFit().fit([], corpus.content_hash).save(folder / "byte")
     SubwordFit(vocab_size=2048).fit(corpus.documents("train"), corpus.content_hash).save(folder / "subword")
+    EqualInfoRepresentation.of_tree(build_tree(byte_counts(corpus), 16), 8).save(folder / "equal_info")
     return folder
 
 
+def byte_counts(corpus: Corpus):
+    """A model of the next byte that knows no context, in the place of a trained one."""
+    text = np.frombuffer(b"".join(corpus.documents("train")), np.uint8)
+    shares = 1 + np.bincount(text, minlength=256) * ((1 << 16) - 256) // len(text)
+    shares[shares.argmax()] += (1 << 16) - shares.sum()
+    return lambda contexts: np.broadcast_to(shares.astype(np.int32), (len(contexts), 256))
+
+
 def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> list[float]:
-    """The losses of the first steps of a recipe, on the fixed corpus instead of its own."""
+    """The losses of the first steps of a recipe, on the fixed corpus instead of its own, and no more rows than a CPU can."""
     recipe = dataclasses.replace(
         recipe, representation=str(fixed / pathlib.Path(recipe.representation).name), budget=Budget(steps=NUM_STEPS),
-        data=dataclasses.replace(recipe.data, corpora=(str(fixed / "corpus"),)),
+        data=dataclasses.replace(recipe.data, corpora=(str(fixed / "corpus"),), batch_rows=8, sequence_length=min(recipe.data.sequence_length, 512)),
         logging=dataclasses.replace(recipe.logging, every_steps=1, tensorboard=False),
-        evaluation=dataclasses.replace(recipe.evaluation, max_bytes=1))
+        evaluation=dataclasses.replace(recipe.evaluation, max_bytes=1, batch_rows=8))
     train(recipe, run_dir, rich.console.Console(quiet=True))
     return [line["loss"] for line in read_lines(RunFolder(run_dir).metrics)]
 
