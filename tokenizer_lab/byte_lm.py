@@ -49,9 +49,6 @@ _SCORE_EXP = np.round(4095 * np.exp(-np.arange(16 << _SCORE_STEP_BITS) / (1 << _
 _LOGIT_EXP = np.round(32767 * np.exp(-np.arange(16 << _LOGIT_BITS) / (1 << _LOGIT_BITS))).astype(np.int32)
 _MATRICES = ("query", "key", "value", "out", "gate", "up", "down", "unembedding")
 
-_WHOLE_MODEL = ("embedding", "unembedding", "unembedding_exponent", "cos", "sin", "silu")
-
-Weights = dict[str, jax.Array | list[dict[str, jax.Array]]]
 LayerCache = tuple[jax.Array, jax.Array]  # keys and values: integers in f32[N, K, S, h], as they are multiplied
 
 
@@ -76,17 +73,12 @@ class ByteLM:
         return 2.0 * sum(self.arrays[name].size for name in _MATRICES) + scores
 
     @functools.cached_property
-    def weights(self) -> Weights:
-        """`arrays` on the device, the matrices in the float32 that they are multiplied in.
-
-        Those of a layer by themselves, under "layers": cut out of `arrays` at every step, they would be copied each time.
-        """
-        weights = {
+    def weights(self) -> dict[str, jax.Array]:
+        """`arrays` on the device, the matrices in the float32 that they are multiplied in."""
+        return {
             name: jnp.asarray(array, jnp.float32 if name in _MATRICES else jnp.int32)
             for name, array in self.arrays.items()
         }
-        of_layers = {name: weights.pop(name) for name in self.arrays if name not in _WHOLE_MODEL}
-        return weights | {"layers": [dict(zip(of_layers, layer, strict=True)) for layer in zip(*of_layers.values())]}
 
     def shares(self, contexts: np.ndarray) -> np.ndarray:
         """The next byte's integer probabilities behind whole contexts of one length.
@@ -148,12 +140,12 @@ def _padded(size: int, bits: int) -> int:
 
 
 @jax.jit
-def _shares_at(weights: Weights, ids_nt: jax.Array, position: jax.Array) -> jax.Array:
+def _shares_at(weights: dict[str, jax.Array], ids_nt: jax.Array, position: jax.Array) -> jax.Array:
     hidden_ntd, _ = _run(weights, ids_nt, None, None)
     return _next_shares(weights, hidden_ntd[:, position])
 
 
-def all_shares(weights: Weights, ids_nt: jax.Array) -> jax.Array:
+def all_shares(weights: dict[str, jax.Array], ids_nt: jax.Array) -> jax.Array:
     """i32[N, T] contexts that begin with START -> i32[N, T, 256], the next byte's probabilities behind each position."""
     return _next_shares(weights, _run(weights, ids_nt, None, None)[0])
 
@@ -162,7 +154,7 @@ _all_shares = jax.jit(all_shares)
 
 
 def step(
-    weights: Weights, ids_n: jax.Array, position_n: jax.Array, cache: list[LayerCache]
+    weights: dict[str, jax.Array], ids_n: jax.Array, position_n: jax.Array, cache: list[LayerCache]
 ) -> tuple[jax.Array, list[LayerCache]]:
     """One more byte for every row.
 
@@ -184,11 +176,15 @@ def _run(weights, ids_nt, position_n, cache):
     x_ntd = weights["embedding"][ids_nt]
     positions_nt = jnp.arange(ids_nt.shape[1])[None] if cache is None else position_n[:, None]
     new_cache = []
-    for number, layer in enumerate(weights["layers"]):
+    for number in range(weights["query"].shape[0]):
+        layer = {name: array[number] for name, array in weights.items() if name not in _WHOLE_MODEL}
         x_ntd, layer_cache = _attend(layer, weights, x_ntd, positions_nt, cache and cache[number])
         x_ntd = _gated_mlp(layer, weights["silu"], x_ntd)
         new_cache.append(layer_cache)
     return x_ntd, new_cache
+
+
+_WHOLE_MODEL = ("embedding", "unembedding", "unembedding_exponent", "cos", "sin", "silu")
 
 
 def _attend(layer, weights, x_ntd, positions_nt, cache):
@@ -238,7 +234,7 @@ def _attention_weights(q_nthk, k_ngsk, positions_nt):
     # Queries carry what is left of 1 / sqrt(h) beside a power of two; see `_query_scale`.
     step = below_best >> (2 * _HEAD_BITS + _sqrt_bits(head_dim) - _SCORE_STEP_BITS)
     weight = jnp.where(step < len(_SCORE_EXP), jnp.asarray(_SCORE_EXP)[jnp.minimum(step, len(_SCORE_EXP) - 1)], 0)
-    return _quotient(weight << _ATTENTION_BITS, weight.sum(axis=-1, keepdims=True)).astype(jnp.float32)
+    return ((weight << _ATTENTION_BITS) // weight.sum(axis=-1, keepdims=True)).astype(jnp.float32)
 
 
 def _gated_mlp(layer, silu, x_ntd):
@@ -260,10 +256,9 @@ def _next_shares(weights, x):
     below_best = logits.max(axis=-1, keepdims=True) - logits
     likelihood = jnp.asarray(_LOGIT_EXP)[jnp.minimum(below_best, len(_LOGIT_EXP) - 1)]
     spread = (1 << PROBABILITY_BITS) - 256
-    shares = 1 + _quotient(likelihood * spread, likelihood.sum(axis=-1, keepdims=True))
+    shares = 1 + likelihood * spread // likelihood.sum(axis=-1, keepdims=True)
     left_over = (1 << PROBABILITY_BITS) - shares.sum(axis=-1, keepdims=True)
-    first_best = jnp.where(below_best == 0, jnp.arange(256), 256).min(axis=-1, keepdims=True)
-    return shares + jnp.where(jnp.arange(256) == first_best, left_over, 0)
+    return shares + jnp.where(jnp.arange(256) == jnp.argmax(logits, axis=-1, keepdims=True), left_over, 0)
 
 
 def _product(equation: str, integers: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -276,11 +271,6 @@ def _shift(x: jax.Array, bits: jax.Array | int) -> jax.Array:
     """x / 2^bits, rounded half up; `bits` may be negative."""
     down = jnp.maximum(bits, 0)
     return ((x << jnp.maximum(-bits, 0)) + ((1 << down) >> 1)) >> down
-
-
-def _quotient(x: jax.Array, divisor: jax.Array) -> jax.Array:
-    """x // divisor of integers that are not negative: `//` also sees to signs, with a second division."""
-    return jax.lax.div(x, jnp.broadcast_to(divisor, x.shape))
 
 
 def _cut(x: jax.Array, largest: int) -> jax.Array:

@@ -5,7 +5,9 @@ interrupt while libraries initialize their native code can crash the interpreter
 """
 
 import contextlib
+import importlib.util
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -13,13 +15,27 @@ from collections.abc import Iterator
 from typing import Any
 
 EXIT_INTERRUPTED = 130
+_ACCELERATOR_VENDORS = {"0x1ae0": "Google", "0x10de": "NVIDIA", "0x1002": "AMD"}  # PCI ids
 
 
 def main() -> None:
     """Runs `toklab` and exits the process with its code."""
+    leave_out_absent_tpus()
     with interruptible_import():
         from train import commands
     sys.exit(commands.run(sys.argv[1:]))
+
+
+def leave_out_absent_tpus() -> None:
+    """Where libtpu is installed and there is no TPU, it would fill the terminal with what it did not find."""
+    if importlib.util.find_spec("libtpu") and not accelerator_vendors():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def accelerator_vendors(devices: pathlib.Path = pathlib.Path("/sys/bus/pci/devices")) -> set[str]:
+    """Who made the devices of this machine, of those who make accelerators."""
+    found = {vendor.read_text().strip() for vendor in devices.glob("*/vendor")}
+    return {name for vendor, name in _ACCELERATOR_VENDORS.items() if vendor in found}
 
 
 @contextlib.contextmanager

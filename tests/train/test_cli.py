@@ -11,6 +11,7 @@ import time
 import pytest
 
 from train import commands
+from train.cli import accelerator_vendors
 from train.run_folder import RunFolder
 
 @pytest.fixture
@@ -30,6 +31,22 @@ def test_no_argument_shows_every_command(capsys):
     assert commands.run([]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("ingest", "fit", "train", "eval", "sample", "report"))
+
+
+@pytest.mark.parametrize("vendors, makers", [(["0x8086", "0x1af4"], set()), (["0x8086", "0x1ae0"], {"Google"}), ([], set())])
+def test_accelerators_are_known_by_their_makers(tmp_path, vendors, makers):
+    for number, vendor in enumerate(vendors):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "vendor").write_text(f"{vendor}\n")
+    assert accelerator_vendors(tmp_path) == makers
+
+
+@pytest.mark.skipif(bool(accelerator_vendors()), reason="this machine may have an accelerator")
+def test_libraries_for_absent_accelerators_write_nothing():
+    program = "from train.cli import leave_out_absent_tpus; leave_out_absent_tpus(); import jax; jax.devices()"
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_unknown_words_name_the_nearest(capsys, recipe_file):
