@@ -52,7 +52,8 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
         over = bool(setup.meter(state.step, state.bytes_seen)[1])
         if over and is_summarized(run, first_step):
-            console.print(f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. --budget.steps {2 * first_step}")
+            console.print(f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. {recipe.budget.twice}",
+                          soft_wrap=True)
             return FINISHED
         # 3. The data from there, and the held-out text.
         next_batch = open_batches(setup, state)

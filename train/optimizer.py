@@ -33,6 +33,12 @@ class Budget:
         if len(given) != 1 or any(not value > 0 or math.isinf(value) for value in given.values()):
             raise UserError(f"budget {given or 'of nothing'}: give exactly one of steps, bytes and flops, more than 0")
 
+    @property
+    def twice(self) -> str:
+        """The option that gives a run this budget once more."""
+        [(name, value)] = [(name, value) for name, value in dataclasses.asdict(self).items() if value is not None]
+        return f"--budget.{name} {2 * value:g}" if name == "flops" else f"--budget.{name} {2 * value}"
+
 
 def total_steps(budget: Budget, flops_per_step: float) -> int | None:
     """Steps that the budget pays for, or None where only the data can tell (a budget in bytes)."""

@@ -63,6 +63,18 @@ def test_a_budget_is_exactly_one_number_above_zero(given_):
     assert all(str(value) in str(error.value) for value in given_.values())
 
 
+@pytest.mark.parametrize(
+    "budget, option",
+    [
+        (Budget(steps=7), "--budget.steps 14"),
+        (Budget(bytes=10**12), "--budget.bytes 2000000000000"),
+        (Budget(flops=3e12), "--budget.flops 6e+12"),
+    ],
+)
+def test_a_budget_knows_the_option_that_doubles_it(budget, option):
+    assert budget.twice == option
+
+
 def test_total_steps():
     assert total_steps(Budget(steps=7), 3.0) == 7
     assert total_steps(Budget(flops=10.0), 3.0) == 4
