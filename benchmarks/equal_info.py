@@ -3,14 +3,16 @@
     python benchmarks/equal_info.py [--text FILE] [--artifact FOLDER...] [--repeats 5] [--json-file FILE]
 
 1. The table of 16-bit windows against a BPE of 32k ids of Hugging Face `tokenizers`: encoding and decoding, one thread.
-2. The language model in the loop, for 32-bit windows: all documents as one batch against one document after the other with
+2. The language model in the loop, for 32-bit windows: all documents as one batch against one document after the other,
    the language model run over the whole window for every byte. XLA uses all cores in both.
 3. The coder's step alone, as XLA compiles it for this machine.
 
 Two sides take turns, so that what else runs on the machine slows both; ratios are taken turn by turn. Each figure is
-min / median / max over the turns, after one that does not count. Without a file, the text is the standard library's source.
-The BPE is trained on three quarters of the documents and the others are encoded. Without an artifact, the windows are those
-of an order-2 model of the same three quarters, and the language model in the loop is one of random weights.
+min / median / max over the turns, after one that does not count.
+
+Without a file, the text is the standard library's source. The BPE is trained on three quarters of the documents and the
+others are encoded. Without an artifact, the windows are those of an order-2 model of the same three quarters, and the
+language model in the loop is one of random weights.
 """
 
 import os
@@ -44,7 +46,8 @@ from tokenizer_lab.window_stream import MAX_LANES, WindowStream
 TABLE_BITS, STREAM_BITS = 16, 32
 BPE_VOCAB_SIZE = 32_768
 DEFAULT_TEXT_BYTES = 8_000_000
-DOCUMENT_BYTES, STREAM_DOCUMENT_BYTES = 4096, 128
+DOCUMENT_BYTES = 4096
+STREAM_DOCUMENT_BYTES = 127  # and an end: the 128 steps that are compiled together
 NAIVE_DOCUMENTS = 2
 CODER_STEPS = 8
 
@@ -123,7 +126,7 @@ def _from_artifacts(folders: Sequence[pathlib.Path]) -> tuple[Tree | None, ByteL
 
 
 def order_2_shares(documents: list[bytes]) -> Callable[[np.ndarray], np.ndarray]:
-    """Probabilities from how often a byte follows two others, mixed with those from one, from none, and uniform ones."""
+    """Probabilities from how often a byte follows two others, mixed with those behind one, behind none, and 1 / 256."""
     text = np.frombuffer(b"".join(documents), np.uint8).astype(np.int64)
     pairs, triples = text[:-1] << 8 | text[1:], text[:-2] << 16 | text[1:-1] << 8 | text[2:]
     counts = [np.bincount(text, minlength=256)[None], np.bincount(pairs, minlength=1 << 16).reshape(-1, 256)]
@@ -144,8 +147,8 @@ def order_2_shares(documents: list[bytes]) -> Callable[[np.ndarray], np.ndarray]
 
 
 def random_lm() -> ByteLM:
-    """A language model of the demo's size. It knows nothing, so its windows are half as long as a trained one's: a step is
-    as fast, but running over a whole window for every byte looks cheaper than it is.
+    """A language model of the demo's size. It knows nothing, so its windows are half as long as a trained one's: a step
+    is as fast, but running over a whole window for every byte looks cheaper than it is.
     """
     layers, embed, heads, head_dim, mlp = 4, 128, 2, 64, 384
     rng = np.random.default_rng(0)
@@ -276,9 +279,13 @@ def _decode_steps(shares_bn, span_kn, low_kn, point_kn):
 
 
 def _in_turns(
-    ours: Callable[[], object], theirs: Callable[[], object], amount: float, repeats: int, their_amount: float | None = None
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    amount: float,
+    repeats: int,
+    their_amount: float | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Speeds of two things, turn by turn, in the unit of `amount` a second."""
+    """Speeds of two things, turn by turn, in the unit of `amount` a second; the other's amount may be smaller."""
     speeds = [], []
     for turn in range(repeats + 1):
         for side, work, done in zip(speeds, (ours, theirs), (amount, their_amount or amount), strict=True):

@@ -1,0 +1,80 @@
+"""Compiles the generator head's loss and gradient for a TPU that is not there, and prints what came out as JSON.
+
+    python tests/tokenizer_lab/kernels/sample_replacements_compile.py v5e:2x2 v5p:2x2x1 [--implementation auto]
+
+It is a script of its own because libtpu reads its environment when it is loaded, and because a kernel that the TPU
+compiler cannot take may abort the process. `--implementation reference` shows what plain XLA needs.
+"""
+
+import argparse
+import json
+import os
+
+# What libtpu needs to know to stand in for a TPU host.
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tokenizer_lab.kernels.sample_replacements import PRODUCTION_SHAPES, pallas_tpu, sample_replacements
+
+
+def compile_step(device, num_positions: int, num_rows: int, width: int, implementation: str) -> dict:
+    """What a device makes of the samples and the gradient of the loss, bfloat16 multiplied, at a production shape."""
+    mesh = Mesh(np.array([device]), ("positions",))
+
+    def abstract(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def loss(x_nd, table_vd, bias_v, labels_n, seeds_n2):
+        nats_n, logz_n, sample_n = sample_replacements(
+            x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size=num_rows - 70, implementation=implementation
+        )
+        return jnp.sum(nats_n) + 1e-4 * jnp.sum(logz_n**2), sample_n
+
+    arguments = (
+        abstract(jnp.bfloat16, num_positions, width),
+        abstract(jnp.bfloat16, num_rows, width),
+        abstract(jnp.float32, num_rows),
+        abstract(jnp.int32, num_positions),
+        abstract(jnp.uint32, num_positions, 2),
+    )
+    # With the budget as its limit, the compiler refuses a kernel that takes more.
+    blocks = pallas_tpu.choose_blocks(num_positions, width, 2)
+    pallas_tpu.VMEM_LIMIT_BYTES = pallas_tpu.vmem_bytes(blocks, width, 2)
+    begin = time.perf_counter()
+    with jax.set_mesh(mesh):  # kernels ask it which chip they are compiled for
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True)).lower(*arguments).compile()
+    return {
+        "shape": [num_positions, num_rows, width],
+        "tpu_custom_calls": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "compile_seconds": round(time.perf_counter() - begin, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("topologies", nargs="+")
+    parser.add_argument("--implementation", default="auto")
+    arguments = parser.parse_args()
+    programs = {}
+    for topology in arguments.topologies:
+        device = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices[0]
+        programs[topology] = [compile_step(device, *shape, arguments.implementation) for shape in PRODUCTION_SHAPES]
+    print(json.dumps(programs))
+
+
+if __name__ == "__main__":
+    main()
