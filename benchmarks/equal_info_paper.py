@@ -65,7 +65,7 @@ class Options:
     arm_bytes: int = 5 << 18
     """Text that each arm is trained on."""
     arms: tuple[str, ...] = tuple(ARMS)
-    sample_bytes: int = 1 << 16
+    sample_bytes: int = 1 << 15
     """Held-out text on which bytes per window are measured."""
 
 
@@ -77,7 +77,7 @@ def main(options: Options) -> None:
         run(lm_recipe(name, options), run_dir, console)
     sample = held_out_text(corpus)[: options.sample_bytes]
     results["windows"] = [
-        windows(name, lms[name], sample, width, rule)
+        windows(name, lms[name], sample, width, rule, options.out / f"windows-{width}-{name}-{rule}.json")
         for width, name, rule in itertools.product(WIDTHS, LMS, ("exact", "paper", "delay"))
         if (rule == "exact" and width != 24) or (rule != "exact" and name == "pieces")]
     show("Bytes per window", results["windows"], console)
@@ -130,13 +130,17 @@ def run(recipe: Recipe, run_dir: pathlib.Path, console: rich.console.Console) ->
         raise SystemExit(f"stopped; the same command goes on with {run_dir}")
 
 
-def windows(name: str, run_dir: pathlib.Path, sample: bytes, width: int, rule: str) -> dict[str, Any]:
-    """What windows of one width hold of a held-out text."""
+def windows(name: str, run_dir: pathlib.Path, sample: bytes, width: int, rule: str, file: pathlib.Path) -> dict[str, Any]:
+    """What windows of one width hold of a held-out text; kept in a file."""
+    if file.exists():
+        return json.loads(file.read_text())
     lm, flops = load_byte_lm(run_dir)
     fit = EqualInfoFit(window_bits=width, id_bits=8, rule=rule, sample_bytes=len(sample))
-    documents = [sample[start : start + 2048] for start in range(0, len(sample), 2048)]
+    documents = [sample[start : start + 512] for start in range(0, len(sample), 512)]
     statistics = fit.fit(documents, "", lm, flops, lambda *_: None).statistics
-    return {"W": width, "LM": name, "rule": rule, "bytes_per_window": statistics["bytes_per_id"] * width / 8} | statistics
+    row = {"W": width, "LM": name, "rule": rule, "bytes_per_window": statistics["bytes_per_id"] * width / 8} | statistics
+    file.write_text(json.dumps(row))
+    return row
 
 
 def arm(name: str, lms: dict[str, pathlib.Path], corpus: Corpus, options: Options, console) -> dict[str, Any]:

@@ -65,6 +65,10 @@ class ByteLM:
         """A context is its start and at most this many bytes less one; behind that the model starts anew."""
         return self.arrays["cos"].shape[0]
 
+    def limited(self, context_bytes: int) -> "ByteLM":
+        """The model for contexts of at most this many bytes: a shorter cache."""
+        return ByteLM(self.arrays | {name: self.arrays[name][:context_bytes] for name in ("cos", "sin")})
+
     @property
     def flops_per_byte(self) -> float:
         """Of a forward step, in the middle of a context: products with matrices and with the cache."""

@@ -28,6 +28,7 @@ from tokenizer_lab.window_code import Matcher, Tree
 from tokenizer_lab.window_stream import WindowStream
 
 WINDOW_BITS = (16, 24, 32, 64, 128)
+MAX_CONTEXT_BYTES = 128  # few windows are longer; behind it the language model starts anew
 SETTINGS_FILE = "equal_info.json"
 
 Rule = Literal["exact", "paper", "delay"]
@@ -235,7 +236,7 @@ class EqualInfoFit:
           lm_flops: what training it has cost.
           on_progress: called with what is done of the table, and all of it.
         """
-        fit_flops, encode_flops_per_byte = lm_flops, 0.0
+        lm, fit_flops, encode_flops_per_byte = lm.limited(MAX_CONTEXT_BYTES), lm_flops, 0.0
         if self.is_table:
             tree = window_code.build_tree(lm.shares, self.window_bits, on_progress)
             fit_flops += lm.flops_per_byte * float(tree.depths[~tree.is_leaf].sum())
