@@ -28,7 +28,9 @@ def run(lm: ByteLM, walks: Iterable[Walk[Result]]) -> list[Result]:
     waiting, results = enumerate(walks), {}
     lanes: list[tuple[int, Walk[Result]] | None] = [None] * NUM_LANES
     depth_n, byte_n = np.zeros(NUM_LANES, np.int32), np.zeros(NUM_LANES, np.int32)
-    shares_nb, cache = np.zeros((NUM_LANES, 256), np.int32), lm.empty_cache(NUM_LANES)
+    # The start of a context is in the cache from here on: a walk need not ask about the empty context.
+    start_n = np.full(NUM_LANES, START, np.int32)
+    shares_nb, cache = _step(lm.weights, start_n, depth_n, lm.empty_cache(NUM_LANES))
 
     def advance(lane: int) -> None:
         """Sends a lane's walk its probabilities; where there is none, or it ends, the next one begins."""

@@ -406,6 +406,126 @@ def test_the_workers_of_a_dropped_iterator_end():
         assert not worker.is_alive()
 
 
+def pieces_of_row(batches, row: int) -> list[list[tuple[int, int]]]:
+    """The (id, target) pairs of each segment of a row, batch after batch."""
+    found = []
+    for batch in batches:
+        for segment in range(1, batch["segment_ids"][row].max() + 1):
+            where = batch["segment_ids"][row] == segment
+            found.append(list(zip(batch["ids"][row][where].tolist(), batch["targets"][row][where].tolist())))
+            assert batch["positions"][row][where].tolist() == list(range(where.sum()))
+    return found
+
+
+@any_run()
+@given(runs(), lengths, lengths)
+def test_pieces_are_no_longer_than_said_and_begin_with_the_end_of_a_document(run, length, piece_length):
+    eod = run.representation.eod_id
+    batches = take(run.open(length, piece_length=piece_length), 6)
+    whole = take(run.open(length), 6)
+    for row in range(run.batch_rows):
+        assert stream(batches, row) == stream(whole, row), "every id is a target once, as without pieces"
+        for piece in pieces_of_row(batches, row):
+            assert len(piece) <= piece_length
+            ids, targets = zip(*piece)
+            assert ids == (eod, *targets[:-1]), "a piece sees nothing from before it"
+    assert [batch["num_bytes"].tolist() for batch in batches] == [batch["num_bytes"].tolist() for batch in whole]
+    np.testing.assert_array_equal(batches[-1]["cursors"], whole[-1]["cursors"])
+
+
+@any_run()
+@given(runs(), lengths, lengths, st.integers(0, 9), st.integers(0, 9))
+def test_pieces_go_on_exactly_from_the_cursors_of_any_batch(run, length, piece_length, first_stop, second_stop):
+    first_stop, second_stop = sorted((first_stop, second_stop))
+    straight = take(run.open(length, piece_length=piece_length), 12)
+    resumed = []
+    for stop in (first_stop, second_stop, 12):
+        cursors = resumed[-1]["cursors"] if resumed else None
+        resumed += take(run.open(length, piece_length=piece_length, cursors=cursors), stop - len(resumed))
+    assert_same(resumed, straight)
+
+
+def cuts(seed: int, num_documents: int = 60, document_length: int = 23, piece_length: int = 8) -> list[tuple[int, ...]]:
+    """Where each of some equal documents is cut."""
+    run = Setting([Source([b"x" * document_length])], ByteRepresentation(), 1, seed)
+    # A row as long as a document's positions, so that only pieces are cut.
+    batches = take(run.open(document_length + 1, piece_length=piece_length), num_documents)
+    lengths = [[len(piece) for piece in pieces_of_row([batch], 0)] for batch in batches]
+    assert all(piece == piece_length for document in lengths for piece in document[1:-1])
+    return [tuple(itertools.accumulate(document[:-1])) for document in lengths]
+
+
+def test_documents_are_cut_from_a_random_place_on_each_time_another_one():
+    first_cuts = [document[0] for document in cuts(0)]
+    assert set(first_cuts) == set(range(1, 9)), "every place is as good as another"
+    assert np.bincount(first_cuts).max() < 20
+    assert cuts(0) == cuts(0) != cuts(1)
+
+
+@any_run()
+@given(documents, representations, st.integers(1, 4), lengths, lengths)
+def test_scoring_in_pieces_has_every_position_and_byte_once(documents, representation, batch_rows, length, piece_length):
+    options = dict(representation=representation, batch_rows=batch_rows, sequence_length=length, piece_length=piece_length)
+    scored, eod = pieces(scoring_batches(enumerate(documents), **options)), representation.eod_id
+    for number, document in enumerate(documents):
+        [(ids, target_bytes)] = document_positions(representation, [document])
+        assert [id_ for piece in scored[number] for id_ in piece.targets] == ids[1:].tolist()
+        assert [count for piece in scored[number] for count in piece.target_bytes] == target_bytes.tolist()
+        for piece in scored[number]:
+            assert len(piece.ids) <= min(length, piece_length)
+            assert piece.ids == (eod, *piece.targets[:-1]) and piece.positions == tuple(range(len(piece.ids)))
+
+
+class EncodesTogether(WindowRepresentation):
+    """`WindowRepresentation` that is better given several documents at once; notes how many it was given."""
+
+    def __init__(self, batch_documents: int):
+        self.batch_documents, self.given = batch_documents, []
+
+    def encode_many(self, texts):
+        self.given.append(len(texts))
+        return [(ids := self.encode(text), self.byte_lengths(ids)) for text in texts]
+
+
+def encoding_together(run: Setting, batch_documents: int) -> Setting:
+    together = dataclasses.replace(run, representation=EncodesTogether(batch_documents))
+    vars(together)["_shuffled"] = run._shuffled
+    return together
+
+
+@any_run(max_examples=15)
+@given(runs(st.just(WindowRepresentation())), lengths, st.integers(2, 9), st.integers(0, 5), st.integers(1, 4))
+def test_encoding_ahead_changes_nothing(run, length, batch_documents, piece_length, num_workers):
+    together = encoding_together(run, batch_documents)
+    options = dict(piece_length=piece_length, num_workers=num_workers)
+    assert_same(take(together.open(length, **options), 12), take(run.open(length, **options), 12))
+    assert max(together.representation.given) > 1
+
+
+@any_run(max_examples=15)
+@given(runs(st.just(WindowRepresentation())), lengths, st.integers(2, 9), st.integers(0, 9), st.data())
+def test_encoding_ahead_goes_on_exactly_from_the_cursors_of_any_batch(run, length, batch_documents, stop, data):
+    together = encoding_together(run, batch_documents)
+    straight = take(run.open(length), 12)
+    iterator = iter(together.open(length))
+    assert_same(take(iterator, stop), straight[:stop])
+    state = iterator.get_state()
+    assert_same(take(iterator, 2), straight[stop : stop + 2])
+    iterator.set_state(state)  # what was encoded ahead of there is still good
+    assert_same(take(iterator, 2), straight[stop : stop + 2])
+    own = data.draw(st.lists(st.integers(0, run.batch_rows - 1), min_size=1, unique=True))
+    resumed = take(together.open(length, rows=own, cursors=state["cursors"][own]), 12 - stop)
+    assert_same(resumed, [{name: batch[name][own] for name in batch} for batch in straight[stop:]])
+
+
+def test_documents_encoded_ahead_are_dropped_when_read():
+    run = Setting([Source([bytes([n]) * 3 for n in range(7)])], EncodesTogether(6), 3, 0)
+    iterator = iter(run.open(4))
+    take(iterator, 200)
+    encode = iterator._rows[0]._encode
+    assert len(encode._ready) <= 6 + 3 and sum(run.representation.given) <= 800 + 9
+
+
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """Part of a document as it is scored."""

@@ -101,6 +101,12 @@ def test_any_ids_decode_and_each_prefix_to_the_bytes_its_ids_carry(all_bits, bit
     assert representation.decode(np.array(ids[:count], np.uint32)) == text[: lengths[:count].sum()]
 
 
+def test_windows_are_the_parts_of_a_text(representation):
+    ids, lengths = representation.encode_many([TEXT])[0]
+    ends = np.cumsum(lengths[lengths > 0])
+    assert representation.windows(ids) == [TEXT[end - size : end] for end, size in zip(ends, lengths[lengths > 0])]
+
+
 def test_documents_between_ends_stand_for_themselves(representation):
     eod, cut = representation.eod_id, representation.encode(TEXT)[:-1]
     ids = np.concatenate([representation.encode(b"one"), [eod, eod], representation.encode(b"two"), [eod], cut])
@@ -179,7 +185,7 @@ def test_other_widths_are_refused(make_tree, make_byte_lm, bits):
         EqualInfoFit(window_bits=window_bits, id_bits=id_bits)
     with pytest.raises(UserError, match=message):
         EqualInfoRepresentation.of_lm(make_byte_lm(), window_bits, id_bits)
-    settings_file = json.dumps({"window_bits": window_bits, "id_bits": id_bits}).encode()
+    settings_file = json.dumps({"window_bits": window_bits, "id_bits": id_bits, "rule": "exact"}).encode()
     with pytest.raises(UserError, match=message):
         EqualInfoRepresentation.from_files({"equal_info.json": settings_file})
     with pytest.raises(UserError, match="windows of 12 bits"):
@@ -216,13 +222,17 @@ def with_settings(**settings):
         (lambda files: {name: files[name] for name in files if name != "equal_info.json"}, "has equal_info.json with"),
         (lambda files: files | {"equal_info.json": b"{"}, "has equal_info.json with"),
         (lambda files: files | {"equal_info.json": b"[" * 100_000}, "has equal_info.json with"),
-        (with_settings(window_bits=16), "has equal_info.json with"),
-        (with_settings(window_bits=16, id_bits=16, more=1), "has equal_info.json with"),
-        (with_settings(window_bits=16.0, id_bits=16), "has equal_info.json with"),
-        (with_settings(window_bits=True, id_bits=16), "has equal_info.json with"),
-        (with_settings(window_bits=24, id_bits=8), "the table has windows of 16 bits, not 24"),
-        (with_settings(window_bits=24, id_bits=16), "windows of 24 bits in ids of 16"),
-        (with_settings(window_bits=32, id_bits=16), "has no query of 4 axes"),
+        (with_settings(window_bits=16, rule="exact"), "has equal_info.json with"),
+        (with_settings(window_bits=16, id_bits=16), "has equal_info.json with"),
+        (with_settings(window_bits=16, id_bits=16, rule="exact", more=1), "has equal_info.json with"),
+        (with_settings(window_bits=16.0, id_bits=16, rule="exact"), "has equal_info.json with"),
+        (with_settings(window_bits=True, id_bits=16, rule="exact"), "has equal_info.json with"),
+        (with_settings(window_bits=16, id_bits=16, rule="other"), "has equal_info.json with"),
+        (with_settings(window_bits=16, id_bits=16, rule=[]), "has equal_info.json with"),
+        (with_settings(window_bits=24, id_bits=8, rule="exact"), "the table has windows of 16 bits, not 24"),
+        (with_settings(window_bits=24, id_bits=16, rule="exact"), "windows of 24 bits in ids of 16"),
+        (with_settings(window_bits=32, id_bits=16, rule="exact"), "has no query of 4 axes"),
+        (with_settings(window_bits=16, id_bits=16, rule="paper"), "has no query of 4 axes"),
     ],
 )
 def test_files_that_are_no_artifact_are_refused(all_bits, damage, message):
@@ -264,12 +274,10 @@ def test_a_damaged_artifact_folder_is_named(all_bits, bits, tmp_path):
 def fitted(request, make_byte_lm) -> tuple[EqualInfoRepresentation, list[bytes]]:
     """A fitted representation and the texts it was measured on, the last of which is cut short."""
     window_bits, id_bits = request.param
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(window_code, "_BATCH_NODES", 256)  # each number of contexts is compiled anew
-        options = EqualInfoFit(window_bits=window_bits, id_bits=id_bits, sample_bytes=200)
-        lm, told = make_byte_lm(context_bytes=4), []
-        documents = iter([TEXT, b"", TEXT[:50], TEXT * 5, TEXT])
-        representation = options.fit(documents, "abc", lm, 1e6, lambda done, total: told.append((done, total)))
+    options = EqualInfoFit(window_bits=window_bits, id_bits=id_bits, sample_bytes=200)
+    lm, told = make_byte_lm(context_bytes=4), []
+    documents = iter([TEXT, b"", TEXT[:50], TEXT * 5, TEXT])
+    representation = options.fit(documents, "abc", lm, 1e6, lambda done, total: told.append((done, total)))
     assert next(documents) == TEXT, "more of the corpus was read than is measured"
     assert told == ([] if window_bits > 24 else sorted(told)) and (window_bits > 24 or told[-1] == (65536, 65536))
     return representation, [TEXT, b"", TEXT[:50], (TEXT * 5)[: 200 - len(TEXT) - 50]]
@@ -282,7 +290,7 @@ def test_what_is_lost_and_what_the_model_takes_are_all_bits(fitted):
     num_ids = sum(len(representation.encode(text)) for text in texts)
     assert statistics["bytes_per_id"] == pytest.approx(num_bytes / num_ids)
     parts = [statistics[f"{part}_bits_per_byte"] for part in ("lm", "stop", "closing")]
-    assert min(parts) >= 0
+    assert min(parts) >= 0 and statistics["lost_windows"] == 0
     assert sum(parts) == pytest.approx(representation.id_bits * num_ids / num_bytes)
     assert all(math.isfinite(value) and isinstance(value, float) for value in statistics.values())
 

@@ -4,12 +4,12 @@ import math
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
-from train.evaluation import Scores, bits_per_byte, bootstrap_interval, fixed_subset, make_scorer, score_documents, summarize
+from train.evaluation import Scores, bits_per_byte, bootstrap_interval, fixed_subset, make_scorer, score_documents, summarize, text_statistics
 from train.setup import set_up
 
 
@@ -35,6 +35,43 @@ def test_every_byte_is_scored_once_and_ends_of_documents_count(score):
     assert scores.num_bytes.tolist() == [len(document) for document in DOCUMENTS]
     assert scores.num_tokens.tolist() == [len(document) + 1 for document in DOCUMENTS]
     assert (scores.nats > 0).all(), "the end of the empty document costs something too"
+
+
+def test_every_target_is_counted(score):
+    scores = score(DOCUMENTS)
+    assert scores.id_counts.tolist() == np.bincount([*b"".join(DOCUMENTS), *[256] * len(DOCUMENTS)], minlength=257).tolist()
+    assert scores.id_counts.sum() == scores.num_tokens.sum()
+
+
+def test_text_statistics_of_bytes(score):
+    statistics = text_statistics(score([b"aabb", b"", b"cccc"]), eod_id=256)
+    assert statistics == {"bytes_per_id": 1.0, "uniform_bits_per_byte": 8.0, "unigram_bits_per_byte": 1.5}
+
+
+def counted(counts: list[int], num_bytes: int) -> Scores:
+    """Two documents of which the ids were counted."""
+    return Scores(np.ones(2), np.array([num_bytes, 0]), np.array([sum(counts) - 1, 1]), np.array(counts))
+
+
+def test_text_statistics_leave_the_end_of_document_out_wherever_its_id_is():
+    expected = {"bytes_per_id": 2.5, "uniform_bits_per_byte": 2 / 2.5, "unigram_bits_per_byte": 1.75 / 2.5}
+    assert text_statistics(counted([4, 2, 1, 1, 99], 20), eod_id=4) == pytest.approx(expected)
+    assert text_statistics(counted([4, 99, 2, 1, 1], 20), eod_id=1) == pytest.approx(expected)
+
+
+def test_windows_of_16_bits_that_know_no_context_cost_16_bits_over_their_bytes():
+    counts = np.zeros((1 << 16) + 1, int)
+    counts[:1000], counts[-1] = 3, 2
+    statistics = text_statistics(counted(counts.tolist(), 3000 * 5), eod_id=1 << 16)
+    assert statistics["uniform_bits_per_byte"] == pytest.approx(16 / 5) and statistics["bytes_per_id"] == 5
+    assert statistics["unigram_bits_per_byte"] == pytest.approx(math.log2(1000) / 5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=20).filter(lambda counts: sum(counts[:-1]) > 0), st.integers(1, 1000))
+def test_as_often_as_in_the_text_is_never_worse_than_equally_likely(counts, num_bytes):
+    statistics = text_statistics(counted(counts, num_bytes), eod_id=len(counts) - 1)
+    assert 0 <= statistics["unigram_bits_per_byte"] <= statistics["uniform_bits_per_byte"] + 1e-9
 
 
 def test_a_model_that_knows_nothing_costs_the_logarithm_of_the_vocabulary(score):
@@ -71,6 +108,7 @@ def test_nothing_to_score_is_said():
         bits_per_byte(1.0, 0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 50)), min_size=2, max_size=30).filter(lambda items: sum(n for _, n in items) > 0))
 def test_the_interval_lies_around_the_score_and_is_the_same_each_time(items):
     nats, sizes = (np.array(column) for column in zip(*items))

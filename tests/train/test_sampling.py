@@ -1,13 +1,18 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.decoder import DecoderConfig
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
-from train.sampling import _draw, sample_text
+from tokenizer_lab.representation import OpenPrompt
+from train.sampling import _draw, _within, sample_text
 
 CONFIG = DecoderConfig(num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, mlp_dim=48, compute_dtype="float32")
 
@@ -60,6 +65,58 @@ def test_text_ends_where_the_document_ends(model):
     # The hidden state times ones may have either sign; the likeliest id is the end of the document or any other, the text then empty or not.
     ended = [sample_text(model_def, silent, ByteRepresentation(), bytes([first]), max_tokens=8, temperature=0.0) for first in range(97, 110)]
     assert b"" in ended and all(len(text) <= 8 for text in ended)
+
+
+NUM_IDS = 4  # besides the end of the document, which is the last
+
+
+def allowed(low: tuple[int, ...], high: tuple[int, ...], drawn: tuple[int, ...]) -> list[int]:
+    """The ids that may follow those drawn."""
+    padded = jnp.array([*drawn, *[NUM_IDS] * (6 - len(drawn))], jnp.int32)
+    logits = _within(jnp.zeros(NUM_IDS + 1), padded, jnp.int32(len(drawn)), jnp.array(low), jnp.array(high), NUM_IDS)
+    return np.flatnonzero(np.isfinite(logits)).tolist()
+
+
+@given(st.integers(1, 3), st.data())
+@settings(deadline=None, max_examples=30)
+def test_the_first_ids_are_those_between_low_and_high_and_all_of_them(count, data):
+    every = list(itertools.product(range(NUM_IDS), repeat=count))
+    low, high = sorted(data.draw(st.lists(st.sampled_from(every), min_size=2, max_size=2)))
+    reached = [()]
+    for _ in range(count):
+        reached = [(*drawn, id_) for drawn in reached for id_ in allowed(low, high, drawn)]
+    assert reached == [ids for ids in every if low <= ids <= high]
+    assert allowed(low, high, reached[0]) == list(range(NUM_IDS + 1)), "behind them all ids, and the end of the document"
+
+
+class Pairs(ByteRepresentation):
+    """Bytes of which two make a window; a prompt's last byte is not certain, it and the next are within limits."""
+
+    low, high = (ord("l"), ord("x")), (ord("n"), ord("c"))
+
+    def open_prompt(self, text):
+        return OpenPrompt(self.encode(text[:-1]), self.low, self.high)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
+def test_a_prompt_with_an_open_end_goes_on_within_its_limits(model, temperature):
+    """What is sampled begins with the prompt's certain bytes, then two between the limits, then whatever there may be."""
+    seen = set()
+    for seed in range(12):
+        text = sample_text(model[0], model[1], Pairs(), b"pel", max_tokens=6, temperature=temperature, seed=seed)
+        # A text that does not begin with the prompt comes back whole.
+        text = text if text[:2] == b"pe" else b"pel" + text
+        assert b"pelx" <= text[:4] <= b"penc" and 4 <= len(text) <= 2 + 2 + 6
+        seen.add(text[2:4])
+    assert len(seen) > 1 or temperature == 0
+
+
+def test_limits_that_leave_one_choice_are_kept_whatever_the_model_likes(model):
+    class Certain(Pairs):
+        low = high = tuple(b"lo")
+
+    text = sample_text(model[0], model[1], Certain(), b"hel", max_tokens=3, temperature=1.0, top_k=1, top_p=0.1)
+    assert text.startswith(b"o") and len(text) <= 4
 
 
 @pytest.mark.parametrize(
