@@ -29,8 +29,9 @@ def run(lm: ByteLM, walks: Iterable[Walk[Result]]) -> list[Result]:
     lanes: list[tuple[int, Walk[Result]] | None] = [None] * NUM_LANES
     depth_n, byte_n = np.zeros(NUM_LANES, np.int32), np.zeros(NUM_LANES, np.int32)
     # The start of a context is in the cache from here on: a walk need not ask about the empty context.
+    # Its arguments are arrays of its own, as JAX may still read a NumPy array when the call has returned.
     start_n = np.full(NUM_LANES, START, np.int32)
-    shares_nb, cache = _step(lm.weights, start_n, depth_n, lm.empty_cache(NUM_LANES))
+    shares_nb, cache = _step(lm.weights, start_n, np.zeros_like(start_n), lm.empty_cache(NUM_LANES))
 
     def advance(lane: int) -> None:
         """Sends a lane's walk its probabilities; where there is none, or it ends, the next one begins."""

@@ -37,3 +37,17 @@ def test_results_are_in_the_order_of_the_walks(monkeypatch, make_byte_lm):
 
     texts = [b"abcdefgh", b"", b"abc", b"a", b"abcdef"]
     assert lockstep.run(make_byte_lm(), map(length, texts)) == [8, 0, 3, 1, 6]
+
+
+def test_what_is_given_to_the_device_is_not_written_to_again(monkeypatch, make_byte_lm):
+    """JAX may read a NumPy argument after the call has returned: a later write would be a race."""
+    given, step = [], lockstep._step
+
+    def remembering_step(weights, ids_n, position_n, cache):
+        given.extend((array, array.copy()) for array in (ids_n, position_n))
+        return step(weights, ids_n, position_n, cache)
+
+    monkeypatch.setattr(lockstep, "_step", remembering_step)
+    lm = make_byte_lm()
+    assert lockstep.run(lm, [walk(lm, b"some text", ask_at_start=False)]) == [[]]
+    assert given and all(np.array_equal(array, copy) for array, copy in given)
