@@ -125,6 +125,6 @@ def npy_array(content: bytes, what: str) -> np.ndarray:
         shape, fortran_order, dtype = read_header(file)
         assert dtype.kind in "iuf" and not fortran_order
         assert all(size >= 0 for size in shape) and math.prod(shape) * dtype.itemsize == len(content) - file.tell()
-    except (AssertionError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy parses the header as Python literals, and lets whatever that raises through
         raise UserError(f"{what} is not a whole .npy file of numbers; fit the representation again") from error
     return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)

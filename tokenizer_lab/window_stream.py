@@ -74,6 +74,8 @@ class WindowStream:
 
     def encode(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Texts -> for each, its windows' numbers u8[n, W / 8] (big-endian) and lengths i64[n] in bytes."""
+        if not texts:
+            return []
         lanes, owners = _lay_out(texts)
         state, outputs = self._at_root(lanes.shape[1]), []
         for start in range(0, len(lanes), _STEPS_OF_ENCODE):
@@ -93,10 +95,9 @@ class WindowStream:
 
     def _check(self, texts: Sequence[bytes], encoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Decodes what was encoded: a text that does not come back would be lost for good."""
-        if encoded:
-            decoded, lengths = self.decode(np.concatenate([numbers for numbers, _ in encoded]))
-            assert decoded == b"".join(texts), "the windows do not decode to their texts"
-            assert np.array_equal(lengths, np.concatenate([lengths for _, lengths in encoded]))
+        decoded, lengths = self.decode(np.concatenate([numbers for numbers, _ in encoded]))
+        assert decoded == b"".join(texts), "the windows do not decode to their texts"
+        assert np.array_equal(lengths, np.concatenate([lengths for _, lengths in encoded]))
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         """Windows' numbers u8[n, W / 8], any -> the bytes of all, and how many each has, i64[n]."""

@@ -160,8 +160,6 @@ def test_an_empty_text_and_no_numbers_are_nothing(streams):
     assert text == b"" and lengths.shape == (0,)
 
 
-# Fails since the stream was written: "not enough values to unpack", e.g. `toklab fit equal_info --window-bits 32 --lm RUN`
-# on a corpus whose train split is empty.
 def test_no_texts_have_no_windows(streams):
     assert streams[32].encode([]) == []
 
