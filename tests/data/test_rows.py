@@ -464,9 +464,9 @@ def test_documents_are_cut_from_a_random_place_on_each_time_another_one():
 
 @any_run()
 @given(documents, representations, st.integers(1, 4), lengths, lengths)
-def test_scoring_in_pieces_has_every_position_and_byte_once(documents, representation, batch_rows, length, piece_length):
-    options = dict(representation=representation, batch_rows=batch_rows, sequence_length=length, piece_length=piece_length)
-    scored, eod = pieces(scoring_batches(enumerate(documents), **options)), representation.eod_id
+def test_scoring_in_pieces_has_every_byte_once(documents, representation, batch_rows, length, piece_length):
+    options = dict(batch_rows=batch_rows, sequence_length=length, piece_length=piece_length)
+    scored, eod = pieces(scoring_batches(enumerate(documents), representation, **options)), representation.eod_id
     for number, document in enumerate(documents):
         [(ids, target_bytes)] = document_positions(representation, [document])
         assert [id_ for piece in scored[number] for id_ in piece.targets] == ids[1:].tolist()

@@ -136,7 +136,7 @@ def _make(name: str) -> Representation:
 def _random_params(
     *, layers: int = 1, embed: int = 16, heads: int = 2, kv_heads: int = 1, head_dim: int = 8, mlp: int = 16
 ) -> dict[str, np.ndarray]:
-    """Weights of a decoder that `quantize` takes, the same in every version of numpy: nearly as sure as a trained one."""
+    """Weights of a decoder, the same in every version of numpy, that make it nearly as sure as a trained one."""
     random = np.random.RandomState(0)
 
     def normal(*shape: int, inputs: int) -> np.ndarray:
@@ -203,7 +203,7 @@ def _windows_by_hand(shares: Callable, text: bytes, window_bits: int) -> list[tu
 
 
 def _divide_by_hand(points: int, shares: list[int], is_root: bool) -> list[int]:
-    """The points of each next byte: by largest remainder, ties to the lower byte; at the root one beforehand, else STOP."""
+    """The points of each next byte: by largest remainder, ties to the lower; at the root one beforehand, else STOP."""
     to_divide = points - 256 if is_root else points - 1
     whole = [to_divide * share // 2**16 for share in shares]
     remainder = [to_divide * share % 2**16 for share in shares]

@@ -86,7 +86,7 @@ def test_the_first_ids_are_those_between_low_and_high_and_all_of_them(count, dat
     for _ in range(count):
         reached = [(*drawn, id_) for drawn in reached for id_ in allowed(low, high, drawn)]
     assert reached == [ids for ids in every if low <= ids <= high]
-    assert allowed(low, high, reached[0]) == list(range(NUM_IDS + 1)), "behind them all ids, and the end of the document"
+    assert allowed(low, high, reached[0]) == list(range(NUM_IDS + 1)), "behind them any, and the end of the document"
 
 
 class Pairs(ByteRepresentation):
@@ -100,7 +100,7 @@ class Pairs(ByteRepresentation):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 50.0])
 def test_a_prompt_with_an_open_end_goes_on_within_its_limits(model, temperature):
-    """What is sampled begins with the prompt's certain bytes, then two between the limits, then whatever there may be."""
+    """A sample begins with the prompt's certain bytes, then two between the limits, then whatever there may be."""
     seen = set()
     for seed in range(12):
         text = sample_text(model[0], model[1], Pairs(), b"pel", max_tokens=6, temperature=temperature, seed=seed)

@@ -1,0 +1,65 @@
+"""The operation in XLA, a tile of the vocabulary after the other: the default where there is no kernel.
+
+Positions are never cut, so they may be sharded; the backward pass computes the logits of a tile again.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tokenizer_lab.kernels.sample_replacements import tiles
+
+MAX_TILE_BYTES = 16 << 20  # of the float32 logits of a tile; a handful of arrays of this size are alive at a time
+
+
+def tile_ids(num_positions: int) -> int:
+    """Ids in a tile: as many groups as `MAX_TILE_BYTES` allows, at least one."""
+    return max(1, MAX_TILE_BYTES // (4 * num_positions * tiles.ID_GROUP)) * tiles.ID_GROUP
+
+
+def forward(x_nd, table_vd, bias_v, labels_n, seeds_n2, *, vocab_size: int, temperature: float):
+    """See `reference.sample_replacements`."""
+
+    def add_tile(state, first_id, num_ids):
+        table_tile_vd, bias_v1 = _tile(table_vd, bias_v, first_id, num_ids)
+        logits_vn = tiles.logits(x_nd, table_tile_vd.astype(x_nd.dtype), bias_v1, first_id, vocab_size)
+        return tiles.add_ids(state, logits_vn, first_id, labels_n[None], seeds_n2.T, temperature)
+
+    state = _over_tiles(add_tile, tiles.State.of_no_ids(len(x_nd)), table_vd.shape[0], tile_ids(len(x_nd)))
+    return tuple(x_1n[0] for x_1n in state.results())
+
+
+def backward(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_logz_n, *, vocab_size: int):
+    """The loss by x_nd, table_vd and bias_v, each in its type, from the loss by nats and by logz."""
+
+    def add_tile(gradients, first_id, num_ids):
+        by_x_nd, by_table_vd, by_bias_v = gradients
+        table_tile_vd, bias_v1 = _tile(table_vd, bias_v, first_id, num_ids)
+        table_tile_vd = table_tile_vd.astype(x_nd.dtype)
+        logits_vn = tiles.logits(x_nd, table_tile_vd, bias_v1, first_id, vocab_size)
+        by_logits_vn = tiles.logits_gradient(
+            logits_vn, first_id, labels_n[None], logz_n[None], by_nats_n[None], by_logz_n[None]
+        )
+        by_bias_tile_v = jnp.sum(by_logits_vn, axis=1).astype(bias_v.dtype)
+        by_logits_vn = by_logits_vn.astype(x_nd.dtype)  # what it is multiplied with
+        by_x_nd += jnp.einsum("vn,vd->nd", by_logits_vn, table_tile_vd, preferred_element_type=jnp.float32)
+        by_tile_vd = jnp.einsum("vn,nd->vd", by_logits_vn, x_nd, preferred_element_type=jnp.float32)
+        by_table_vd = jax.lax.dynamic_update_slice(by_table_vd, by_tile_vd.astype(table_vd.dtype), (first_id, 0))
+        return by_x_nd, by_table_vd, jax.lax.dynamic_update_slice(by_bias_v, by_bias_tile_v, (first_id,))
+
+    zeros = jnp.zeros(x_nd.shape, jnp.float32), jnp.zeros_like(table_vd), jnp.zeros_like(bias_v)
+    by_x_nd, by_table_vd, by_bias_v = _over_tiles(add_tile, zeros, table_vd.shape[0], tile_ids(len(x_nd)))
+    return by_x_nd.astype(x_nd.dtype), by_table_vd, by_bias_v
+
+
+def _over_tiles(add_tile, state, num_rows: int, num_ids: int):
+    """`add_tile(state, first_id, num_ids)` over all rows of the table; what the last tile lacks has its own program."""
+    num_ids = min(num_ids, num_rows)
+    num_whole, num_left = divmod(num_rows, num_ids)
+    state = jax.lax.fori_loop(0, num_whole, lambda i, state: add_tile(state, i * num_ids, num_ids), state)
+    return add_tile(state, num_whole * num_ids, num_left) if num_left else state
+
+
+def _tile(table_vd, bias_v, first_id, num_ids):
+    table_tile_vd = jax.lax.dynamic_slice_in_dim(table_vd, first_id, num_ids)
+    bias_tile_v = jax.lax.dynamic_slice_in_dim(bias_v, first_id, num_ids)
+    return table_tile_vd, bias_tile_v[:, None].astype(jnp.float32)
