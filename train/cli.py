@@ -1,4 +1,4 @@
-"""The first moments of the console command `toklab`: until everything is imported, Ctrl-C ends the process at once.
+"""The first moments of the console command `toklab`: until everything is imported, a signal ends the process at once.
 
 This module imports nothing but the standard library, so that the handler is in place before anything else is loaded: an
 interrupt while libraries initialize their native code can crash the interpreter.
@@ -14,12 +14,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-EXIT_INTERRUPTED = 130
+EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130
 _ACCELERATOR_VENDORS = {"0x1ae0": "Google", "0x10de": "NVIDIA", "0x1002": "AMD"}  # PCI ids
 
 
 def main() -> None:
     """Runs `toklab` and exits the process with its code."""
+    signal.signal(signal.SIGTERM, _stop)  # training takes it over once there is something to save
     leave_out_absent_tpus()
     with interruptible_import():
         from train import commands
@@ -54,6 +55,11 @@ def interruptible_import() -> Iterator[None]:
 def _leave(*_: Any) -> None:
     os.write(2, b"toklab: interrupted before anything was begun\n")
     os._exit(EXIT_INTERRUPTED)
+
+
+def _stop(*_: Any) -> None:
+    os.write(2, b"toklab: stopped by a signal; what was committed before is whole, the same command starts again\n")
+    os._exit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 What takes seconds to import (jax) is imported by the commands that need it.
 
-Exit codes: 0 done, 2 the person can mend it (one line on stderr), 75 stopped by a signal after saving (start it again),
+Exit codes: 0 done, 2 the person can mend it (one line on stderr), 75 stopped by a signal, what was trained is saved (start it again),
 130 interrupted.
 """
 
@@ -23,9 +23,9 @@ import rich.progress
 import tyro
 
 from tokenizer_lab.errors import UserError
-from train.cli import EXIT_INTERRUPTED, interruptible_import
+from train.cli import EXIT_INTERRUPTED, EXIT_STOPPED, interruptible_import
 
-EXIT_BUG, EXIT_USER_ERROR, EXIT_STOPPED = 1, 2, 75
+EXIT_BUG, EXIT_USER_ERROR = 1, 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import pytest
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from train import loop
+from train import cli, loop
 from train.checkpoints import Checkpoints
 from train.loop import FINISHED, STOPPED, train
 from train.optimizer import Budget
@@ -206,29 +206,35 @@ def run_command(arguments: list[str], **keywords) -> subprocess.CompletedProcess
     return subprocess.run(arguments, env=ONE_DEVICE, capture_output=True, text=True, timeout=300, **keywords)
 
 
-def train_and_kill(arguments: list[str], run: pathlib.Path, num_lines: int, how: int) -> int:
-    """Trains until `num_lines` more lines are in metrics.jsonl, then sends a signal; returns the exit code."""
+def train_and_kill(arguments: list[str], run: pathlib.Path, num_steps: int, delay_seconds: float, how: int) -> int:
+    """Trains until the log is `num_steps` further than before, waits, then sends a signal; returns the exit code."""
     metrics = run / "metrics.jsonl"
-    lines_before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    target = last_step(metrics) + num_steps
     process = subprocess.Popen(arguments, env=ONE_DEVICE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        # A resumed run first drops the lines behind its checkpoint, so that there may be fewer lines than before.
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= min(lines_before, 1) + num_lines:
-            process.send_signal(how)
-            break
+    while process.poll() is None and time.monotonic() < deadline and num_steps and last_step(metrics) < target:
         time.sleep(0.005)
+    time.sleep(delay_seconds)
+    process.send_signal(how)
     _, stderr = process.communicate(timeout=120)
     assert b"Traceback" not in stderr, stderr.decode()
     return process.returncode
 
 
-def crash_and_compare(recipe, recipe_file: str, tmp_path, crashes: list[tuple[int, int, int]]) -> None:
-    """Kills a run at (lines, signal) with the expected exit code each, lets it finish, and compares it to an undisturbed one."""
+def last_step(metrics: pathlib.Path) -> int:
+    """The step of the last whole line of a log that is being written; 0 before the first."""
+    lines = metrics.read_bytes().split(b"\n")[:-1] if metrics.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def crash_and_compare(recipe, recipe_file: str, tmp_path, crashes: list[tuple[int, float, int]]) -> None:
+    """Kills a run by (steps, seconds, signal) each, lets it finish, and compares it to an undisturbed one."""
     arguments = command(recipe_file, tmp_path / "crashed")
-    for num_lines, how, expected in crashes:
-        code = train_and_kill(arguments, tmp_path / "crashed", num_lines, how)
-        assert code in (expected, 0), code
+    codes = [train_and_kill(arguments, tmp_path / "crashed", *crash) for crash in crashes]
+    for (num_steps, _, how), code in zip(crashes, codes):
+        # Before Python runs our first line a signal does what it does to every process; later, but before the loop, 130.
+        early = () if num_steps else (-how, cli.EXIT_INTERRUPTED)
+        assert code in (-how if how == signal.SIGKILL else cli.EXIT_STOPPED, 0, *early), codes
     finished = run_command(arguments)
     assert finished.returncode == 0, finished.stderr
     assert run_command(command(recipe_file, tmp_path / "straight")).returncode == 0
@@ -240,7 +246,7 @@ def crash_and_compare(recipe, recipe_file: str, tmp_path, crashes: list[tuple[in
 @pytest.mark.usefixtures("one_device")
 def test_a_process_that_is_killed_and_started_again_ends_bit_identical(recipe, write_recipe, tmp_path):
     recipe = change(recipe, budget=Budget(steps=60), checkpoint={"every_steps": 7})
-    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(17, signal.SIGKILL, -signal.SIGKILL), (20, signal.SIGTERM, 75)])
+    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(17, 0.0, signal.SIGKILL), (20, 0.0, signal.SIGTERM)])
 
 
 @pytest.mark.slow
@@ -249,8 +255,25 @@ def test_many_kills_at_random_moments(recipe, write_recipe, tmp_path):
     """Twenty rounds, kills during saves, evaluations and start-up among them."""
     random_ = random.Random(0)
     recipe = change(recipe, budget=Budget(steps=600), checkpoint={"every_steps": 3}, evaluation={"every_steps": 10})
-    kills = [(random_.randrange(0, 40), *random_.choice([(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75), (signal.SIGINT, 75)])) for _ in range(20)]
-    crash_and_compare(recipe, write_recipe(recipe), tmp_path, kills)
+    moments = [(random_.randrange(1, 40), random_.uniform(0, 0.1)) if i % 4 else (0, random_.uniform(0, 8)) for i in range(20)]
+    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(*moment, random_.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])) for moment in moments])
+
+
+@pytest.mark.parametrize("moment", ["train.commands", "configs"])
+def test_a_signal_before_training_has_begun_asks_for_another_start(moment):
+    program = f"""if 1:
+        import os, signal, sys
+        from train import cli
+        class Terminate:  # when the module is looked for
+            def find_spec(self, name, *_):
+                if name == {moment!r}:
+                    os.kill(os.getpid(), signal.SIGTERM)
+        sys.meta_path.insert(0, Terminate())
+        sys.argv = ["toklab", "train", "demo_byte", "--run-dir", "nowhere"]
+        cli.main()"""
+    stopped = run_command([sys.executable, "-c", program])
+    assert (stopped.returncode, stopped.stderr.count("\n")) == (cli.EXIT_STOPPED, 1), stopped.stderr
+    assert "the same command starts again" in stopped.stderr
 
 
 LIMIT_FILE_SIZE = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes})); os.execv(sys.argv[1], sys.argv[1:])"

@@ -175,10 +175,10 @@ def test_a_label_that_is_none_cannot_be_overlooked(implementation, label):
 
 
 def test_no_bias_is_a_bias_of_zeros():
-    x, table, bias, labels, seeds, _ = inputs(*CUT)
+    x, table, bias, labels, seeds, _ = inputs(*ONE)
 
     def loss(x, table, bias):
-        results = sample_replacements(x, table, labels, seeds, bias, vocab_size=570)
+        results = sample_replacements(x, table, labels, seeds, bias, vocab_size=100)
         return jnp.sum(results[0]), results
 
     differentiated = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
@@ -334,7 +334,7 @@ def test_positions_over_a_mesh_draw_the_same():
     assert mesh.size == 8
     shape = (136, *CUT[1:])
     arguments = inputs(*shape)
-    expected = compiled("chunked", 570)(*arguments)
+    expected = jax.jit(operation("chunked", 570))(*arguments[:5])[2]
 
     def put(value, *axes):
         return jax.device_put(value, NamedSharding(mesh, PartitionSpec(*axes)))
@@ -344,7 +344,7 @@ def test_positions_over_a_mesh_draw_the_same():
         put(x, "positions"), put(table), put(bias), put(labels, "positions"), put(seeds, "positions"),
         put(weights, None, "positions"),
     )  # fmt: skip
-    np.testing.assert_array_equal(sharded[2], expected[2])
+    np.testing.assert_array_equal(sharded[2], expected)
     assert_exact(sharded, arguments, 570, tolerance=2e-5)
 
 
@@ -399,7 +399,6 @@ def test_tiles_are_bounded(monkeypatch):
 def test_the_vmem_budget_fits_every_chip(num_positions, width, itemsize):
     blocks = pallas_tpu.choose_blocks(num_positions, width, itemsize)
     assert blocks.positions % 128 == 0 and blocks.ids % tiles.ID_GROUP == 0
-    assert blocks.positions == (128 if num_positions == 1 else blocks.positions)
     sums = 4 * width * max(blocks)
     logits = 4 * blocks.positions * blocks.ids
     budget = pallas_tpu.vmem_bytes(blocks, width, itemsize)
@@ -475,7 +474,6 @@ def test_the_kernels_compile_for_tpus():
         expected = {shape for shape in PRODUCTION_SHAPES if topology == topologies[0] or shape[0] == 8192}
         assert shapes >= expected and topology in topologies
         for program in programs:
-            num_positions, num_rows, _ = program["shape"]
             assert program["tpu_custom_calls"] == 3, (topology, program)
-            assert program["temp_bytes"] < min(2**20, 4 * num_positions * num_rows // 4), (topology, program)
+            assert program["temp_bytes"] < 2**20, (topology, program)  # all logits are 250 MB to 2.2 GB
     assert len(by_topology) == len(topologies)

@@ -35,7 +35,7 @@ def sample_replacements(
 
     All implementations draw the same samples, but where rounding of the logits decides. Only "reference" has all logits
     in memory. "auto" is the Pallas kernel on TPUs and "chunked" elsewhere. Over a mesh, call the kernel under
-    `jax.shard_map` (XLA cannot split it); "chunked" takes positions that are sharded under `jax.jit`.
+    `jax.shard_map` with `check_vma=False` (XLA cannot split it); "chunked" takes sharded positions under `jax.jit`.
     """
     _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature)
     if bias_v is None:
