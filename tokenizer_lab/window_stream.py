@@ -101,7 +101,8 @@ class WindowStream:
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         """Windows' numbers u8[n, W / 8], any -> the bytes of all, and how many each has, i64[n]."""
-        points = numbers.reshape(len(numbers), self.window_bits // 8).view(">u2")[:, ::-1].T.astype(np.uint32)
+        numbers = np.ascontiguousarray(numbers).reshape(len(numbers), self.window_bits // 8)
+        points = numbers.view(">u2")[:, ::-1].T.astype(np.uint32)
         num_lanes = _num_lanes(len(numbers))
         window = np.full(num_lanes, -1)  # of each lane
         next_window, state, found = 0, self._at_root(num_lanes), []

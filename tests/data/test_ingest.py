@@ -598,6 +598,8 @@ def test_a_source_that_cannot_be_read():
 INGEST_SLOWLY = """
 import pathlib, sys, time
 import data.ingest
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have been told to ignore it
 from data.ingest import IngestOptions, ingest
 def report(num_bytes, total):
     if num_bytes > total // 2:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenizer_lab import window_stream
@@ -79,6 +79,7 @@ def shares_of_256(lm: ByteLM):
 
 @pytest.mark.parametrize("window_bits", WIDTHS)
 @given(texts=st.lists(any_text, min_size=2, max_size=9))
+@example(texts=[b"", b"\0", b"\0"])
 @few_examples
 def test_texts_come_back(streams, window_bits, texts):
     """More texts than lanes, of very different lengths, empty ones among them."""
