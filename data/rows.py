@@ -16,6 +16,7 @@ So the cursor of a row is `i32[S + 1]`: documents finished per source, and posit
 how many hosts there are, how long T is, or how many workers encode.
 """
 
+import abc
 import bisect
 import collections
 import concurrent.futures
@@ -23,7 +24,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -97,6 +98,7 @@ class RowStreams(grain.IterDataset):
         cursors: np.ndarray | None = None,
         piece_length: int = 0,
         num_workers: int = 1,
+        layout: "type[Row] | None" = None,
     ):
         """
         Args:
@@ -110,6 +112,7 @@ class RowStreams(grain.IterDataset):
           piece_length: if not 0, documents are cut, from a random place on, into pieces of at most this many positions, none of
             which sees what is before it: each has a segment id of its own and begins with the end-of-document id.
           num_workers: threads that read and encode (tokenizers release the interpreter lock); changes nothing but the speed.
+          layout: how rows are filled, `CausalRow` by default; those for encoders are in `data/encoder_rows.py`.
         """
         super().__init__()
         assert sources and batch_rows > 0 and sequence_length > 0 and num_workers > 0
@@ -123,7 +126,7 @@ class RowStreams(grain.IterDataset):
             grain.MapDataset.source(source.documents).shuffle(seed=_shuffle_seed(seed, number)) for number, source in enumerate(sources)]
         self.cursors = np.zeros((len(self.rows), len(sources) + 1), np.int32) if cursors is None else np.array(cursors, np.int32)
         assert self.cursors.shape == (len(self.rows), len(sources) + 1), self.cursors.shape
-        self.piece_length, self.num_workers = piece_length, num_workers
+        self.piece_length, self.num_workers, self.layout = piece_length, num_workers, layout or CausalRow
 
     def __iter__(self) -> "RowStreamIterator":
         return RowStreamIterator(self)
@@ -136,12 +139,12 @@ class RowStreamIterator(grain.DatasetIterator):
         super().__init__()
         together, self._rows = streams.representation.batch_documents, []
         encode = _EncodeOneByOne(streams) if together == 1 else _EncodeAhead(streams, together, self._rows)
-        self._rows += [_Row(streams, row, cursor, encode) for row, cursor in zip(streams.rows, streams.cursors)]
+        self._rows += [streams.layout(streams, row, cursor, encode) for row, cursor in zip(streams.rows, streams.cursors)]
         num_workers = streams.num_workers if together == 1 else 1  # what encodes many at once has threads of its own
         self._workers = concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode")
 
     def __next__(self) -> Batch:
-        rows = list(self._workers.map(_Row.next_sequence, self._rows))
+        rows = list(self._workers.map(lambda row: row.next_sequence(), self._rows))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def get_state(self) -> dict:
@@ -161,8 +164,8 @@ class _EncodeOneByOne:
     def __init__(self, streams: RowStreams):
         self._streams = streams
 
-    def __call__(self, draw: Draw) -> Positions:
-        return document_positions(self._streams.representation, [self._read(draw)])[0]
+    def __call__(self, draw: Draw) -> Any:
+        return self._streams.layout.encode(self._streams.representation, [self._read(draw)])[0]
 
     def _read(self, draw: Draw) -> bytes:
         source, ordinal = draw
@@ -172,81 +175,101 @@ class _EncodeOneByOne:
 class _EncodeAhead(_EncodeOneByOne):
     """Encodes the next documents of all rows together, where that is faster. Only ever used by one thread at a time."""
 
-    def __init__(self, streams: RowStreams, num_documents: int, rows: Sequence["_Row"]):
+    def __init__(self, streams: RowStreams, num_documents: int, rows: Sequence["Row"]):
         super().__init__(streams)
         self._num_documents, self._rows, self._ready = num_documents, rows, {}
 
-    def __call__(self, draw: Draw) -> Positions:
+    def __call__(self, draw: Draw) -> Any:
         if draw not in self._ready:
             per_row = -(-self._num_documents // len(self._rows))
             draws = [draw for row in self._rows for draw in row.next_draws(per_row) if draw not in self._ready]
             documents = [self._read(draw) for draw in draws]
-            self._ready |= zip(draws, document_positions(self._streams.representation, documents), strict=True)
+            self._ready |= zip(draws, self._streams.layout.encode(self._streams.representation, documents), strict=True)
         return self._ready.pop(draw)
 
 
-class _Row:
-    """One row's stream. Only ever used by one thread at a time."""
+class Row(abc.ABC):
+    """One row's stream: where it stands, and the document that it is in. Only ever used by one thread at a time."""
 
-    def __init__(self, streams: RowStreams, row: int, cursor: np.ndarray, encode: Callable[[Draw], Positions]):
-        self._streams, self._row, self._encode = streams, row, encode
+    def __init__(self, streams: RowStreams, row: int, cursor: np.ndarray, encode: Callable[[Draw], Any]):
+        self.streams, self.row, self._encode = streams, row, encode
         self.move_to(cursor)
+
+    @staticmethod
+    @abc.abstractmethod
+    def encode(representation: Representation, documents: Sequence[bytes]) -> list[Any]:
+        """Documents in the form that `next_sequence` takes them in."""
+
+    @abc.abstractmethod
+    def next_sequence(self) -> Batch:
+        """The next T positions, and the cursor behind them."""
 
     def move_to(self, cursor: np.ndarray) -> None:
         self.cursor = np.array(cursor, np.int32)
-        self._ids: np.ndarray | None = None  # the current document, read when it is needed
-
-    def next_sequence(self) -> Batch:
-        length = self._streams.sequence_length
-        out = {name: np.zeros(length, np.int32) for name in ("ids", "targets", "segment_ids", "positions")}
-        filled, segment, num_bytes = 0, 0, 0
-        while filled < length:
-            source = self._open_document()
-            start = int(self.cursor[-1])
-            take = min(length - filled, self._end_of_piece(start) - start)
-            segment += 1
-            _put_piece(out, filled, self._ids[start : start + take + 1], segment)
-            if self._streams.piece_length:
-                out["ids"][filled] = self._streams.representation.eod_id
-            num_bytes += int(self._lengths[start : start + take].sum())
-            filled += take
-            self._advance(source, start + take)
-        return out | {"num_bytes": np.int32(num_bytes), "cursors": self.cursor.copy()}
+        self._document: Any = None  # the current one, read when it is needed
 
     def next_draws(self, count: int) -> list[Draw]:
         """What the row draws next, the current document first unless it is open."""
-        streams, finished = self._streams, self.cursor[:-1].copy()
+        streams, finished = self.streams, self.cursor[:-1].copy()
         draws = []
-        for _ in range(count + (self._ids is not None)):
-            source = draw_source(streams.seed, self._row, int(finished.sum()), streams.weights)
-            draws.append((source, self._row + streams.batch_rows * int(finished[source])))
+        for _ in range(count + (self._document is not None)):
+            source = draw_source(streams.seed, self.row, int(finished.sum()), streams.weights)
+            draws.append((source, self.row + streams.batch_rows * int(finished[source])))
             finished[source] += 1
-        return draws[self._ids is not None :]
+        return draws[self._document is not None :]
 
-    def _open_document(self) -> int:
-        """Reads and encodes the current document if that is not done; returns the source it comes from."""
-        if self._ids is None:
+    def open_document(self) -> Any:
+        """The current document, read and encoded if that is not done."""
+        if self._document is None:
             [draw] = self.next_draws(1)
             self._source = draw[0]
-            self._ids, self._lengths = self._encode(draw)
-            assert self.cursor[-1] < len(self._lengths), f"position {self.cursor[-1]} of a document that has {len(self._lengths)}"
-        return self._source
+            self._document = self._encode(draw)
+        return self._document
 
-    def _end_of_piece(self, position: int) -> int:
-        """Where the document, or the piece of it that `position` is in, ends."""
-        end, length = len(self._ids) - 1, self._streams.piece_length
-        if not length:
-            return end
-        first_end = 1 + _draw_hash(self._streams.seed, self._row, int(self.cursor[:-1].sum()), "piece") % length
-        return min(end, position + length - (position - first_end) % length)
-
-    def _advance(self, source: int, position: int) -> None:
-        if position < len(self._ids) - 1:
+    def advance(self, position: int, end: int) -> None:
+        """Moves to a position of the current document, or to the next document if that is its end."""
+        if position < end:
             self.cursor[-1] = position
         else:
-            self.cursor[source] += 1
+            self.cursor[self._source] += 1
             self.cursor[-1] = 0
-            self._ids = None
+            self._document = None
+
+    def chance(self, *what: str) -> int:
+        """64 bits that stand for chance, of the document the row is in."""
+        return _draw_hash(self.streams.seed, self.row, int(self.cursor[:-1].sum()), *what)
+
+
+class CausalRow(Row):
+    """Each id, and the end of each document, is the target of the position before it."""
+
+    encode = staticmethod(document_positions)
+
+    def next_sequence(self) -> Batch:
+        streams, length = self.streams, self.streams.sequence_length
+        out = {name: np.zeros(length, np.int32) for name in ("ids", "targets", "segment_ids", "positions")}
+        filled, segment, num_bytes = 0, 0, 0
+        while filled < length:
+            ids, lengths = self.open_document()
+            start = int(self.cursor[-1])
+            assert start < len(lengths), f"position {start} of a document that has {len(lengths)}"
+            take = min(length - filled, self._end_of_piece(start, len(lengths)) - start)
+            segment += 1
+            _put_piece(out, filled, ids[start : start + take + 1], segment)
+            if streams.piece_length:
+                out["ids"][filled] = streams.representation.eod_id
+            num_bytes += int(lengths[start : start + take].sum())
+            filled += take
+            self.advance(start + take, len(lengths))
+        return out | {"num_bytes": np.int32(num_bytes), "cursors": self.cursor.copy()}
+
+    def _end_of_piece(self, position: int, end: int) -> int:
+        """Where the document, or the piece of it that `position` is in, ends."""
+        length = self.streams.piece_length
+        if not length:
+            return end
+        first_end = 1 + self.chance("piece") % length
+        return min(end, position + length - (position - first_end) % length)
 
 
 def _put_piece(out: Batch, at: int, ids: np.ndarray, segment: int) -> None:

@@ -5,6 +5,7 @@ Legend: B batch, T query positions, S key positions, H heads, K key/value heads,
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +19,42 @@ _SPLASH_BLOCK = 512
 _LANES = 128
 
 
-def attend(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, segment_ids_bt: jax.Array) -> jax.Array:
-    """Causal attention that never crosses documents.
+def attend(
+    q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, segment_ids_bt: jax.Array, *, causal: bool = True,
+    dropout: Callable[[jax.Array, int], jax.Array] | None = None,
+) -> jax.Array:
+    """Attention that never crosses documents.
 
     Args:
       q_bthd: f[B, T, H, h] queries; k_bshd, v_bshd: f[B, T, K, h] with H a multiple of K.
       segment_ids_bt: i32[B, T]; positions attend only to positions of the same id. 0 marks padding, whose output is unspecified.
+      causal: whether a position attends only to itself and those before it.
+      dropout: of the attention weights (`models.layers.row_dropout`), which are then written to memory.
 
     Returns:
       f[B, T, H, h].
     """
     placement = current_placement()
+    if dropout is not None:
+        return _attend_with_dropout(q_bthd, k_bshd, v_bshd, segment_ids_bt, causal, dropout)
     if placement is not None and placement.mesh.devices.flat[0].platform == "tpu":
         if (why := _splash_refuses(q_bthd.shape, k_bshd.shape, placement)) is None:
-            return _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement)
+            return _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal)
         warnings.warn(f"splash attention does not take queries of shape {list(q_bthd.shape)}: {why}; attention writes its weights to memory instead",
                       stacklevel=2)
     same_document_btt = segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :]
-    return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, mask=same_document_btt[:, None], is_causal=True)
+    return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, mask=same_document_btt[:, None], is_causal=causal)
+
+
+def _attend_with_dropout(q_bthd, k_bshd, v_bshd, segment_ids_bt, causal, dropout):
+    length, groups = q_bthd.shape[1], q_bthd.shape[2] // k_bshd.shape[2]
+    k_bshd, v_bshd = (jnp.repeat(x, groups, axis=2) for x in (k_bshd, v_bshd))
+    logits_bhts = jnp.einsum("bthd,bshd->bhts", q_bthd, k_bshd, preferred_element_type=jnp.float32) * q_bthd.shape[-1] ** -0.5
+    visible_bts = segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :]
+    if causal:
+        visible_bts &= jnp.tril(jnp.ones((length, length), bool))
+    weights_bhts = jax.nn.softmax(logits_bhts, axis=-1, where=visible_bts[:, None])
+    return jnp.einsum("bhts,bshd->bthd", dropout(weights_bhts, 0).astype(v_bshd.dtype), v_bshd)
 
 
 def attend_to_cache(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, first_position: jax.Array) -> jax.Array:
@@ -67,7 +86,7 @@ def _splash_refuses(q_shape: tuple[int, ...], k_shape: tuple[int, ...], placemen
     return None
 
 
-def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, interpret=False):
+def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=True, interpret=False):
     """`attend` by the splash kernel under `shard_map`: queries split over sequence shards, keys and values gathered.
 
     `interpret` runs the kernel on any platform, slowly.
@@ -78,7 +97,7 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, interpret=
     sizes = splash.BlockSizes(**{name: block for name in (
         "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")})
     kernel = splash.make_splash_mha(
-        mask=splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * num_heads),
+        mask=splash_mask.MultiHeadMask([(splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))] * num_heads),
         head_shards=head_shards, q_seq_shards=sequence_shards, block_sizes=sizes, interpret=interpret)
     batch, sequence, heads = (placement.activations[name] for name in ("batch", "sequence", "heads"))
     kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(heads, sequence)))

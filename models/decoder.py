@@ -4,7 +4,7 @@ Legend: B batch, T positions, D embed, V vocab (padded), L layers, S cache lengt
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,53 +12,15 @@ from flax import nnx
 
 from models import flops
 from models.axes import constrain, parameter
-from models.layers import Block, KVCache, fan_in_normal, rms_norm
-from tokenizer_lab.errors import UserError
-
-_VOCAB_MULTIPLE = 128  # a lane tile of a TPU; an unpadded table costs two copies of itself there
-
+from models.layers import Block, KVCache, TransformerConfig, rms_norm, with_remat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """The shape of a decoder. The vocabulary is not in it: that is the representation's."""
+class DecoderConfig(TransformerConfig):
+    """The shape of a decoder."""
 
-    num_layers: int = 4
-    embed_dim: int = 256
-    """Width of the residual stream."""
-    num_heads: int = 4
-    num_kv_heads: int = 4
-    """Key/value heads; fewer than num_heads is grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245)."""
-    head_dim: int = 64
-    mlp_dim: int = 768
-    """Width of the gated MLP, which has three matrices."""
-    rope_theta: float = 10_000.0
-    qk_norm: bool = True
+    kind: Literal["decoder"] = "decoder"
     tied_embeddings: bool = False
     """One table for looking ids up and for projecting onto them."""
-    remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass recomputes: nothing, all but matrix products, or each layer from its input."""
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of activations and matrix products; parameters are float32."""
-
-    def __post_init__(self):
-        for name in ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}")
-        if self.head_dim % 2:
-            raise UserError(f"model.head_dim {self.head_dim} is odd; rotary positions rotate pairs, use an even one")
-        if not self.rope_theta > 0:
-            raise UserError(f"model.rope_theta is {self.rope_theta}; it must be more than 0, e.g. 10000")
-        for name in ("remat", "compute_dtype"):
-            choices = get_args(self.__dataclass_fields__[name].type)
-            if getattr(self, name) not in choices:
-                raise UserError(f"model.{name} is {getattr(self, name)!r}; it is one of {', '.join(choices)}")
-
-    @property
-    def residual_scale(self) -> float:
-        """Of the matrices that write to the residual stream, so that its variance does not grow with depth (GPT-2, section 2.3)."""
-        return (2 * self.num_layers) ** -0.5
 
     def build(self, vocab_size: int, rngs: nnx.Rngs) -> "Decoder":
         return Decoder(self, vocab_size, rngs=rngs)
@@ -69,9 +31,6 @@ class DecoderConfig:
     def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> dict[str, float]:
         return flops.training_flops_per_token(self, vocab_size, sequence_length)
 
-    def padded_vocab_size(self, vocab_size: int) -> int:
-        return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-
 
 class Decoder(nnx.Module):
     """Token ids -> the last hidden states; what is done with them is the objective's."""
@@ -79,9 +38,9 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config, self.vocab_size = config, vocab_size
         table_shape = (config.padded_vocab_size(vocab_size), config.embed_dim)
-        self.embedding = parameter(fan_in_normal(rngs, table_shape, config.embed_dim), "vocab", "embed")
+        self.embedding = parameter(config.matrix(rngs, table_shape, config.embed_dim), "vocab", "embed")
         if not config.tied_embeddings:
-            self.unembedding = parameter(fan_in_normal(rngs, table_shape, config.embed_dim), "vocab", "embed")
+            self.unembedding = parameter(config.matrix(rngs, table_shape, config.embed_dim), "vocab", "embed")
         self.blocks = nnx.vmap(lambda rngs: Block(config, rngs=rngs))(rngs.split(config.num_layers))
         self.final_scale = parameter(jnp.ones(config.embed_dim), "norm")
 
@@ -125,15 +84,5 @@ class Decoder(nnx.Module):
             block, cache = block_and_cache
             return nnx.merge(block_def, block)(x_btd, segment_ids_bt, positions_bt, cache)
 
-        x_btd, cache = jax.lax.scan(_remat(layer, self.config.remat), x_btd, (blocks, cache))
+        x_btd, cache = jax.lax.scan(with_remat(layer, self.config.remat), x_btd, (blocks, cache))
         return rms_norm(x_btd, self.final_scale[...]), cache
-
-
-def _remat(layer, policy: str):
-    match policy:
-        case "none":
-            return layer
-        case "dots":
-            return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-        case "full":
-            return jax.checkpoint(layer)

@@ -32,6 +32,10 @@ from tokenizer_lab.files import cannot_write, check_name, read_bytes, read_json,
 FORMAT = "tokenizer-lab representation 2"
 MAX_FILE_BYTES = 4 << 30
 
+# What encoders know besides a representation's ids: these, each added to its vocab_size.
+MASK, CLS, SEP = range(3)
+NUM_ENCODER_IDS = 3
+
 # Kind -> where its class lives. A new representation is one file beside this one and one line here.
 KINDS = {
     "byte": "tokenizer_lab.byte:ByteRepresentation",

@@ -183,7 +183,9 @@ def train(arguments: list[str]) -> int:
         "Train", [("run_dir", pathlib.Path), ("recipe", Annotated[Recipe, tyro.conf.arg(name="")], dataclasses.field(default=recipe))],
         kw_only=True, frozen=True)
     command.__doc__ = f"Train the recipe {name}."
-    options, console = parse(command, arguments, f"train {name}"), rich.console.Console()
+    # The kinds of model and objective are the recipe's; options change their fields.
+    options = parse(command, arguments, f"train {name}", config=(tyro.conf.AvoidSubcommands,))
+    console = rich.console.Console()
     show_config(to_json(options.recipe), console)
     if run_training(options.recipe, str(options.run_dir), console) == STOPPED:
         print(f"toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
@@ -196,9 +198,14 @@ def evaluate(arguments: list[str]) -> None:
     options, console = parse(EvalOptions, arguments, "eval"), rich.console.Console()
     with interruptible_import():
         from train.evaluation import evaluate_run
+        from train.logs import shown_figure
 
     with progress_bar(console, "eval", of_bytes=True) as update:
         result = evaluate_run(str(options.run), str(options.corpus) if options.corpus else None, update)
+    if "encoder" in result:
+        figures = "  ".join(shown_figure(name, value, 4) for name, value in result["encoder"].items())
+        console.print(f"{options.run}  {figures}  {result['num_documents']:,} documents, {result['num_bytes']:,} bytes", soft_wrap=True, highlight=False)
+        return
     for domain, numbers in [*result["by_domain"].items(), ("all", result)]:
         low, high = numbers["interval_95"]
         console.print(f"{options.run}  {domain:12} {numbers['bits_per_byte']:.4f} bits/byte  95 % [{low:.4f}, {high:.4f}]  "
@@ -218,6 +225,32 @@ def sample(arguments: list[str]) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def finetune(arguments: list[str]) -> None:
+    """a run with a new head, on a task of labelled sentences or pairs"""
+    with interruptible_import():
+        from train.finetune import FinetuneOptions, finetune as run_finetuning
+
+    options, console = parse(FinetuneOptions, arguments, "finetune"), rich.console.Console()
+    with progress_bar(console, "finetune", of_bytes=False) as update:
+        result = run_finetuning(options, update)
+    for metric, values in result["metrics"].items():
+        console.print(f"{options.run}  {result['task']:12} {metric:10} median {values['median']:.4f}  [{values['low']:.4f}, {values['high']:.4f}]  "
+                      f"{len(values['values'])} seeds, {result['num_dev']:,} examples", soft_wrap=True, highlight=False)
+
+
+def blimp(arguments: list[str]) -> None:
+    """how often a run prefers the better sentence of a minimal pair"""
+    with interruptible_import():
+        from train.minimal_pairs import MinimalPairsOptions, score_minimal_pairs
+
+    options, console = parse(MinimalPairsOptions, arguments, "blimp"), rich.console.Console()
+    with progress_bar(console, "blimp", of_bytes=False) as update:
+        result = score_minimal_pairs(options, update)
+    for paradigm, share in result["by_paradigm"].items():
+        console.print(f"{options.run}  {paradigm:56} {share:.3f}", soft_wrap=True, highlight=False)
+    console.print(f"{options.run}  {'all':56} {result['accuracy']:.3f}  {result['num_pairs']:,} pairs, by {result['score']}", soft_wrap=True, highlight=False)
+
+
 def report(arguments: list[str]) -> None:
     """many runs -> one page, CSV and JSON"""
     with interruptible_import():
@@ -230,7 +263,7 @@ def report(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "ingest": ingest, "fit": fit, "train": train, "eval": evaluate, "sample": sample, "report": report,
+    "ingest": ingest, "fit": fit, "train": train, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
 }
 
 

@@ -43,8 +43,8 @@ def load_byte_lm(run_dir: pathlib.Path) -> tuple[ByteLM, float]:
     """
     loaded = load_run(str(run_dir))
     recipe, kind = loaded.setup.recipe, loaded.setup.representation.kind
-    if kind != ByteRepresentation.kind:
-        raise UserError(f"{run_dir} is a run over {kind} ids; a compressor is one over bytes, e.g. toklab train compressor_3m")
+    if kind != ByteRepresentation.kind or recipe.model.kind != "decoder":
+        raise UserError(f"{run_dir} is a run of a {recipe.model.kind} over {kind} ids; a compressor is a decoder over bytes, e.g. toklab train compressor_3m")
     params = _flat(loaded.params)
     if recipe.model.tied_embeddings:
         params["unembedding"] = params["embedding"]

@@ -14,15 +14,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from data.rows import Documents, scoring_batches
+from data.rows import CausalRow, Documents, scoring_batches
 from data.store import Corpus
 from models.axes import use_placement
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from tokenizer_lab.representation import Representation
+from train import encoder_evaluation
 from train.objectives import token_nats
 from train.run_folder import RunFolder
-from train.setup import load_run
+from train.setup import Setup, load_run
 from train.sharding import batch_sharding, check_batch, local_rows, placement, put_rows, replicated
 
 NUM_RESAMPLES = 1000
@@ -112,13 +113,34 @@ def score_documents(
     return Scores(nats, num_bytes, num_tokens, id_counts)
 
 
-def text_statistics(scores: Scores, eod_id: int) -> dict[str, float]:
+def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
+    """A function (documents, params) -> the figures of held-out text and its `num_bytes`, of what the run's objective is about."""
+    if setup.recipe.objective.layout is not CausalRow:
+        return encoder_evaluation.make_judge(setup)
+    score = make_scorer(setup.program.model_def, setup.mesh)
+
+    def judge(documents: Sequence[bytes] | Documents, params: Any) -> dict[str, Any]:
+        scores = score_run_documents(setup, documents, score, params)
+        return {"bits_per_byte": scores.bits_per_byte, "num_bytes": int(scores.num_bytes.sum())}
+
+    return judge
+
+
+def score_run_documents(setup: Setup, documents: Sequence[bytes] | Documents, score: Callable, params: Any, **keywords: Any) -> Scores:
+    """`score_documents` with a run's own sizes."""
+    recipe = setup.recipe
+    return score_documents(documents, setup.representation, score, params, setup.mesh, batch_rows=recipe.evaluation.batch_rows,
+                           sequence_length=recipe.data.sequence_length, piece_length=recipe.data.piece_length,
+                           num_workers=recipe.data.num_workers, **keywords)
+
+
+def text_statistics(id_counts: np.ndarray, num_bytes: int, eod_id: int) -> dict[str, float]:
     """What the ids are like, whatever the model: the code lengths of two that know no context, in bits per byte.
 
     "uniform" takes all ids but the end of document for equally likely, "unigram" each as often as it is in the text itself.
     """
-    counts = np.delete(scores.id_counts, eod_id)
-    num_bytes, total = int(scores.num_bytes.sum()), int(counts.sum())
+    counts = np.delete(id_counts, eod_id)
+    total = int(counts.sum())
     share = counts[counts > 0] / max(1, total)
     return {
         "bytes_per_id": num_bytes / max(1, total),
@@ -206,16 +228,17 @@ def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, i
     setup, recipe = loaded.setup, loaded.setup.recipe
     documents = held_out_documents(setup.corpora)
     total_bytes = sum(part.num_bytes for part in documents.parts)
-    scores = score_documents(
-        documents, setup.representation, make_scorer(setup.program.model_def, setup.mesh), loaded.params, setup.mesh,
-        batch_rows=recipe.evaluation.batch_rows, sequence_length=recipe.data.sequence_length, piece_length=recipe.data.piece_length,
-        num_workers=recipe.data.num_workers,
-        on_progress=lambda num_bytes: on_progress(num_bytes, total_bytes))
-    result = {
-        **loaded.counters,
-        **summarize(scores, [documents.domain(number) for number in range(len(documents))]),
-        "text": text_statistics(scores, setup.representation.eod_id),
-        "corpus_content_hash": "+".join(corpus.content_hash for corpus in setup.corpora),
-    }
+    content = {"corpus_content_hash": "+".join(corpus.content_hash for corpus in setup.corpora)}
+    if recipe.objective.layout is CausalRow:
+        scores = score_run_documents(setup, documents, make_scorer(setup.program.model_def, setup.mesh), loaded.params,
+                                     on_progress=lambda num_bytes: on_progress(num_bytes, total_bytes))
+        summary = summarize(scores, [documents.domain(number) for number in range(len(documents))])
+        result = loaded.counters | summary | content
+        id_counts, num_bytes = scores.id_counts, int(scores.num_bytes.sum())
+    else:
+        result = encoder_evaluation.summarize(setup, documents, loaded.params, lambda num_bytes: on_progress(num_bytes, total_bytes))
+        id_counts, num_bytes = result.pop("id_counts"), result["num_bytes"]
+        result = loaded.counters | result | content
+    result["text"] = text_statistics(id_counts, num_bytes, setup.representation.eod_id)
     write_json(RunFolder(run_dir).evaluation, result)
     return result

@@ -14,7 +14,6 @@ from tensorboardX import SummaryWriter
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write
-from train.evaluation import bits_per_byte
 from train.hardware import model_flops_utilization
 from train.recipe import Recipe, to_json
 from train.run_folder import RunFolder
@@ -39,7 +38,7 @@ class RunLog:
     """Adds steps up between log lines and writes the lines everywhere."""
 
     def __init__(self, run: RunFolder, recipe: Recipe, console: rich.console.Console):
-        self._every, self._console, self._name = recipe.logging.every_steps, console, recipe.name
+        self._every, self._console, self._name, self._figures = recipe.logging.every_steps, console, recipe.name, recipe.objective.figures
         self._files = {}
         try:
             self._files = {"metrics": open(run.metrics, "a"), "evaluations": open(run.evaluations, "a")}
@@ -97,11 +96,12 @@ class RunLog:
             return
         steps, seconds = self._pending, max(1e-9, time.perf_counter() - self._since)
         last, num_bytes = steps[-1], sum(step["num_bytes"] for step in steps)
+        figures = self._figures({name: sum(step["sums"][name] for step in steps) for name in last["sums"]}, num_bytes)
         flops_per_second = last["model_flops"] * len(steps) / seconds
         line = {
             **{name: last[name] for name in ("step", "bytes_seen", "tokens_seen", "flops", "learning_rate", "grad_norm", "skipped_steps")},
             "loss": sum(step["loss"] for step in steps) / len(steps),
-            "bits_per_byte": bits_per_byte(sum(step["nats"] for step in steps), num_bytes) if num_bytes else None,
+            **figures,
             "bytes_per_second": num_bytes / seconds,
             "tokens_per_second": sum(step["tokens"] for step in steps) / seconds,
             "step_seconds": seconds / len(steps),
@@ -110,7 +110,8 @@ class RunLog:
         }
         line = {name: value if value is None or math.isfinite(value) else None for name, value in line.items()}
         self._write("metrics", line)
-        shown = f"step {line['step']}  {_figure(line['bits_per_byte'], '.3f')} bits/byte  {line['bytes_per_second'] / 1e3:.1f} kB/s"
+        first = next(iter(figures))
+        shown = f"step {line['step']}  {shown_figure(first, line[first], 3)}  {line['bytes_per_second'] / 1e3:.1f} kB/s"
         self._bar.update(self._task, figures=shown)
         if not self._console.is_terminal:
             self._console.print(f"{self._name}  {last['share']:6.1%}  {shown}  loss {_figure(line['loss'], '.4f')}  "
@@ -120,7 +121,8 @@ class RunLog:
     def evaluation(self, line: dict[str, Any]) -> None:
         """One evaluation while training, as it goes into eval.jsonl."""
         self._write("evaluations", line, prefix="held_out/")
-        self._console.print(f"{self._name}  step {line['step']}  held-out {line['bits_per_byte']:.4f} bits/byte over {line['num_bytes']:,} bytes")
+        figures = [shown_figure(name, value, 4) for name, value in line.items() if name not in ("step", "bytes_seen", "flops", "num_bytes")]
+        self._console.print(f"{self._name}  step {line['step']}  held-out {'  '.join(figures)} over {line['num_bytes']:,} bytes", soft_wrap=True)
 
     def _write(self, name: str, line: dict[str, Any], prefix: str = "") -> None:
         file = self._files[name]
@@ -135,6 +137,11 @@ class RunLog:
                 self._tensorboard.add_scalar(key, value, line["step"])
         if self._wandb is not None:
             self._wandb.log(numbers, step=line["step"])
+
+
+def shown_figure(name: str, value: float | None, digits: int) -> str:
+    """A figure of an objective, with its name or unit."""
+    return f"{_figure(value, f'.{digits}f')} bits/byte" if name == "bits_per_byte" else f"{name.replace('_', ' ')} {_figure(value, f'.{digits}f')}"
 
 
 def _figure(value: float | None, form: str) -> str:

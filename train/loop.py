@@ -18,7 +18,7 @@ from data.rows import RowStreams, Source
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json, write_json
 from train.checkpoints import Checkpoints
-from train.evaluation import fixed_subset, held_out_documents, make_scorer, score_documents
+from train.evaluation import fixed_subset, held_out_documents, make_judge
 from train.hardware import model_flops_utilization
 from train.logs import RunLog, Stopwatch
 from train.optimizer import from_limbs
@@ -177,7 +177,8 @@ def open_batches(setup: Setup, state: TrainState) -> Callable[[], dict[str, jax.
     streams = RowStreams(
         [Source(corpus.documents("train"), weight) for corpus, weight in zip(setup.corpora, weights)], setup.representation,
         batch_rows=data.batch_rows, sequence_length=data.sequence_length, seed=setup.recipe.seed, rows=rows,
-        cursors=_rows_of(state.cursors, rows), piece_length=data.piece_length, num_workers=data.num_workers)
+        cursors=_rows_of(state.cursors, rows), piece_length=data.piece_length, num_workers=data.num_workers,
+        layout=setup.recipe.layout)
     batches = iter(grain.experimental.ThreadPrefetchIterDataset(streams, prefetch_buffer_size=data.prefetch_batches))
 
     def place(name: str, value: np.ndarray) -> jax.Array:
@@ -197,17 +198,9 @@ def _rows_of(cursors: jax.Array, rows: list[int]) -> np.ndarray:
 
 def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, Any]]:
     """A function that scores a fixed part of the held-out text; its result is a line of eval.jsonl."""
-    recipe = setup.recipe
-    held_out = fixed_subset(held_out_documents(setup.corpora), recipe.evaluation.max_bytes)
-    score = make_scorer(setup.program.model_def, setup.mesh)
-
-    def evaluate(state: TrainState) -> dict[str, Any]:
-        scores = score_documents(held_out, setup.representation, score, state.params, setup.mesh, batch_rows=recipe.evaluation.batch_rows,
-                                 sequence_length=recipe.data.sequence_length, piece_length=recipe.data.piece_length,
-                                 num_workers=recipe.data.num_workers)
-        return {**counters(setup, state), "bits_per_byte": scores.bits_per_byte, "num_bytes": int(scores.num_bytes.sum())}
-
-    return evaluate
+    held_out = fixed_subset(held_out_documents(setup.corpora), setup.recipe.evaluation.max_bytes)
+    judge = make_judge(setup)
+    return lambda state: counters(setup, state) | judge(held_out, state.params)
 
 
 def counters(setup: Setup, state: TrainState) -> dict[str, Any]:
@@ -220,7 +213,7 @@ def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog, clock: St
     """Logs one step's numbers; returns whether the budget is spent. Raises UserError where the run has gone wrong."""
     if metrics["over"]:
         return True
-    numbers = {name: value.tolist() for name, value in metrics.items()}
+    numbers = jax.tree.map(np.ndarray.tolist, metrics)
     numbers["bytes_seen"] = from_limbs(numbers["bytes_seen"])
     numbers["tokens_seen"] = numbers["step"] * setup.tokens_per_step
     numbers |= {"flops": setup.flops(numbers["step"]), "model_flops": setup.model_flops_per_step}
@@ -235,7 +228,7 @@ def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog, clock: St
 
 def describe(setup: Setup, compile_seconds: float, console: rich.console.Console) -> None:
     """Says what is about to be trained."""
-    parameters = setup.recipe.model.count_parameters(setup.representation.vocab_size)["total"]
+    parameters = setup.recipe.objective.count_parameters(setup.recipe.model, setup.representation.vocab_size)["total"]
     length = f"{setup.num_steps:,} steps" if setup.num_steps is not None else f"{setup.recipe.budget.bytes:,} bytes of text"
     console.print(f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters; {setup.flops_per_step:.3g} FLOPs "
                   f"a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size} x {jax.devices()[0].device_kind}; "
@@ -266,7 +259,7 @@ def summarize(
         "representation": {"kind": setup.representation.kind, "vocab_size": vocab_size, "fingerprint": setup.representation.fingerprint,
                            "bytes_per_token": bytes_per_token, "costs": dict(setup.representation.costs),
                            "statistics": dict(setup.representation.statistics)},
-        "parameters": recipe.model.count_parameters(vocab_size),
+        "parameters": recipe.objective.count_parameters(recipe.model, vocab_size),
         "flops_per_token": setup.flops_per_token,
         "flops_per_byte": setup.flops_per_token["total"] / bytes_per_token if bytes_per_token else None,
         "steps": step,

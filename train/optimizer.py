@@ -80,8 +80,9 @@ class OptimizerConfig:
     """Muon takes the layers' matrices, AdamW (then with Nesterov's momentum) what is left."""
     learning_rate: float = 3e-3
     """At the schedule's top."""
-    schedule: Literal["cosine", "wsd"] = "cosine"
-    """Warm-up, then cosine decay; or warm-up, stable, linear decay (WSD; Hu et al. 2024, arXiv 2404.06395, section 4)."""
+    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    """Warm-up, then cosine decay; warm-up, stable, linear decay (WSD; Hu et al. 2024, arXiv 2404.06395, section 4); or linear decay
+    over the whole run, multiplied by the warm-up (google-research/electra)."""
     warmup_share: float = 0.05
     """Share of the budget over which the learning rate rises linearly."""
     decay_share: float = 0.2
@@ -91,8 +92,10 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    bias_correction: bool = True
+    """Of Adam's moments (Kingma & Ba 2015, arXiv 1412.6980, section 3); BERT and ELECTRA were trained without it."""
     weight_decay: float = 0.1
-    """Decoupled; of matrices only, not of norms. scales (with Muon: of the matrices it takes)."""
+    """Decoupled; of matrices only, not of norms and biases (with Muon: of the matrices it takes)."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     skip_above: float = 20.0
@@ -104,6 +107,8 @@ class OptimizerConfig:
         for name in ("warmup_share", "decay_share", "final_share"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise UserError(f"optimizer.{name} is {value}; a share is between 0 and 1")
+        if self.kind == "muon" and not self.bias_correction:
+            raise UserError("optimizer.bias_correction false is an option of optimizer.kind 'adamw'; set it to true, or the kind to 'adamw'")
         if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1:
             raise UserError(f"optimizer.warmup_share {self.warmup_share} + decay_share {self.decay_share} is more than the whole run; lower one")
 
@@ -114,6 +119,8 @@ def learning_rate(config: OptimizerConfig, progress: jax.Array) -> jax.Array:
     if config.schedule == "cosine":
         after_warmup = jnp.clip((progress - config.warmup_share) / max(1e-9, 1 - config.warmup_share), 0, 1)
         remaining = 0.5 * (1 + jnp.cos(jnp.pi * after_warmup))
+    elif config.schedule == "linear":
+        remaining = jnp.clip(1 - progress, 0, 1)
     else:
         remaining = jnp.clip((1 - progress) / config.decay_share, 0, 1) if config.decay_share else 1.0
     return config.learning_rate * warmup * (config.final_share + (1 - config.final_share) * remaining)
@@ -127,8 +134,11 @@ def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
       axes: nested dict of the parameters' logical axes (`models.axes.parameter_axes`).
     """
     is_axes = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-    decayed = jax.tree.map(lambda names: len([name for name in names if name != "layers"]) > 1, axes, is_leaf=is_axes)
+    decayed = jax.tree.map(_is_matrix, axes, is_leaf=is_axes)
     adam = dict(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+    if not config.bias_correction:
+        weight_decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
+        return optax.chain(scale_by_uncorrected_adam(**adam), weight_decay, optax.scale(-1.0))
     if config.kind == "adamw":
         return optax.adamw(1.0, **adam, weight_decay=config.weight_decay, mask=decayed)
     return optax.contrib.muon(
@@ -136,10 +146,31 @@ def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
         consistent_rms=0.2, muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, axes, is_leaf=is_axes))
 
 
+def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's update from moments that are not corrected for having begun at 0 (optimization.py of google-research/bert)."""
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+        return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros(), nu=zeros())
+
+    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        del params
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda n, g: b2 * n + (1 - b2) * jnp.square(g), state.nu, grads)
+        return jax.tree.map(lambda m, n: m / (jnp.sqrt(n) + eps), mu, nu), optax.ScaleByAdamState(count=state.count + 1, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_matrix(names: tuple[str, ...]) -> bool:
+    """Whether a parameter of these axes, layers apart, is one; every matrix reads or writes the residual stream, biases of heads do not."""
+    return "embed" in names and len([name for name in names if name != "layers"]) > 1
+
+
 def _muon_dimensions(names: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of a layer's matrix are summed over when it is applied, and which come out; None: AdamW takes it."""
     matrix = [number for number, name in enumerate(names) if name != "layers"]
-    if names[0] != "layers" or len(matrix) < 2:
+    if names[0] != "layers" or not _is_matrix(names):
         return None
     outputs = matrix[-1:] if names[-1] == "embed" else matrix[1:]
     return optax.contrib.MuonDimensionNumbers(

@@ -13,9 +13,12 @@ import types
 import typing
 from typing import Any
 
+from data.encoder_rows import PairRow
+from data.rows import CausalRow, Row
 from models.decoder import DecoderConfig
+from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
-from train.objectives import Causal
+from train.objectives import Causal, Objective
 from train.optimizer import Budget, OptimizerConfig
 from train.sharding import MeshConfig
 
@@ -35,6 +38,9 @@ class DataConfig:
     piece_length: int = 0
     """If not 0, documents are cut from random places on into pieces of at most this many positions that do not see each other: how
     a compressor of windows is trained."""
+    segment_pairs: bool = False
+    """For encoders: one example a row, two segments of neighbouring lines, as ELECTRA was trained; else rows are filled with pieces of
+    documents."""
     num_microbatches: int = 1
     """Gradient accumulation: the batch is computed in this many parts."""
     num_workers: int = 2
@@ -93,8 +99,8 @@ class Recipe:
     """Folder of a representation's artifact, made by 'toklab fit'."""
     data: DataConfig
     budget: Budget
-    model: DecoderConfig = DecoderConfig()
-    objective: Causal = Causal()
+    model: DecoderConfig | EncoderConfig = DecoderConfig()
+    objective: Objective = Causal()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -106,6 +112,20 @@ class Recipe:
         for name, value in flatten(to_json(self)).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name} is {value}; it must be a finite number")
+        if self.model.kind != self.objective.model_kind:
+            raise UserError(f"objective {self.objective.kind!r} trains a model of kind {self.objective.model_kind!r} and the recipe's is of kind "
+                            f"{self.model.kind!r}; change one of the two in the recipe")
+        self.objective.check(self.model, self.data.sequence_length)
+        if self.objective.layout is not CausalRow and self.data.piece_length:
+            raise UserError(f"data.piece_length is {self.data.piece_length}, which is for causal objectives; objective {self.objective.kind!r} "
+                            "sees whole rows, set it to 0")
+        if self.objective.layout is CausalRow and self.data.segment_pairs:
+            raise UserError(f"data.segment_pairs is for encoders and the objective is {self.objective.kind!r}; leave it out")
+
+    @property
+    def layout(self) -> type[Row]:
+        """How rows are filled."""
+        return PairRow if self.data.segment_pairs else self.objective.layout
 
 
 # What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run longer.
@@ -159,6 +179,11 @@ def to_json(config: Any) -> Any:
 
 def from_json(kind: Any, value: Any, where: str = "config") -> Any:
     """The inverse of `to_json` for a config of type `kind`. Raises UserError for a stranger's file that is none."""
+    if choices := {choice.kind: choice for choice in typing.get_args(kind) if dataclasses.is_dataclass(choice)}:  # of several configs, its "kind" tells
+        name = value.get("kind", next(iter(choices))) if isinstance(value, dict) else value
+        if not isinstance(name, str) or name not in choices:
+            raise UserError(f"{where}: no {name!r}; it is one of {', '.join(choices)}. Was it written by another version?")
+        kind = choices[name]
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if not isinstance(value, dict) or (unknown := set(value) - set(hints)):

@@ -41,12 +41,18 @@ _POINT = {"step": float, "bytes_seen": float, "flops": float, "bits_per_byte": f
 _SCORE = {"bits_per_byte": float, "interval_95": (float, float), "num_bytes": float, "num_documents": float}
 _CURVE_POINT = _POINT | {"num_bytes": float}
 _TEXT = {"bytes_per_id": float, "uniform_bits_per_byte": float, "unigram_bits_per_byte": float}
-_EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: _SCORE}, "text": _TEXT}
+_EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: _SCORE}, "text": _TEXT, "encoder": {...: float}}
+_FINETUNED = {"task": str, "num_train": float, "num_dev": float, "finetune_flops": float,
+              "metrics": {...: {"median": float, "low": float, "high": float, "values": [float]}}}
+_MINIMAL_PAIRS = {"accuracy": float, "num_pairs": float, "score": str}
+_MAY_LACK = {"bits_per_byte": None, "encoder": {}}  # of points and evaluations: what encoders or decoders do not have
 _SETTINGS = {"temperature": float, "top_k": float, "top_p": float, "seed": float, "step": float}
 _SAMPLES = [{"prompt": str, "text": str} | _SETTINGS]
 _FORM_NAMES = {
     float: "a finite number or null", str: "a text", dict: "an object", list: "a list", tuple: "two numbers or null",
 }
+
+ENCODER_FIGURES = ("detection_nats", "always_real_nats", "auc", "predicted_nats", "predicted_right")
 
 # Control characters, text-direction overrides and halves of surrogate pairs: they belong on no page and no terminal.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -70,19 +76,25 @@ class Arm:
     Attributes:
       label: the run's name, with its folder where another run has the same name.
       config: the resolved recipe, as JSON.
+      objective: the kind of it.
       curve: evaluations while training, on a fixed part of the held-out documents.
       training: the same of the training batches themselves.
       evaluation: that of all held-out documents, where there was one.
+      finetuned: what it came to on each task it was fine-tuned on.
+      minimal_pairs: how often it preferred the better sentence, where that was asked.
     """
 
     label: str
     folder: str
     config: str
+    objective: str
     summary: dict
     curve: list[dict]
     training: list[dict]
     evaluation: dict | None
     samples: list[dict]
+    finetuned: list[dict]
+    minimal_pairs: dict | None
 
     @property
     def finished(self) -> bool:
@@ -111,6 +123,15 @@ class Arm:
     def domains(self) -> dict[str, dict]:
         """Domain -> its score."""
         return self.evaluation["by_domain"] if self.evaluation else {}
+
+    @property
+    def task_scores(self) -> dict[tuple[str, str], dict]:
+        """(task, metric) -> median, low and high over seeds."""
+        return {(result["task"], metric): values for result in self.finetuned for metric, values in result["metrics"].items()}
+
+    @property
+    def is_encoder(self) -> bool:
+        return bool(self.evaluation and self.evaluation["encoder"])
 
     @property
     def row(self) -> dict[str, Any]:
@@ -159,6 +180,9 @@ class Arm:
             "outside_step_share": summary["outside_step_share"],
             "skipped_steps": summary["skipped_steps"],
             "device": summary["device"],
+            "objective": self.objective,
+            **{name: (evaluation["encoder"] or {}).get(name) for name in ENCODER_FIGURES},
+            "blimp": self.minimal_pairs["accuracy"] if self.minimal_pairs else None,
         }
 
 
@@ -267,12 +291,12 @@ def console_table(report: Report) -> rich.table.Table:
     for title in ("bits/\nbyte", "95 %\ninterval", *size_titles):
         table.add_column(title, justify="right", no_wrap=True)
     for group in report.groups:
-        for row in (arm.row for arm in group.arms):
+        for arm, row in ((arm, arm.row) for arm in group.arms):
             ends = [fixed(row[key], 3) for key in ("bits_per_byte_low", "bits_per_byte_high") if row[key] is not None]
             cells = (
                 row["arm"],
                 fixed(row["bits_per_byte"], 3),
-                "unevaluated" if row["bits_per_byte"] is None else "–".join(ends),
+                ("unevaluated" if arm.evaluation is None else "") if row["bits_per_byte"] is None else "–".join(ends),
                 fixed(row["vocab_size"]),
                 fixed(row["bytes_per_token"], 2),
                 si(row["parameters"]),
@@ -297,18 +321,24 @@ def read_arm(folder: epath.PathLike) -> Arm:
         raise UserError(f"{folder} is not a run: it {what}; make one with {command}")
     if not (folder / "summary.json").exists():
         raise UserError(f"{folder} has no summary.json: it still trains or was cut off; wait, or go on with {command}")
-    config = json.dumps(files.read_json(folder / "config.json", "run"), indent=2, ensure_ascii=False)
+    recipe = files.read_json(folder / "config.json", "run")
+    config = json.dumps(recipe, indent=2, ensure_ascii=False)
+    objective = recipe.get("objective") if isinstance(recipe, dict) else None
+    kind = objective.get("kind", "causal") if isinstance(objective, dict) else "causal"
     summary = _read(folder / "summary.json", _SUMMARY)
     unfinished = summary["state"] != "finished"
     return Arm(
         label=_one_line(summary["name"]) or folder.name,
         folder=_printable(str(folder)),
         config=_printable(config),
+        objective=_one_line(_printable(str(kind))),
         summary=summary,
         curve=_by_step(_read_lines(folder / "eval.jsonl", _CURVE_POINT, unfinished)),
         training=_by_step(_read_lines(folder / "metrics.jsonl", _POINT, unfinished)),
         evaluation=_read(folder / "eval.json", _EVALUATION) if (folder / "eval.json").exists() else None,
         samples=_read(folder / "samples.json", _SAMPLES) if (folder / "samples.json").exists() else [],
+        finetuned=[_read(path, _FINETUNED) for path in sorted((folder / "finetune").glob("*.json"))],
+        minimal_pairs=_read(folder / "blimp.json", _MINIMAL_PAIRS) if (folder / "blimp.json").exists() else None,
     )
 
 
@@ -351,6 +381,7 @@ def _checked(value: Any, form: Any, where: str) -> Any:
             forms = form if kind is tuple else form * len(value)
             return [_checked(item, item_form, where) for item, item_form in zip(value, forms, strict=True)]
         case dict():
+            value = {key: default for key, default in _MAY_LACK.items() if "step" in form and key in form} | value
             if missing := [key for key in form if key is not ... and key not in value]:
                 raise UserError(f"{where} lacks {', '.join(missing)}; {remedy}")
             forms = {key: form.get(key, form.get(...)) for key in value if key in form or ... in form}
@@ -455,9 +486,11 @@ def _spread(rows: list[dict], key: str, name: str, unit: str) -> str:
 
 def _csv(report: Report) -> str:
     domains = sorted({domain for arm in report.arms for domain in arm.domains})
+    tasks = sorted({task for arm in report.arms for task in arm.task_scores})
     rows = []
     for arm in report.ranked_arms:
         scores = {f"bits_per_byte:{domain}": arm.domains.get(domain, {}).get("bits_per_byte") for domain in domains}
+        scores |= {f"{task}:{metric}": arm.task_scores.get((task, metric), {}).get("median") for task, metric in tasks}
         rows.append({key: _cell(value) for key, value in (arm.row | scores).items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
@@ -477,5 +510,5 @@ def _json(report: Report) -> dict:
         "findings": report.findings,
         "budgets": [group.budget for group in report.groups],
         "warnings": report.warnings,
-        "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve} for arm in report.ranked_arms],
+        "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve, "finetuned": arm.finetuned} for arm in report.ranked_arms],
     }

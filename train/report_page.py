@@ -85,10 +85,12 @@ def _group(group: "Group", name: str, styles: dict[str, int]) -> str:
     """The table, the charts and the domains of arms that may be compared."""
     domains = sorted({domain for arm in group.arms for domain in arm.domains})
     budget = f"<p>{_e(group.budget)}</p>" if group.budget else ""
+    judged = [arm for arm in group.arms if arm.is_encoder or arm.finetuned or arm.minimal_pairs]
+    by_task = f"<section><h2>Encoders and tasks{name}</h2>{_tasks_table(judged, styles)}</section>" if judged else ""
     by_domain = f"<section><h2>Domains{name}</h2>{_domains_table(group, domains)}</section>" if domains else ""
     return (
         f"<section><h2>Arms{name}</h2>{budget}{_arms_table(group, styles, domains)}</section>"
-        f"<section><h2>Charts{name}</h2>{_charts(group, styles)}</section>{by_domain}"
+        f"{by_task}<section><h2>Charts{name}</h2>{_charts(group, styles)}</section>{by_domain}"
     )
 
 
@@ -123,6 +125,9 @@ _SHOW: dict[str, Callable[[typing.Any], str]] = {
     "flops": si,
     "bytes_per_second": lambda value: si(value, "B/s"),
     "outside_step_share": percent,
+    "objective": lambda value: value.replace("_", " "),
+    "blimp": lambda value: fixed(value, 3),
+    **dict.fromkeys(("detection_nats", "always_real_nats", "auc", "predicted_nats", "predicted_right"), lambda value: fixed(value, 4)),
     "step": fixed,
     "bits_per_byte": lambda value: fixed(value, 3),
     "num_documents": fixed,
@@ -165,9 +170,40 @@ def _arms_table(group: "Group", styles: dict[str, int], domains: list[str]) -> s
     return _table("Arms, best first. A heading sorts by its column.", columns, rows)
 
 
+# What the table of encoders and tasks shows of a row, before the tasks.
+_TASK_COLUMNS = {
+    "objective": _Column("Objective", number=False),
+    "parameters": _Column("Params", "all"),
+    "flops": _Column("FLOPs", "of pretraining, generator included"),
+    "detection_nats": _Column("Detection", "nats a position"),
+    "always_real_nats": _Column("Always real", "nats a position"),
+    "auc": _Column("AUC", "of detection"),
+    "predicted_nats": _Column("Prediction", "nats a chosen position"),
+    "predicted_right": _Column("Prediction", "share right"),
+    "blimp": _Column("BLiMP", "share of pairs"),
+}
+
+
+def _tasks_table(arms: Sequence["Arm"], styles: dict[str, int]) -> str:
+    """What encoders are judged by, and what any arm came to when it was fine-tuned."""
+    tasks = sorted({task for arm in arms for task in arm.task_scores})
+    columns = [_Column("Arm", number=False), *_TASK_COLUMNS.values(), *(_Column(task, f"{metric}, median over seeds") for task, metric in tasks)]
+    rows = []
+    for arm in arms:
+        cells = [_row_head(arm.label, report_chart.key(styles[arm.label])), *_cells(arm.row, *_TASK_COLUMNS)]
+        for task in tasks:
+            score = arm.task_scores.get(task, dict.fromkeys(("median", "low", "high")))
+            spread = "" if score["low"] is None else f"<small>{score['low']:.3f} to {score['high']:.3f}</small>"
+            cells.append(_td(score["median"], fixed(score["median"], 3) + spread))
+        rows.append(cells)
+    return _table("What encoders detect and predict, and fine-tuned scores. A heading sorts by its column.", columns, rows)
+
+
 def _result(row: dict, whisker_x: Callable[[float], float] | None) -> str:
     """Bits per byte with the interval, drawn on a scale that all arms of a table share."""
     number, low, high = row["bits_per_byte"], row["bits_per_byte_low"], row["bits_per_byte_high"]
+    if number is None and row["objective"] != "causal":
+        return f"none<small>{_e(row['objective'])}</small>"
     if number is None:
         seen = row["while_training_bits_per_byte"]
         return "not evaluated" + ("" if seen is None else f"<small>{seen:.3f} on a subset while training</small>")

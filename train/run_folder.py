@@ -9,6 +9,8 @@
     tensorboard/     the same metrics for TensorBoard                             train
     eval.json        bits per byte over all held-out text                         eval
     samples.json     texts drawn from the model                                   sample
+    finetune/        one file a task: what the run came to when fine-tuned on it  finetune
+    blimp.json       how often the better sentence of a pair had the better score blimp
 """
 
 import fcntl
@@ -38,6 +40,8 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "eval.json"
         self.samples = self.path / "samples.json"
+        self.finetuned = self.path / "finetune"
+        self.minimal_pairs = self.path / "blimp.json"
 
     def recipe(self) -> Recipe:
         """The recipe the run was made with. Raises UserError where this is no run."""

@@ -121,6 +121,8 @@ def sample_run(run_dir: str, prompt: str, *, max_tokens: int, temperature: float
     prompt_bytes = prompt.encode("utf-8", "surrogateescape")  # as the shell gave it
     check_sampling(prompt_bytes, max_tokens, temperature, top_k, top_p)
     loaded = load_run(run_dir)
+    if loaded.setup.recipe.model.kind != "decoder":
+        raise UserError(f"{run_dir} is a run of an {loaded.setup.recipe.model.kind}, which gives no next id; only decoders can be sampled from")
     text = sample_text(
         loaded.setup.program.model_def, loaded.params, loaded.setup.representation, prompt_bytes,
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed).decode("utf-8", "replace")

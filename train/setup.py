@@ -34,7 +34,7 @@ class Setup:
     def flops_per_token(self) -> dict[str, float]:
         """FLOPs a position, by component: the model's training, and what its representation takes to encode the text."""
         data = self.recipe.data
-        flops = self.recipe.model.training_flops_per_token(self.representation.vocab_size, data.piece_length or data.sequence_length)
+        flops = self.recipe.objective.training_flops_per_token(self.recipe.model, self.representation.vocab_size, data.piece_length or data.sequence_length)
         encode = self.representation.costs.get("encode_flops_per_id", 0.0)
         return flops | {"encode": encode, "total": flops["total"] + encode}
 
@@ -106,7 +106,7 @@ def set_up(recipe: Recipe) -> Setup:
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
     check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length)
-    program = build_program(lambda rngs: recipe.model.build(representation.vocab_size, rngs), recipe.optimizer, mesh,
+    program = build_program(lambda rngs: recipe.objective.build(recipe.model, representation.vocab_size, rngs), recipe.optimizer, mesh,
                             batch_rows=data.batch_rows, num_sources=len(corpora))
     return Setup(recipe, representation, corpora, mesh, program)
 

@@ -24,6 +24,7 @@ PARAMETER_AXES = {
     "layers": None,
     "vocab": "tensor",
     "embed": "fsdp",
+    "table": None,
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,

@@ -117,8 +117,8 @@ def make_train_step(
 
     def gradients(params, batch, rng):
         def loss(params):
-            loss_sum, weight_sum, aux = objective(nnx.merge(program.model_def, nnx.State(params)), batch, rng)
-            return loss_sum, {"loss": loss_sum, "weight": weight_sum, **aux}
+            loss_sum, weight_sum, sums = objective(nnx.merge(program.model_def, nnx.State(params)), batch, rng)
+            return loss_sum, {"loss": loss_sum, "weight": weight_sum, "sums": sums}
 
         grads, sums = jax.grad(loss, has_aux=True)(params)
         return grads, sums
@@ -129,7 +129,7 @@ def make_train_step(
 
         def microbatches(x):  # every device keeps its own rows: part i takes every num_microbatches-th row
             x = jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0)
-            spec = placement(mesh).spec(None, "batch", *(["sequence"] if x.ndim > 2 else []))
+            spec = placement(mesh).spec(None, "batch", *(["sequence"] if x.shape[2:] == batch["ids"].shape[1:] else []))
             return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
         def add(total, numbered):
@@ -148,7 +148,7 @@ def make_train_step(
         rate = learning_rate(config, share)
 
         with use_placement(placement(mesh)):
-            grads, sums = accumulated_gradients(state.params, batch, rng)
+            grads, sums = accumulated_gradients(state.params, objective.draw(nnx.merge(program.model_def, nnx.State(state.params)), batch), rng)
         weight = jnp.maximum(sums["weight"], 1)
         grads = jax.tree.map(lambda g: g / weight, grads)
         norm = optax.tree.norm(grads)
@@ -174,7 +174,7 @@ def make_train_step(
         counted = jax.tree.map(lambda old, new: jnp.where(over, old, new), state_counters(state), state_counters(counted))
         new_state = dataclasses.replace(state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted)
         metrics = {
-            "loss": sums["loss"] / weight, "nats": sums["nats"], "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
+            "loss": sums["loss"] / weight, "sums": sums["sums"], "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
             "grad_norm": norm, "skipped": skipped, "over": over, "share": meter(new_state.step, new_state.bytes_seen)[0], "step": new_state.step, "bytes_seen": new_state.bytes_seen,
             "skipped_steps": new_state.skipped_steps, "skipped_in_a_row": new_state.skipped_in_a_row,
         }

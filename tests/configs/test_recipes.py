@@ -61,7 +61,8 @@ def byte_counts(corpus: Corpus):
 def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> list[float]:
     """The losses of the first steps of a recipe, on the fixed corpus instead of its own, and no more rows than a CPU can."""
     recipe = dataclasses.replace(
-        recipe, representation=str(fixed / pathlib.Path(recipe.representation).name), budget=Budget(steps=NUM_STEPS),
+        recipe, model=dataclasses.replace(recipe.model, compute_dtype="float32"),  # what bfloat16 rounds depends on the compiler
+        representation=str(fixed / pathlib.Path(recipe.representation).name), budget=Budget(steps=NUM_STEPS),
         data=dataclasses.replace(recipe.data, corpora=(str(fixed / "corpus"),), batch_rows=8, sequence_length=min(recipe.data.sequence_length, 512)),
         logging=dataclasses.replace(recipe.logging, every_steps=1, tensorboard=False),
         evaluation=dataclasses.replace(recipe.evaluation, max_bytes=1, batch_rows=8))

@@ -13,6 +13,10 @@ from train.evaluation import Scores, bits_per_byte, bootstrap_interval, fixed_su
 from train.setup import set_up
 
 
+def statistics_of(scores: Scores, eod_id: int) -> dict[str, float]:
+    return text_statistics(scores.id_counts, int(scores.num_bytes.sum()), eod_id)
+
+
 @pytest.fixture
 def score(recipe, one_device):
     """score(documents, ...) with an untrained byte model."""
@@ -45,7 +49,7 @@ def test_every_target_is_counted(score):
 
 
 def test_text_statistics_of_bytes(score):
-    statistics = text_statistics(score([b"aabb", b"", b"cccc"]), eod_id=256)
+    statistics = statistics_of(score([b"aabb", b"", b"cccc"]), eod_id=256)
     assert statistics == {"bytes_per_id": 1.0, "uniform_bits_per_byte": 8.0, "unigram_bits_per_byte": 1.5}
 
 
@@ -56,14 +60,14 @@ def counted(counts: list[int], num_bytes: int) -> Scores:
 
 def test_text_statistics_leave_the_end_of_document_out_wherever_its_id_is():
     expected = {"bytes_per_id": 2.5, "uniform_bits_per_byte": 2 / 2.5, "unigram_bits_per_byte": 1.75 / 2.5}
-    assert text_statistics(counted([4, 2, 1, 1, 99], 20), eod_id=4) == pytest.approx(expected)
-    assert text_statistics(counted([4, 99, 2, 1, 1], 20), eod_id=1) == pytest.approx(expected)
+    assert statistics_of(counted([4, 2, 1, 1, 99], 20), eod_id=4) == pytest.approx(expected)
+    assert statistics_of(counted([4, 99, 2, 1, 1], 20), eod_id=1) == pytest.approx(expected)
 
 
 def test_windows_of_16_bits_that_know_no_context_cost_16_bits_over_their_bytes():
     counts = np.zeros((1 << 16) + 1, int)
     counts[:1000], counts[-1] = 3, 2
-    statistics = text_statistics(counted(counts.tolist(), 3000 * 5), eod_id=1 << 16)
+    statistics = statistics_of(counted(counts.tolist(), 3000 * 5), eod_id=1 << 16)
     assert statistics["uniform_bits_per_byte"] == pytest.approx(16 / 5) and statistics["bytes_per_id"] == 5
     assert statistics["unigram_bits_per_byte"] == pytest.approx(math.log2(1000) / 5)
 
@@ -72,7 +76,7 @@ def test_windows_of_16_bits_that_know_no_context_cost_16_bits_over_their_bytes()
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20).filter(any), st.integers(1, 1000))
 def test_as_often_as_in_the_text_is_never_worse_than_equally_likely(counts, num_bytes):
     counts = [*counts, 7]
-    statistics = text_statistics(counted(counts, num_bytes), eod_id=len(counts) - 1)
+    statistics = statistics_of(counted(counts, num_bytes), eod_id=len(counts) - 1)
     assert 0 <= statistics["unigram_bits_per_byte"] <= statistics["uniform_bits_per_byte"] + 1e-9
 
 

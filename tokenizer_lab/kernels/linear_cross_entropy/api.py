@@ -19,7 +19,7 @@ def choose_num_chunks(batch_rows: int, length: int, vocab_size: int, num_devices
 
 
 def linear_cross_entropy(
-    x_btd: jax.Array, table_vd: jax.Array, labels_bt: jax.Array, *, vocab_size: int, num_chunks: int = 1,
+    x_btd: jax.Array, table_vd: jax.Array, labels_bt: jax.Array, bias_v: jax.Array | None = None, *, vocab_size: int, num_chunks: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """See `reference.linear_cross_entropy` for arguments and results.
 
@@ -28,7 +28,7 @@ def linear_cross_entropy(
     """
     plain = functools.partial(reference.linear_cross_entropy, vocab_size=vocab_size)
     if num_chunks == 1:
-        return plain(x_btd, table_vd, labels_bt)
+        return plain(x_btd, table_vd, labels_bt, bias_v)
     assert x_btd.shape[1] % num_chunks == 0, (x_btd.shape, num_chunks)
 
     def split(y):  # chunk i takes every num_chunks-th position, so that a sharded T axis stays where it is
@@ -37,6 +37,6 @@ def linear_cross_entropy(
     def join(y_cbt):
         return jnp.moveaxis(y_cbt, 0, 2).reshape(labels_bt.shape)
 
-    chunk = jax.checkpoint(lambda inputs: plain(inputs[0], table_vd, inputs[1]))
+    chunk = jax.checkpoint(lambda inputs: plain(inputs[0], table_vd, inputs[1], bias_v))
     nats_cbt, logz_cbt = jax.lax.map(chunk, (split(x_btd), split(labels_bt)))
     return join(nats_cbt), join(logz_cbt)

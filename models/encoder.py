@@ -1,0 +1,191 @@
+"""Bidirectional transformers: the decoder's siblings, and the heads that masked and replaced-token objectives put on them.
+
+Ids of an encoder are those of the representation and, behind them, `MASK`, `CLS` and `SEP`.
+
+Legend: B batch, T positions, E width of the embedding tables, D embed, V vocab (padded), N positions that were chosen.
+"""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.axes import constrain, parameter
+from models.layers import (
+    Block, Dense, Dropout, LayerNorm, PostNormBlock, TransformerConfig, no_dropout, rms_norm, with_remat,
+)
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.representation import NUM_ENCODER_IDS
+
+NUM_TYPES = 2  # first and second segment of a pair
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig(TransformerConfig):
+    """The shape of an encoder."""
+
+    kind: Literal["encoder"] = "encoder"
+    form: Literal["modern", "bert"] = "modern"
+    """The decoder's layers without their mask; or those of BERT and ELECTRA: post-norm, learned positions, GELU, biases."""
+    table_dim: int = 0
+    """Width of the embedding tables where it is not embed_dim (ELECTRA's embedding_size); 0: embed_dim."""
+    max_positions: int = 512
+    """Learned positions that there are; of the form "bert" only."""
+    dropout: float = 0.0
+    """Of embeddings, of attention weights and of what a layer adds; of the form "bert" only (published: 0.1)."""
+
+    causal: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")
+        if self.form == "modern" and self.dropout:
+            raise UserError(f"model.dropout is {self.dropout} and model.form 'modern', which has none; set it to 0, or the form to 'bert'")
+        if self.table_dim < 0 or self.max_positions < 1:
+            raise UserError(f"model.table_dim is {self.table_dim} and model.max_positions {self.max_positions}; they must be at least 0 and 1")
+
+    @property
+    def published(self) -> bool:
+        return self.form == "bert"
+
+    @property
+    def table_width(self) -> int:
+        return self.table_dim or self.embed_dim
+
+    def scaled(self, share: float) -> "EncoderConfig":
+        """A generator's shape: hidden size, heads and MLP scaled, not the depth nor the shared tables (Clark et al. 2020, section 3.2)."""
+        heads = max(1, round(self.num_heads * share))
+        return dataclasses.replace(
+            self, num_heads=heads, num_kv_heads=max(1, heads * self.num_kv_heads // self.num_heads), embed_dim=round(self.embed_dim * share),
+            mlp_dim=round(self.mlp_dim * share), table_dim=self.table_width)
+
+
+def published_config(size: str) -> EncoderConfig:
+    """ELECTRA's "small", "base" and "large" (Clark et al. 2020, arXiv 2003.10555, table 6)."""
+    num_layers, embed_dim, table_dim = {"small": (12, 256, 128), "base": (12, 768, 0), "large": (24, 1024, 0)}[size]
+    heads = embed_dim // 64
+    return EncoderConfig(form="bert", num_layers=num_layers, embed_dim=embed_dim, table_dim=table_dim, num_heads=heads, num_kv_heads=heads,
+                         head_dim=64, mlp_dim=4 * embed_dim, dropout=0.1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heads:
+    """What an objective puts on an encoder."""
+
+    predicts: bool = False
+    """A head that predicts ids, on the generator if there is one."""
+    detects: bool = False
+    """A head that tells replaced ids."""
+    generator_share: float = 0.0
+    """Width of the generator as a share of the encoder's; 0: there is none."""
+
+    def predictor(self, config: EncoderConfig) -> EncoderConfig:
+        """The shape of what the vocabulary's head is on."""
+        return config.scaled(self.generator_share) if self.generator_share else config
+
+
+class Embeddings(nnx.Module):
+    """What an id, its position and its segment's type stand for, before any layer; a generator and a discriminator share one."""
+
+    def __init__(self, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.config, width = config, config.table_width
+        rows = config.padded_vocab_size(vocab_size + NUM_ENCODER_IDS)
+        self.table = parameter(config.matrix(rngs, (rows, width), width), "vocab", "embed")
+        self.types = parameter(config.matrix(rngs, (NUM_TYPES, width), width), "norm", "embed")
+        if config.published:
+            self.positions = parameter(config.matrix(rngs, (config.max_positions, width), width), "norm", "embed")
+            self.norm = LayerNorm(width)
+
+    @property
+    def output_table(self) -> jax.Array:
+        """f32[V, E], in the layout for projecting onto it."""
+        return constrain(self.table[...], "vocab", None)
+
+    def __call__(self, ids_bt: jax.Array, positions_bt: jax.Array, types_bt: jax.Array, dropout: Dropout = no_dropout) -> jax.Array:
+        """i32[B, T] each -> f[B, T, E]."""
+        dtype = self.config.compute_dtype
+        table = constrain(self.table.astype(dtype), "vocab", None)
+        x_bte = table[ids_bt] + constrain(self.types.astype(dtype), None, None)[types_bt]
+        if self.config.published:
+            x_bte = self.norm(x_bte + constrain(self.positions.astype(dtype), None, None)[positions_bt])
+        return constrain(dropout(x_bte, 3), "batch", "sequence", "embed")
+
+
+class Body(nnx.Module):
+    """The layers: embedded ids -> hidden states of every position."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        if config.table_width != config.embed_dim:
+            self.projection = Dense(config, rngs, config.table_width, config.embed_dim, "table", "embed")
+        block = PostNormBlock if config.published else Block
+        self.blocks = nnx.vmap(lambda rngs: block(config, rngs=rngs))(rngs.split(config.num_layers))
+        if not config.published:
+            self.final_scale = parameter(jnp.ones(config.embed_dim), "norm")
+
+    def __call__(
+        self, x_bte: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, dropout: Dropout = no_dropout,
+    ) -> jax.Array:
+        """f[B, T, E] -> f[B, T, D], normed."""
+        config = self.config
+        x_btd = self.projection(x_bte) if config.table_width != config.embed_dim else x_bte
+        block_def, blocks = nnx.split(self.blocks)
+
+        def layer(x_btd, numbered):
+            number, block = numbered
+            block = nnx.merge(block_def, block)
+            if not config.published:
+                return block(x_btd, segment_ids_bt, positions_bt)
+            of_layer = no_dropout if dropout is no_dropout else lambda x, place: dropout(x, 4 * number + place)
+            return block(x_btd, segment_ids_bt, positions_bt, of_layer), None
+
+        x_btd, _ = jax.lax.scan(with_remat(layer, config.remat), x_btd, (jnp.arange(config.num_layers), blocks))
+        return x_btd if config.published else rms_norm(x_btd, self.final_scale[...])
+
+
+class VocabHead(nnx.Module):
+    """What is projected onto the table: dense, GELU, norm; and the output's bias (Devlin et al. 2019; google-research/electra)."""
+
+    def __init__(self, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.dense = Dense(config, rngs, config.embed_dim, config.table_width, "embed", "table")
+        self.norm = LayerNorm(config.table_width)
+        self.bias = parameter(jnp.zeros(config.padded_vocab_size(vocab_size + NUM_ENCODER_IDS)), "vocab")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[..., D] -> f[..., E]."""
+        return self.norm(jax.nn.gelu(self.dense(x), approximate=False))
+
+
+class DetectionHead(nnx.Module):
+    """One logit a position, for "this id was replaced": dense, GELU, dense (google-research/electra)."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.dense = Dense(config, rngs, config.embed_dim, config.embed_dim, "norm", "embed")
+        self.out = Dense(config, rngs, config.embed_dim, 1, "embed", "norm")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[..., D] -> f32[...]."""
+        return self.out(jax.nn.gelu(self.dense(x), approximate=False))[..., 0].astype(jnp.float32)
+
+
+class Encoder(nnx.Module):
+    """An encoder with the heads that an objective asks for; with a generator, which shares nothing but the embeddings, ELECTRA's pair."""
+
+    def __init__(self, config: EncoderConfig, vocab_size: int, heads: Heads, *, rngs: nnx.Rngs):
+        self.config, self.vocab_size, predictor = config, vocab_size, heads.predictor(config)
+        self.embeddings = Embeddings(config, vocab_size, rngs=rngs)
+        self.body = Body(config, rngs=rngs)
+        self.generator = Body(predictor, rngs=rngs) if heads.generator_share else None
+        self.vocab_head = VocabHead(predictor, vocab_size, rngs=rngs) if heads.predicts else None
+        self.detection_head = DetectionHead(config, rngs=rngs) if heads.detects else None
+
+    def __call__(
+        self, ids_bt: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, types_bt: jax.Array, dropout: Dropout = no_dropout,
+        *, by_generator: bool = False,
+    ) -> jax.Array:
+        """i32[B, T] each -> f[B, T, D] hidden states (of the generator's width, if by it)."""
+        x_bte = self.embeddings(ids_bt, positions_bt, types_bt, dropout)
+        return (self.generator if by_generator else self.body)(x_bte, segment_ids_bt, positions_bt, dropout)
