@@ -98,3 +98,11 @@ def one_device(monkeypatch):
     """The machine has one device: programs compile and run several times faster than for eight on the same cores."""
     monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """Compiling takes far longer than these small programs run: the compiler optimizes little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

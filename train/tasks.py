@@ -90,7 +90,13 @@ def read_task(train: pathlib.Path, dev: pathlib.Path | None, kind: str = "auto")
     labels = () if is_regression else tuple(sorted({example.label for example in learned}))
     if not is_regression and len(labels) < 2:
         raise UserError(f"{train}: every example has the label {labels[0]!r}; there is nothing to tell apart")
-    return Task(train.name.split(".")[0], learned, judged, labels)
+    return Task(task_name(train), learned, judged, labels)
+
+
+def task_name(train: pathlib.Path) -> str:
+    """A file's name up to its first dot, or its folder's name where that is just "train"."""
+    name = train.name.split(".")[0]
+    return train.absolute().parent.name if name == "train" else name
 
 
 def read_examples(path: pathlib.Path) -> list[Example]:

@@ -2,7 +2,7 @@
 
 If a change is meant, write the new goldens with
 
-    UPDATE_GOLDENS=1 make test TESTS=tests/configs
+    UPDATE_GOLDENS=1 make test TESTS=tests/configs; UPDATE_GOLDENS=1 make test-slow TESTS=tests/configs
 
 and look at their diff: a config that changed makes old runs another recipe's; losses that changed mean that the data order, the
 initialization, the model or the optimizer is no longer what it was.
@@ -30,7 +30,7 @@ from train.recipe import Recipe, from_json, load_recipe, recipe_names, to_json
 from train.run_folder import RunFolder, read_lines
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-HOW_TO_UPDATE = "if this is meant, write it anew with UPDATE_GOLDENS=1 make test TESTS=tests/configs, and say in the commit why"
+HOW_TO_UPDATE = "if this is meant, write it anew with UPDATE_GOLDENS=1 make test TESTS=tests/configs (and make test-slow), and say in the commit why"
 NUM_STEPS = 3
 
 
@@ -61,7 +61,7 @@ def byte_counts(corpus: Corpus):
 def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> list[float]:
     """The losses of the first steps of a recipe, on the fixed corpus instead of its own, and no more rows than a CPU can."""
     recipe = dataclasses.replace(
-        recipe, model=dataclasses.replace(recipe.model, compute_dtype="float32"),  # what bfloat16 rounds depends on the compiler
+        recipe, model=dataclasses.replace(recipe.model, compute_dtype="float32", remat="none"),  # what bfloat16 rounds depends on the compiler
         representation=str(fixed / pathlib.Path(recipe.representation).name), budget=Budget(steps=NUM_STEPS),
         data=dataclasses.replace(recipe.data, corpora=(str(fixed / "corpus"),), batch_rows=8, sequence_length=min(recipe.data.sequence_length, 512)),
         logging=dataclasses.replace(recipe.logging, every_steps=1, tensorboard=False),
@@ -70,14 +70,27 @@ def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> 
     return [line["loss"] for line in read_lines(RunFolder(run_dir).metrics)]
 
 
+SMALL = "demo_"  # recipes whose first steps take seconds on a CPU; those of the others are for make test-slow
+
+
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("name", recipe_names())
-def test_recipe_is_as_committed(name, fixed, tmp_path):
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name.startswith(SMALL) else pytest.mark.slow) for name in recipe_names()])
+def test_first_losses_are_as_committed(name, fixed, tmp_path):
     recipe, golden = load_recipe(name), GOLDEN / f"{name}.json"
     losses = first_losses(recipe, fixed, tmp_path / "run")
     if os.environ.get("UPDATE_GOLDENS"):
         golden.write_text(json.dumps({"config": to_json(recipe), "first_losses": losses}, indent=2) + "\n")
-    expected = json.loads(golden.read_text()) if golden.exists() else pytest.fail(f"{golden} is missing; {HOW_TO_UPDATE}")
-    assert to_json(recipe) == expected["config"], f"the resolved config of {name} changed; {HOW_TO_UPDATE}"
-    np.testing.assert_allclose(losses, expected["first_losses"], rtol=1e-4, err_msg=f"the first losses of {name} changed; {HOW_TO_UPDATE}")
-    assert from_json(Recipe, expected["config"]) == recipe
+    expected = read_golden(name)["first_losses"]
+    np.testing.assert_allclose(losses, expected, rtol=1e-4, err_msg=f"the first losses of {name} changed; {HOW_TO_UPDATE}")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_resolved_config_is_as_committed(name):
+    recipe, expected = load_recipe(name), read_golden(name)["config"]
+    assert to_json(recipe) == expected, f"the resolved config of {name} changed; {HOW_TO_UPDATE}"
+    assert from_json(Recipe, expected) == recipe
+
+
+def read_golden(name):
+    golden = GOLDEN / f"{name}.json"
+    return json.loads(golden.read_text()) if golden.exists() else pytest.fail(f"{golden} is missing; {HOW_TO_UPDATE}")

@@ -160,7 +160,7 @@ def test_a_run_over_other_ids_is_no_compressor(workplace, capsys):
     assert workplace.train("subword", "run-subword", "--budget.steps", "1") == 0
     capsys.readouterr()
     for lm, message in (
-        (run, "run-subword is a run over subword ids; a compressor is one over bytes"),
+        (run, "run-subword is a run of a decoder over subword ids; a compressor is a decoder over bytes"),
         (str(workplace.folder / "nothing"), "nothing is not a run"),
     ):
         assert message in refused(capsys, workplace.fit("no-compressor", "--window-bits", "32", "--lm", lm))

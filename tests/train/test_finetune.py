@@ -53,14 +53,14 @@ def task(tmp_path):
     random_ = random.Random(0)
     for name, count in (("train", 200), ("dev", 40)):
         lines = [(label, "".join(random_.choice("bcdef ") for _ in range(6))) for label in ("yes", "no") for _ in range(count // 2)]
-        (tmp_path / f"{name}.tsv").write_text("".join(f"{'x' if label == 'yes' else 'a'}{text}\t{label}\n" for label, text in lines))
+        (tmp_path / f"task-{name}.tsv").write_text("".join(f"{'x' if label == 'yes' else 'a'}{text}\t{label}\n" for label, text in lines))
     return tmp_path
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("objective", ["causal", *MODELS])
+@pytest.mark.parametrize("objective", ["causal", "masked", "replaced"])
 def test_a_task_that_one_byte_decides_is_learned_by_every_arm(runs, task, objective):
-    options = FinetuneOptions(run=runs / objective, task=task / "train.tsv", dev=task / "dev.tsv", num_seeds=2, num_epochs=12,
+    options = FinetuneOptions(run=runs / objective, task=task / "task-train.tsv", dev=task / "task-dev.tsv", num_seeds=2, num_epochs=12,
                               learning_rate=3e-3 if objective == "masked" else 2e-2,
                               layer_decay=1.0, dropout=0.0)
     progress = []
@@ -68,7 +68,7 @@ def test_a_task_that_one_byte_decides_is_learned_by_every_arm(runs, task, object
     assert result["metrics"]["accuracy"]["low"] > 0.9, result["metrics"]
     assert result["labels"] == ["no", "yes"] and (result["num_train"], result["num_dev"]) == (200, 40)
     assert progress[-1] == (progress[-1][1],) * 2 and len(progress) == 2 * 12 * 7 and result["finetune_flops"] > 0
-    assert json.loads((runs / objective / "finetune" / "train.json").read_text()) == result
+    assert json.loads((runs / objective / "finetune" / "task-train.json").read_text()) == result
 
 
 @pytest.mark.usefixtures("one_device")
@@ -80,9 +80,10 @@ def test_numbers_are_predicted_on_their_own_scale(runs, tmp_path):
     assert finetune(options)["metrics"]["spearman"]["median"] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_seed_decides_everything(runs, task):
-    options = FinetuneOptions(run=runs / "masked", task=task / "train.tsv", num_seeds=2, num_epochs=1, learning_rate=1e-2)
+    options = FinetuneOptions(run=runs / "masked", task=task / "task-train.tsv", num_seeds=2, num_epochs=1, learning_rate=1e-2)
     first, second = finetune(options), finetune(options)
     assert first == second
     assert first["num_train"] + first["num_dev"] == 200
@@ -145,9 +146,8 @@ def test_each_id_is_masked_once():
 
 @pytest.mark.usefixtures("one_device")
 def test_a_report_sets_encoders_beside_each_other(runs, task, tmp_path, capsys):
-    options = ["--task", str(task / "train.tsv"), "--num-seeds", "2", "--num-epochs", "1"]
-    for objective in ("causal", "replaced"):
-        assert commands.run(["finetune", str(runs / objective), *options]) == 0, capsys.readouterr().err
+    options = ["--task", str(task / "task-train.tsv"), "--num-seeds", "2", "--num-epochs", "1"]
+    assert commands.run(["finetune", str(runs / "masked"), *options]) == 0, capsys.readouterr().err
     assert "2 seeds" in capsys.readouterr().out
     assert commands.run(["eval", str(runs / "replaced")]) == 0 and " auc " in capsys.readouterr().out
     assert commands.run(["sample", str(runs / "replaced"), "--prompt", "a"]) == 2
@@ -160,7 +160,7 @@ def test_a_report_sets_encoders_beside_each_other(runs, task, tmp_path, capsys):
     page = report.index.read_text()
     assert "Encoders and tasks" in page and "accuracy, median over seeds" in page and "has not been evaluated" not in page
     table = {row["arm"]: row for row in csv.DictReader((tmp_path / "report" / "report.csv").read_text().splitlines())}
-    assert float(table["causal"]["train:accuracy"]) >= 0 and table["masked"]["train:accuracy"] in ("", table["masked"]["train:accuracy"])
+    assert float(table["masked"]["task-train:accuracy"]) >= 0
 
 
 @pytest.mark.parametrize("wrong, message", [

@@ -75,7 +75,7 @@ def stopped_after(num_steps: int) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("arm", ["decoder", "pair"])
+@pytest.mark.parametrize("arm", ["decoder", pytest.param("pair", marks=pytest.mark.slow)])
 def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_through(recipe, tmp_path, arm):
     recipe = dataclasses.replace(recipe, **ARMS[arm])
     train(recipe, tmp_path / "straight", CONSOLE)
@@ -206,7 +206,7 @@ def test_a_folder_that_another_process_trains_in_or_that_cannot_be_written_is_re
         train(recipe, tmp_path / "file" / "run", CONSOLE)
 
 
-ONE_DEVICE = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in this folder's conftest.py
+ONE_DEVICE = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in conftest.py
 
 
 def command(recipe_file: str, run: pathlib.Path, *overrides: str) -> list[str]:

@@ -25,11 +25,8 @@ from train.sharding import placement
 VOCAB, ROWS, LENGTH = 60, 8, 32
 MODEL = EncoderConfig(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=32, remat="none", compute_dtype="float32")
 BERT = dataclasses.replace(MODEL, form="bert", table_dim=16, dropout=0.1)
-OBJECTIVES = [
-    Masked(), Masked(masked_share=0.0, random_share=1.0), Replaced(generator_share=0.5),
-    Replaced(generator_share=0.5, detect_chosen_only=True, with_replacement=True), RandomSubstitution(),
-]  # fmt: skip
-every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=["masked", "swapped", "replaced", "replaced-chosen", "random"])
+OBJECTIVES = [Masked(), Replaced(generator_share=0.5, with_replacement=True), RandomSubstitution()]
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=["masked", "replaced", "random"])
 
 
 def make_batch(rows=ROWS, seed=0):

@@ -13,16 +13,19 @@ from hypothesis import example, given, settings, strategies as st
 
 from models.axes import parameter_axes
 from models.decoder import Decoder, DecoderConfig
+from models.encoder import Encoder, EncoderConfig, Heads
 from tokenizer_lab.errors import UserError
 from train.optimizer import (
     LIMB_BITS,
     Budget,
     OptimizerConfig,
+    _is_matrix,
     from_limbs,
     learning_rate,
     limbs,
     make_meter,
     make_optimizer,
+    scale_by_uncorrected_adam,
     total_steps,
 )
 
@@ -281,3 +284,43 @@ def test_adam_updates_everything_or_what_muon_leaves(kind, names):
     update = updates(kind, grads=random_gradients())
     for name in names:
         np.testing.assert_allclose(update[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_adam_without_bias_correction_is_bert_s():
+    """m / (sqrt(v) + epsilon), the moments as they are (optimization.py of google-research/bert)."""
+    grads = [np.array([1.0, -2.0, 0.0]), np.array([0.5, 4.0, 1e-3])]
+    adam = scale_by_uncorrected_adam(0.9, 0.999, 1e-6)
+    state, m, v = adam.init(jnp.zeros(3)), np.zeros(3), np.zeros(3)
+    for grad in grads:
+        update, state = adam.update(jnp.asarray(grad, jnp.float32), state)
+        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+        np.testing.assert_allclose(update, m / (np.sqrt(v) + 1e-6), rtol=1e-5)
+
+
+def test_without_bias_correction_matrices_decay_all_the_same():
+    params, axes = random_gradients(), decoder()[1]
+    decayed, undecayed = (
+        by_name(second_update(make_optimizer(OptimizerConfig(bias_correction=False, weight_decay=share), axes), params, params))
+        for share in (0.1, 0.0)
+    )
+    changed = {name for name in decayed if not np.allclose(decayed[name], undecayed[name])}
+    assert changed == TABLES | APPLIED.keys()
+    with pytest.raises(UserError, match="an option of optimizer.kind 'adamw'"):
+        OptimizerConfig(kind="muon", bias_correction=False)
+
+
+def test_linear_decay_acts_together_with_the_warm_up():
+    """google-research/electra: (1 - progress) * min(1, progress / warmup)."""
+    expected = (1 - SHARES) * np.minimum(1, SHARES / 0.1)
+    np.testing.assert_allclose(rates(schedule="linear", warmup_share=0.1, final_share=0.0), expected, atol=1e-5)
+    np.testing.assert_allclose(rates(schedule="linear", warmup_share=0.0, final_share=0.2), 0.2 + 0.8 * (1 - SHARES), atol=1e-5)
+
+
+def test_biases_of_heads_are_no_matrices():
+    config = EncoderConfig(form="bert", num_layers=1, embed_dim=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_dim=8)
+    _, state = nnx.split(nnx.eval_shape(lambda: Encoder(config, 5, Heads(predicts=True, detects=True), rngs=nnx.Rngs(0))), nnx.Param)
+    axes = {jax.tree_util.keystr(path): names for path, names in jax.tree_util.tree_flatten_with_path(
+        parameter_axes(state), is_leaf=lambda leaf: isinstance(leaf, tuple))[0]}
+    matrices = {name for name, names in axes.items() if _is_matrix(names)}
+    assert not any("bias" in name or "norm" in name for name in matrices)
+    assert {name for name in axes if name not in matrices} == {name for name in axes if "bias" in name or "scale" in name}

@@ -1,6 +1,7 @@
 """Task files as people have them, and metrics against what is known of them."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenizer_lab.errors import UserError
-from train.tasks import metrics, read_examples, read_task
+from train.tasks import metrics, read_examples, read_task, task_name
 
 
 def write(path, text):
@@ -73,6 +74,11 @@ def test_a_label_that_training_never_saw_is_named(tmp_path):
         task.targets(task.dev)
     with pytest.raises(UserError, match="the same columns"):
         read_task(train, write(tmp_path / "dev.tsv", "a\tb\tyes\n"))
+
+
+@pytest.mark.parametrize("file, name", [("rte.train.jsonl", "rte"), ("SST2/train.tsv", "SST2"), ("mrpc.tsv", "mrpc")])
+def test_a_task_is_named_by_its_file_or_folder(file, name):
+    assert task_name(pathlib.Path(file)) == name
 
 
 def test_kinds_of_labels_and_a_tenth_that_stays_the_same(tmp_path):

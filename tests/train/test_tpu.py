@@ -34,6 +34,21 @@ def compile_train_step(**options) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+ELECTRA_SMALL = dict(
+    model=dict(kind="encoder", form="bert", embed_dim=256, table_dim=128, mlp_dim=1024), objective=dict(kind="replaced"), vocab_size=30_522,
+    batch_rows=64, sequence_length=128,
+)  # fmt: skip
+
+
+@needs_libtpu
+@pytest.mark.parametrize("mesh, num_microbatches", [(dict(), 1), (dict(replica=2), 2)], ids=["fsdp", "replica-microbatches"])
+def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microbatches):
+    """Generator and discriminator attend by the splash kernel, samples and loss are drawn by theirs, under `shard_map`."""
+    result = compile_train_step(topology="v5e:2x2", mesh=mesh, num_microbatches=num_microbatches, **ELECTRA_SMALL)
+    assert result["splash_kernels"] == ["dkv", "dq", "fwd"] and not result["warnings"]
+    assert result["tpu_custom_calls"] >= 3 * 2 + 3  # attention of two models, and the head's three kernels
+
+
 @needs_libtpu
 @pytest.mark.parametrize(
     "options, expected_collectives",

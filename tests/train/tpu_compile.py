@@ -29,9 +29,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from models.decoder import Decoder, DecoderConfig
-from train.objectives import Causal
+from data.rows import CausalRow
+from models.decoder import DecoderConfig
+from models.encoder import EncoderConfig
+from train.objectives import Objective
 from train.optimizer import Budget, OptimizerConfig, make_meter
+from train.recipe import from_json
 from train.sharding import MeshConfig, batch_sharding, check_batch, cursor_sharding, make_mesh
 from train.step import build_program, make_train_step
 
@@ -44,6 +47,7 @@ def compile_train_step(
     num_slices: int = 1,
     mesh: dict | None = None,
     model: dict | None = None,
+    objective: dict | None = None,
     optimizer: dict | None = None,
     vocab_size: int = 257,
     batch_rows: int = 32,
@@ -61,12 +65,13 @@ def compile_train_step(
     devices = topologies.get_topology_desc(topology_name=topology, platform="tpu", **slices).devices
     mesh = make_mesh(MeshConfig(**(mesh or {})), devices)
     check_batch(mesh, batch_rows, sequence_length, num_microbatches)
-    model, optimizer = DecoderConfig(**{"num_layers": 2} | (model or {})), OptimizerConfig(**(optimizer or {}))
+    model = from_json(DecoderConfig | EncoderConfig, {"num_layers": 2} | (model or {}))
+    objective, optimizer = from_json(Objective, objective or {}), OptimizerConfig(**(optimizer or {}))
     program = build_program(
-        lambda rngs: Decoder(model, vocab_size, rngs=rngs), optimizer, mesh, batch_rows=batch_rows, num_sources=1
+        lambda rngs: objective.build(model, vocab_size, rngs), optimizer, mesh, batch_rows=batch_rows, num_sources=1
     )
     step = make_train_step(
-        program, Causal(), optimizer, mesh, meter=make_meter(Budget(steps=100), 1.0), num_microbatches=num_microbatches
+        program, objective, optimizer, mesh, meter=make_meter(Budget(steps=100), 1.0), num_microbatches=num_microbatches
     )
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings
@@ -75,7 +80,8 @@ def compile_train_step(
     # The mesh is set because kernels ask it which chip they are compiled for.
     with warnings.catch_warnings(record=True) as caught, jax.set_mesh(mesh):
         warnings.simplefilter("always")
-        compiled = step.lower(state, abstract_batch(mesh, batch_rows, sequence_length)).compile()
+        batch = abstract_batch(mesh, batch_rows, sequence_length, for_encoder=objective.layout is not CausalRow)
+        compiled = step.lower(state, batch).compile()
     memory, hlo = compiled.memory_analysis(), compiled.as_text()
     return {
         "mesh": dict(mesh.shape),
@@ -96,11 +102,15 @@ def compile_train_step(
     }
 
 
-def abstract_batch(mesh: jax.sharding.Mesh, batch_rows: int, sequence_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and shardings of a batch of `data/rows.py` with one source."""
+def abstract_batch(
+    mesh: jax.sharding.Mesh, batch_rows: int, sequence_length: int, *, for_encoder: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of a batch of `data/rows.py` or `data/encoder_rows.py` with one source."""
+    seeds = jax.ShapeDtypeStruct((batch_rows,), jnp.uint32, sharding=batch_sharding(mesh, 1))
     positions = jax.ShapeDtypeStruct((batch_rows, sequence_length), jnp.int32, sharding=batch_sharding(mesh, 2))
     return {
-        **{name: positions for name in ("ids", "targets", "segment_ids", "positions")},
+        **{name: positions for name in ("ids", "types" if for_encoder else "targets", "segment_ids", "positions")},
+        **({"row_seeds": seeds} if for_encoder else {}),
         "num_bytes": jax.ShapeDtypeStruct((batch_rows,), jnp.int32, sharding=batch_sharding(mesh, 1)),
         "cursors": jax.ShapeDtypeStruct((batch_rows, 2), jnp.int32, sharding=cursor_sharding(mesh)),
     }

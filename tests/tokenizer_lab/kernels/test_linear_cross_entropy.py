@@ -74,6 +74,15 @@ def test_values_and_gradients_in_float32(shape, implementation):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("num_chunks", [1, 3])
+def test_a_bias_is_added_to_the_logits(num_chunks):
+    x, table, labels, _ = inputs(2, 6, 8, 9, 16)
+    bias = jnp.asarray(np.random.default_rng(5).normal(size=16), jnp.float32)
+    wider = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1), jnp.concatenate([table, bias[:, None]], axis=1)
+    for actual, expected in zip(chunked(num_chunks)(x, table, labels, bias, vocab_size=9), REFERENCE(*wider, labels, vocab_size=9)):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("implementation", [REFERENCE, chunked(4)])
 def test_bfloat16_hidden_states_give_float32_losses(implementation):
     *arguments, vocab_size = *inputs(2, 12, 32, 50, 64, dtype=jnp.bfloat16), 50

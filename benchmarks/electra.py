@@ -1,0 +1,122 @@
+"""Encoders at equal FLOPs, at a small scale: replaced ids against masked ids and their cheap cousins, then fine-tuned.
+
+    python benchmarks/electra.py --text enwiki2016_206pages.xml --tasks sst2/train.tsv:sst2/dev.tsv rte.train.jsonl:rte.valid.jsonl --out DIR
+
+The text's first 90 % are trained on, its last 5 % evaluated, over a subword vocabulary fitted here. Every arm gets the same FLOPs, the
+generator's among them, and every seed is another initialization, order of the data and order of the tasks' examples. An hour or two on
+2 CPU cores; what is done is not done again. The table and DIR/report are of all that is there.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+import tyro
+from equal_info_paper import make_corpus
+
+from models.decoder import DecoderConfig
+from models.encoder import EncoderConfig
+from tokenizer_lab.subword import SubwordFit
+from train.evaluation import evaluate_run
+from train.finetune import FinetuneOptions, finetune
+from train.loop import FINISHED, train
+from train.objectives import Causal, Masked, RandomSubstitution, Replaced
+from train.optimizer import Budget, OptimizerConfig
+from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
+from train.report import write_report
+from train.tasks import task_name
+
+SHAPE = dict(num_layers=4, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=64, mlp_dim=384, compute_dtype="float32", remat="none")
+ENCODER = EncoderConfig(**SHAPE)
+ARMS = {
+    "replaced": (ENCODER, Replaced(generator_share=0.5)),
+    "replaced-chosen": (ENCODER, Replaced(generator_share=0.5, detect_chosen_only=True)),
+    "random": (ENCODER, RandomSubstitution()),
+    "masked": (ENCODER, Masked()),
+    "causal": (DecoderConfig(**SHAPE), Causal()),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Trains, evaluates and fine-tunes what is missing."""
+
+    text: pathlib.Path
+    """The text, whole."""
+    tasks: tuple[str, ...]
+    """Files to learn from and to be judged by, as TRAIN:DEV."""
+    out: pathlib.Path
+    """Folder for corpus, runs and results; the same command goes on there."""
+    flops: float = 2e12
+    """Of each run."""
+    num_seeds: int = 3
+    vocab_size: int = 4096
+    arms: tuple[str, ...] = tuple(ARMS)
+    finetune_epochs: int = 3
+
+
+def main(options: Options) -> None:
+    console = rich.console.Console()
+    corpus = make_corpus(options.text, options.out / "corpus")
+    if not (options.out / "subword").exists():
+        SubwordFit(vocab_size=options.vocab_size).fit(iter(corpus.documents("train")), corpus.content_hash).save(options.out / "subword")
+    runs = []
+    for seed in range(options.num_seeds):
+        for arm in options.arms:
+            runs.append(options.out / f"{arm}-{seed}")
+            if train(recipe(arm, seed, options), str(runs[-1]), console) != FINISHED:
+                raise SystemExit(f"stopped; the same command goes on with {runs[-1]}")
+            if not (runs[-1] / "eval.json").exists():
+                evaluate_run(str(runs[-1]), None, lambda *_: None)
+            for task in options.tasks:
+                files = [pathlib.Path(part) for part in task.split(":")]
+                if not (runs[-1] / "finetune" / f"{task_name(files[0])}.json").exists():
+                    finetune(FinetuneOptions(run=runs[-1], task=files[0], dev=files[1], num_seeds=1, num_epochs=options.finetune_epochs))
+        show(options, seed + 1, console)
+    console.print(str(write_report(runs, options.out / "report").index))
+
+
+def recipe(arm: str, seed: int, options: Options) -> Recipe:
+    model, objective = ARMS[arm]
+    return Recipe(
+        name=f"{arm}-{seed}", representation=str(options.out / "subword"), budget=Budget(flops=options.flops), model=model, objective=objective,
+        seed=seed, data=DataConfig(corpora=(str(options.out / "corpus"),), batch_rows=32, sequence_length=128),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_share=0.1, final_share=0.0, beta2=0.999, epsilon=1e-6,
+                                  bias_correction=False, weight_decay=0.01),
+        checkpoint=CheckpointConfig(every_steps=500), logging=LoggingConfig(every_steps=50, tensorboard=False),
+        evaluation=EvaluationConfig(every_steps=200, max_bytes=1 << 15))
+
+
+def show(options: Options, num_seeds: int, console: rich.console.Console) -> None:
+    """Median and range over the seeds that are there, of each figure."""
+    table = rich.table.Table(title=f"{num_seeds} seeds, {options.flops:.3g} FLOPs each", box=rich.box.SIMPLE_HEAD)
+    figures = {arm: [read_figures(options.out / f"{arm}-{seed}") for seed in range(num_seeds)] for arm in options.arms}
+    names = list(dict.fromkeys(name for of_arm in figures.values() for numbers in of_arm for name in numbers))
+    for name in ("arm", *names):
+        table.add_column(name, overflow="fold")
+    for arm, of_arm in figures.items():
+        table.add_row(arm, *(spread([numbers[name] for numbers in of_arm if numbers.get(name) is not None]) for name in names))
+    console.print(table)
+
+
+def read_figures(run: pathlib.Path) -> dict[str, Any]:
+    """What a run came to, by name."""
+    evaluation = json.loads((run / "eval.json").read_text())
+    figures = {"bits_per_byte": evaluation["bits_per_byte"], **evaluation.get("encoder", {}), "bytes_seen": evaluation["bytes_seen"]}
+    for file in sorted((run / "finetune").glob("*.json")):
+        result = json.loads(file.read_text())
+        figures |= {f"{result['task']} {metric}": values["median"] for metric, values in result["metrics"].items()}
+    return figures
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.median(values):.4g} [{min(values):.4g}, {max(values):.4g}]" if values else ""
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
