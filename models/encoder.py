@@ -81,6 +81,8 @@ class Heads:
     """A head that tells replaced ids."""
     generator_share: float = 0.0
     """Width of the generator as a share of the encoder's; 0: there is none."""
+    num_clusters: int = 0
+    """Clusters of ids whose confusions are counted; 0: there are none."""
 
     def predictor(self, config: EncoderConfig) -> EncoderConfig:
         """The shape of what the vocabulary's head is on."""
@@ -171,16 +173,44 @@ class DetectionHead(nnx.Module):
         return self.out(jax.nn.gelu(self.dense(x), approximate=False))[..., 0].astype(jnp.float32)
 
 
+class Clusters(nnx.Module):
+    """Which cluster each id is in, and how often ids of one were taken for real in the place of another's.
+
+    Both are part of a run's state and of no gradient.
+    """
+
+    def __init__(self, cluster_of_id_v: jax.Array, num_clusters: int):
+        self.of_id = parameter(jnp.asarray(cluster_of_id_v, jnp.float32), "norm")
+        self.confusions = parameter(jnp.ones((num_clusters, num_clusters)), "norm", "norm")
+
+    def draw(self, key: jax.Array, ids_n: jax.Array, sharpness: float) -> jax.Array:
+        """For each of N ids another, i32[N]: a cluster by the softmax of `sharpness` times its confusions with the id's own, scaled to
+        [0, 1] in each row; then one of its ids, uniformly (Di Liello et al. 2022, arXiv 2210.13536, section 3.2)."""
+        of_id_v, num_clusters = self.of_id.astype(jnp.int32), len(self.confusions[...])
+        sizes_c = jnp.bincount(of_id_v, length=num_clusters)
+        low, high = (reduce(self.confusions[...], axis=1, keepdims=True) for reduce in (jnp.min, jnp.max))
+        scaled_cc = (self.confusions[...] - low) / jnp.maximum(high - low, 1e-9)
+        logits_cc = jnp.where(sizes_c > 0, sharpness * scaled_cc, -jnp.inf)
+        of_cluster, of_member = jax.random.split(key)
+        cluster_n = jax.random.categorical(of_cluster, logits_cc[of_id_v[ids_n]])
+        first_c = jnp.cumsum(sizes_c) - sizes_c
+        member_n = jax.random.randint(of_member, ids_n.shape, 0, sizes_c[cluster_n])
+        return jnp.argsort(of_id_v)[first_c[cluster_n] + member_n].astype(jnp.int32)
+
+
 class Encoder(nnx.Module):
     """An encoder with the heads that an objective asks for; with a generator, which shares nothing but the embeddings, ELECTRA's pair."""
 
-    def __init__(self, config: EncoderConfig, vocab_size: int, heads: Heads, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: EncoderConfig, vocab_size: int, heads: Heads, *, rngs: nnx.Rngs, cluster_of_id_v: jax.Array | None = None,
+    ):
         self.config, self.vocab_size, predictor = config, vocab_size, heads.predictor(config)
         self.embeddings = Embeddings(config, vocab_size, rngs=rngs)
         self.body = Body(config, rngs=rngs)
         self.generator = Body(predictor, rngs=rngs) if heads.generator_share else None
         self.vocab_head = VocabHead(predictor, vocab_size, rngs=rngs) if heads.predicts else None
         self.detection_head = DetectionHead(config, rngs=rngs) if heads.detects else None
+        self.clusters = Clusters(cluster_of_id_v, heads.num_clusters) if heads.num_clusters else None
 
     def __call__(
         self, ids_bt: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, types_bt: jax.Array, dropout: Dropout = no_dropout,

@@ -32,7 +32,8 @@ from models.layers import row_dropout
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.kernels.linear_cross_entropy import choose_num_chunks, linear_cross_entropy
 from tokenizer_lab.kernels.sample_replacements import sample_replacements
-from tokenizer_lab.representation import MASK, NUM_ENCODER_IDS
+from tokenizer_lab.representation import MASK, NUM_ENCODER_IDS, Representation
+from train.clusters import cluster_of_id
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -51,6 +52,11 @@ class Causal:
 
     def check(self, model: DecoderConfig, sequence_length: int) -> None:
         """Raises UserError where a row or a model does not suit the objective."""
+
+    def learn_from_text(self, representation: Representation, documents: Any) -> dict[str, Any]:
+        """What `build` is given besides: what an objective has to know of the text before the first step."""
+        del representation, documents
+        return {}
 
     def build(self, model: DecoderConfig, vocab_size: int, rngs: nnx.Rngs) -> nnx.Module:
         return model.build(vocab_size, rngs)
@@ -73,6 +79,11 @@ class Causal:
         nats = jnp.sum(weight_bt * nats_bt)
         loss = nats + self.z_loss * jnp.sum(weight_bt * jnp.square(logz_bt))
         return loss, jnp.sum(weight_bt), {"nats": nats}
+
+    def learn(self, params: Any, sums: Sums) -> Any:
+        """The parameters after a step, with what is learned otherwise than by gradients."""
+        del sums
+        return params
 
     def figures(self, sums: dict[str, float], num_bytes: int) -> dict[str, float | None]:
         """What sums over some steps stand for."""
@@ -127,8 +138,16 @@ class OnChosenPositions:
         if share and model.embed_dim * share != (scaled := model.scaled(share)).embed_dim or share and scaled.mlp_dim < 1:
             raise UserError(f"objective.generator_share {share} of a width of {model.embed_dim} is no whole number; use e.g. 0.25")
 
-    def build(self, model: EncoderConfig, vocab_size: int, rngs: nnx.Rngs) -> Encoder:
-        return Encoder(model, vocab_size, self.heads, rngs=rngs)
+    def learn_from_text(self, representation: Representation, documents: Any) -> dict[str, Any]:
+        del representation, documents
+        return {}
+
+    def build(self, model: EncoderConfig, vocab_size: int, rngs: nnx.Rngs, **learned: Any) -> Encoder:
+        return Encoder(model, vocab_size, self.heads, rngs=rngs, **learned)
+
+    def learn(self, params: Any, sums: Sums) -> Any:
+        del sums
+        return params
 
     def count_parameters(self, model: EncoderConfig, vocab_size: int) -> dict[str, int]:
         return flops.count_encoder_parameters(model, vocab_size + NUM_ENCODER_IDS, self.heads)
@@ -148,13 +167,13 @@ class OnChosenPositions:
         choose = choose_positions_again if self.with_replacement else choose_positions
         chosen_bn, chosen_weights_bn = choose(batch, vocab_size, self.chosen_share)
         labels_bn = jnp.take_along_axis(batch["ids"], chosen_bn, axis=1)
-        inputs_bt = put_chosen(batch["ids"], chosen_bn, chosen_weights_bn, self._changed(labels_bn, batch["row_seeds"], vocab_size))
+        inputs_bt = put_chosen(batch["ids"], chosen_bn, chosen_weights_bn, self._changed(model, labels_bn, batch["row_seeds"]))
         labels_bn = jnp.where(chosen_weights_bn > 0, labels_bn, 0)  # an encoder's own ids are nothing to predict
         scale = jnp.sum(batch["segment_ids"] > 0) / jnp.maximum(1, jnp.sum(chosen_weights_bn))
         return batch | {"chosen": chosen_bn, "labels": labels_bn, "chosen_weights": chosen_weights_bn, "inputs": inputs_bt,
                         "chosen_scale": jnp.full(len(labels_bn), scale)}
 
-    def _changed(self, labels_bn: jax.Array, row_seeds_b: jax.Array, vocab_size: int) -> jax.Array:
+    def _changed(self, model: Encoder, labels_bn: jax.Array, row_seeds_b: jax.Array) -> jax.Array:
         """What stands at the chosen positions in place of the labels."""
         raise NotImplementedError
 
@@ -222,8 +241,8 @@ class Masked(OnChosenPositions):
     def heads(self) -> Heads:
         return Heads(predicts=True)
 
-    def _changed(self, labels_bn, row_seeds_b, vocab_size):
-        return _masked_or_random(labels_bn, row_seeds_b, vocab_size, self.masked_share, self.random_share)
+    def _changed(self, model, labels_bn, row_seeds_b):
+        return _masked_or_random(labels_bn, row_seeds_b, model.vocab_size, self.masked_share, self.random_share)
 
     def __call__(self, model: Encoder, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
         """Returns f32[] sums: the loss, whose mean over positions is that over chosen ones; positions; and what `figures` takes."""
@@ -271,8 +290,8 @@ class Replaced(OnChosenPositions):
     def heads(self) -> Heads:
         return Heads(predicts=True, detects=True, generator_share=self.generator_share)
 
-    def _changed(self, labels_bn, row_seeds_b, vocab_size):
-        return _masked_or_random(labels_bn, row_seeds_b, vocab_size, self.masked_share, 0.0)
+    def _changed(self, model, labels_bn, row_seeds_b):
+        return _masked_or_random(labels_bn, row_seeds_b, model.vocab_size, self.masked_share, 0.0)
 
     def __call__(self, model: Encoder, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
         """Returns f32[] sums: the loss, whose mean over positions is the paper's; positions; and what `figures` takes."""
@@ -326,15 +345,20 @@ class RandomSubstitution(OnChosenPositions):
     def heads(self) -> Heads:
         return Heads(detects=True)
 
-    def _changed(self, labels_bn, row_seeds_b, vocab_size):
-        return _masked_or_random(labels_bn, row_seeds_b, vocab_size, 0.0, 1.0)
+    def _changed(self, model, labels_bn, row_seeds_b):
+        return _masked_or_random(labels_bn, row_seeds_b, model.vocab_size, 0.0, 1.0)
 
     def __call__(self, model: Encoder, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
         """Returns f32[] sums over positions: the loss, positions, and what `figures` takes."""
         del rng
         logits_bt = detected(model, batch, batch["inputs"], _dropout(model, batch, 3))
         loss, sums = _detection(logits_bt, batch["inputs"], batch, False)
-        return loss, _num_positions(batch), sums
+        return loss, _num_positions(batch), sums | self._observed(model, batch, logits_bt)
+
+    def _observed(self, model: Encoder, batch: Batch, logits_bt: jax.Array) -> Sums:
+        """More sums, that are no figures."""
+        del model, batch, logits_bt
+        return {}
 
     def figures(self, sums: dict[str, float], num_bytes: int) -> dict[str, float | None]:
         del num_bytes
@@ -347,7 +371,49 @@ class RandomSubstitution(OnChosenPositions):
         return {"logits": logits_bt, "replaced": batch["inputs"] != batch["ids"]}
 
 
-Objective = Causal | Masked | Replaced | RandomSubstitution
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusteredSubstitution(RandomSubstitution):
+    """`RandomSubstitution` from clusters that were hard to tell apart so far: C-RTS (Di Liello et al. 2022, arXiv 2210.13536)."""
+
+    kind: Literal["clustered_substitution"] = "clustered_substitution"
+    num_clusters: int = 100
+    sharpness: float = 2.0
+    """Of the softmax over clusters (the paper's beta); 0: all clusters are equally likely."""
+
+    def check(self, model: EncoderConfig, sequence_length: int) -> None:
+        super().check(model, sequence_length)
+        if self.num_clusters < 1 or self.sharpness < 0:
+            raise UserError(f"objective.num_clusters is {self.num_clusters} and sharpness {self.sharpness}; they are at least 1 and 0, e.g. 100 and 2")
+
+    @property
+    def heads(self) -> Heads:
+        return Heads(detects=True, num_clusters=self.num_clusters)
+
+    def learn_from_text(self, representation: Representation, documents: Any) -> dict[str, Any]:
+        return {"cluster_of_id_v": cluster_of_id(representation, documents, self.num_clusters)}
+
+    def _changed(self, model, labels_bn, row_seeds_b):
+        def change(seed, labels_n):
+            return model.clusters.draw(jax.random.fold_in(jax.random.key(seed), 6), labels_n, self.sharpness)
+
+        return jax.vmap(change)(row_seeds_b, labels_bn)
+
+    def _observed(self, model: Encoder, batch: Batch, logits_bt: jax.Array) -> Sums:
+        """How often each pair of clusters was told wrong, less how often right."""
+        of_id_v = model.clusters.of_id.astype(jnp.int32)
+        labels_bn, weights_bn = batch["labels"], batch["chosen_weights"]
+        new_bn, logits_bn = (jnp.take_along_axis(x, batch["chosen"], axis=1) for x in (batch["inputs"], logits_bt))
+        wrong_bn = (logits_bn > 0) != (new_bn != labels_bn)
+        new_bn = jnp.where(weights_bn > 0, new_bn, 0)
+        confusions = jnp.zeros_like(model.clusters.confusions[...]).at[of_id_v[labels_bn], of_id_v[new_bn]].add(weights_bn * (2.0 * wrong_bn - 1))
+        return {"confusions": jax.lax.stop_gradient(confusions)}
+
+    def learn(self, params: Any, sums: Sums) -> Any:
+        clusters = params["clusters"]
+        return params | {"clusters": clusters | {"confusions": clusters["confusions"] + sums["confusions"]}}
+
+
+Objective = Causal | Masked | Replaced | RandomSubstitution | ClusteredSubstitution
 
 
 def predicted(model: Encoder, batch: Batch, dropout, *, by_generator: bool = False) -> jax.Array:

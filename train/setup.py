@@ -106,7 +106,8 @@ def set_up(recipe: Recipe) -> Setup:
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
     check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length)
-    program = build_program(lambda rngs: recipe.objective.build(recipe.model, representation.vocab_size, rngs), recipe.optimizer, mesh,
+    learned = recipe.objective.learn_from_text(representation, corpora[0].documents("train"))
+    program = build_program(lambda rngs: recipe.objective.build(recipe.model, representation.vocab_size, rngs, **learned), recipe.optimizer, mesh,
                             batch_rows=data.batch_rows, num_sources=len(corpora))
     return Setup(recipe, representation, corpora, mesh, program)
 

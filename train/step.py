@@ -158,7 +158,7 @@ def make_train_step(
         def update():
             clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-20)), grads)
             updates, opt_state = program.optimizer.update(clipped, state.opt_state, state.params)
-            params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+            params = objective.learn(jax.tree.map(lambda p, u: p + rate * u, state.params, updates), sums["sums"])
             mean = jnp.where(state.mean_grad_norm > 0, _NORM_DECAY * state.mean_grad_norm + (1 - _NORM_DECAY) * norm, norm)
             return params, opt_state, mean
 
@@ -174,7 +174,7 @@ def make_train_step(
         counted = jax.tree.map(lambda old, new: jnp.where(over, old, new), state_counters(state), state_counters(counted))
         new_state = dataclasses.replace(state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted)
         metrics = {
-            "loss": sums["loss"] / weight, "sums": sums["sums"], "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
+            "loss": sums["loss"] / weight, "sums": {name: value for name, value in sums["sums"].items() if value.ndim == 0}, "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
             "grad_norm": norm, "skipped": skipped, "over": over, "share": meter(new_state.step, new_state.bytes_seen)[0], "step": new_state.step, "bytes_seen": new_state.bytes_seen,
             "skipped_steps": new_state.skipped_steps, "skipped_in_a_row": new_state.skipped_in_a_row,
         }

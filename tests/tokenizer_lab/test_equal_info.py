@@ -23,7 +23,7 @@ TABLE, IN_LOOP = (16, 16), (32, 16)
 TEXT = b"the end of the text and what is behind it, as it is in all of the documents"
 any_part = st.binary(max_size=12) | st.sampled_from([b"the ", b"a" * 60, b"\0\xff" * 9, bytes(range(256))])
 any_document = st.lists(any_part, max_size=4).map(b"".join)
-few_examples = settings(max_examples=15, deadline=None)
+few_examples = settings(max_examples=6, deadline=None)
 
 
 def name_of(bits: tuple[int, int]) -> str:

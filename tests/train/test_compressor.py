@@ -109,6 +109,7 @@ def test_a_language_model_is_trained_beside_the_artifact_and_charged_to_it(workp
     assert hashes == {Corpus.open(workplace.corpus).content_hash}
 
 
+@pytest.mark.slow
 def test_the_whole_path_to_a_report(workplace, fitted, capsys):
     for name in fitted:
         run = f"run-{name}"

@@ -19,7 +19,7 @@ from train.evaluation import evaluate_run
 from train.finetune import FinetuneOptions, cut, encode_examples, finetune, layer_rates
 from train.loop import FINISHED, train
 from train.minimal_pairs import MinimalPairsOptions, masked_in_turn, score_minimal_pairs
-from train.objectives import Masked, RandomSubstitution, Replaced
+from train.objectives import Masked, Replaced
 from train.optimizer import Budget
 from train.report import write_report
 from train.setup import load_run
@@ -29,11 +29,11 @@ CONSOLE = rich.console.Console(quiet=True)
 ENCODER = EncoderConfig(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48, remat="none", compute_dtype="float32")
 BERT = dataclasses.replace(ENCODER, form="bert", table_dim=16, dropout=0.1)
 MODELS = {
-    "masked": (BERT, Masked()), "replaced": (ENCODER, Replaced(generator_share=0.5)), "random_substitution": (ENCODER, RandomSubstitution()),
+    "masked": (BERT, Masked()), "replaced": (ENCODER, Replaced(generator_share=0.5)),
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory, corpus, byte_artifact, make_recipe):
     """Trained runs of two steps by objective, "causal" among them."""
     folder = tmp_path_factory.mktemp("runs")
@@ -120,7 +120,7 @@ def test_examples_as_rows(runs):
 
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("objective, score", [
-    ("causal", "log-likelihood"), ("masked", "pseudo-likelihood"), ("replaced", "detection"), ("random_substitution", "detection")])
+    ("causal", "log-likelihood"), ("masked", "pseudo-likelihood"), ("replaced", "detection")])
 def test_minimal_pairs(runs, tmp_path, objective, score):
     pairs = [{"sentence_good": "the of and", "sentence_bad": "\x80\x81\x82 qqq"}] * 3 + [{"sentence_good": "same", "sentence_bad": "same"}]
     (tmp_path / "p").mkdir()
@@ -156,7 +156,7 @@ def test_a_report_sets_encoders_beside_each_other(runs, task, tmp_path, capsys):
     rows = {row["arm"]: row for row in report.rows}
     assert rows["replaced"]["bits_per_byte"] is None and 0 <= rows["replaced"]["auc"] <= 1 and rows["replaced"]["bytes_per_id"] == 1
     assert rows["masked"]["auc"] is None and rows["masked"]["predicted_nats"] > 0 and rows["causal"]["objective"] == "causal"
-    assert rows["random_substitution"]["always_real_nats"] > 0 and rows["random_substitution"]["predicted_nats"] is None
+    assert rows["replaced"]["always_real_nats"] > 0 and rows["causal"]["predicted_nats"] is None
     page = report.index.read_text()
     assert "Encoders and tasks" in page and "accuracy, median over seeds" in page and "has not been evaluated" not in page
     table = {row["arm"]: row for row in csv.DictReader((tmp_path / "report" / "report.csv").read_text().splitlines())}

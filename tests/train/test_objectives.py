@@ -17,7 +17,7 @@ from models.layers import no_dropout
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import CLS, MASK, SEP
 from train.encoder_evaluation import area_under_curve, figures
-from train.objectives import Masked, RandomSubstitution, Replaced, binary_entropy, max_chosen
+from train.objectives import ClusteredSubstitution, Masked, RandomSubstitution, Replaced, binary_entropy, detected, max_chosen
 from train.optimizer import Budget
 from train.recipe import DataConfig, Recipe
 from train.sharding import placement
@@ -78,6 +78,33 @@ def test_as_many_positions_are_chosen_as_the_share_says_and_no_marks(with_replac
         wanted = 0 if row == ROWS - 1 else min(max(1, round(0.15 * num_real)), limit)
         assert len(chosen) <= wanted if with_replacement else len(chosen) == wanted
         np.testing.assert_array_equal(out["labels"][row, : len(chosen)] if not with_replacement else ids[chosen], ids[chosen])
+
+
+def test_confusions_between_clusters_are_counted():
+    """Up where the detector was wrong about a replacement, down where it was right; nothing else of a step's parameters changes."""
+    objective, batch = ClusteredSubstitution(num_clusters=4), make_batch()
+    of_id = np.arange(VOCAB) % 4
+    model_def, state = nnx.split(objective.build(MODEL, VOCAB, nnx.Rngs(0), cluster_of_id_v=of_id))
+
+    @jax.jit
+    def run(state, batch):
+        model = nnx.merge(model_def, state)
+        out = objective.draw(model, batch)
+        return out, objective(model, out, None)[2], detected(model, out, out["inputs"], no_dropout)
+
+    out, sums, logits = jax.device_get(run(state, batch))
+    expected = np.zeros((4, 4))
+    for row, slot in zip(*np.nonzero(out["chosen_weights"])):
+        position, label = out["chosen"][row, slot], out["labels"][row, slot]
+        new = out["inputs"][row, position]
+        wrong = (logits[row, position] > 0) != (new != label)
+        expected[of_id[label], of_id[new]] += 1 if wrong else -1
+    np.testing.assert_array_equal(sums["confusions"], expected)
+    assert np.abs(expected).sum() > 5
+    params = nnx.to_pure_dict(state)
+    learned = objective.learn(params, sums)
+    np.testing.assert_array_equal(learned["clusters"]["confusions"], 1 + expected)
+    assert learned["body"] is params["body"]
 
 
 def test_positions_are_drawn_uniformly():
@@ -158,7 +185,7 @@ def test_a_batch_of_marks_only_teaches_nothing_and_breaks_nothing(objective):
     assert all(value is None or np.isfinite(value) for value in objective.figures(jax.tree.map(float, sums), 0).values())
 
 
-@every_objective
+@pytest.mark.parametrize("objective", [OBJECTIVES[1], *(pytest.param(one, marks=pytest.mark.slow) for one in (OBJECTIVES[0], OBJECTIVES[2]))])
 def test_devices_do_not_change_what_is_drawn_nor_the_loss(objective):
     """One, two and eight devices; dropout is on."""
     model_def, state = split(objective, BERT)

@@ -41,7 +41,7 @@ ELECTRA_SMALL = dict(
 
 
 @needs_libtpu
-@pytest.mark.parametrize("mesh, num_microbatches", [(dict(), 1), (dict(replica=2), 2)], ids=["fsdp", "replica-microbatches"])
+@pytest.mark.parametrize("mesh, num_microbatches", [(dict(replica=2), 2), pytest.param(dict(), 1, marks=pytest.mark.slow)])
 def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microbatches):
     """Generator and discriminator attend by the splash kernel, samples and loss are drawn by theirs, under `shard_map`."""
     result = compile_train_step(topology="v5e:2x2", mesh=mesh, num_microbatches=num_microbatches, **ELECTRA_SMALL)
@@ -57,7 +57,7 @@ def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microb
             dict(topology="v5e:4x4", mesh=dict(tensor=4), model=dict(num_heads=8, num_kv_heads=4, head_dim=64)),
             {"all-gather", "all-reduce"},
         ),
-        (
+        pytest.param(
             dict(
                 topology="v5p:2x2x4",
                 mesh=dict(tensor=2),
@@ -65,6 +65,7 @@ def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microb
                 optimizer=dict(kind="muon"),
             ),
             {"all-gather", "all-reduce"},
+            marks=pytest.mark.slow,
         ),
         (
             dict(
