@@ -5,12 +5,14 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
+import contextlib
 import json
 import pathlib
 import random
 
 import jax  # noqa: E402
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from data.ingest import IngestOptions, ingest  # noqa: E402
 from models.decoder import DecoderConfig  # noqa: E402
@@ -94,10 +96,33 @@ def write_recipe(tmp_path):
 
 
 @pytest.fixture
-def one_device(monkeypatch):
+def one_device(monkeypatch, compiled_once):
     """The machine has one device: programs compile and run several times faster than for eight on the same cores."""
     monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    with compiled_once():
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled_once(tmp_path_factory):
+    """A context in which a program of one device that a test of this process has compiled before is not compiled again."""
+    folder = tmp_path_factory.mktemp("compiled")
+
+    @contextlib.contextmanager
+    def remembering():
+        options = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.1,
+                   "jax_persistent_cache_min_entry_size_bytes": -1}
+        before = {name: getattr(jax.config, name) for name in options}
+        for name, value in options.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    return remembering
 
 
 @pytest.fixture(scope="module", autouse=True)

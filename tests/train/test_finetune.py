@@ -34,10 +34,11 @@ MODELS = {
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory, corpus, byte_artifact, make_recipe):
+def runs(tmp_path_factory, make_recipe, compiled_once):
     """Trained runs of two steps by objective, "causal" among them."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
+    jax.config.update("jax_disable_most_optimizations", True)  # a fixture of the session comes before `quick_compiles`
+    with pytest.MonkeyPatch.context() as patch, compiled_once():
         patch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
         patch.setattr(jax, "device_count", lambda *_: 1)
         recipe = make_recipe(budget=Budget(steps=2))
