@@ -258,7 +258,7 @@ def crash_and_compare(recipe, recipe_file: str, tmp_path, crashes: list[tuple[in
 @pytest.mark.usefixtures("one_device")
 def test_a_process_that_is_killed_and_started_again_ends_bit_identical(recipe, write_recipe, tmp_path):
     recipe = change(recipe, budget=Budget(steps=60), checkpoint={"every_steps": 7})
-    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(17, 0.0, signal.SIGKILL), (20, 0.0, signal.SIGTERM)])
+    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(17, 0.0, signal.SIGKILL)])  # more of them below
 
 
 @pytest.mark.slow

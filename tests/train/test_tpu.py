@@ -41,7 +41,8 @@ ELECTRA_SMALL = dict(
 
 
 @needs_libtpu
-@pytest.mark.parametrize("mesh, num_microbatches", [(dict(replica=2), 2), pytest.param(dict(), 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh, num_microbatches", [(dict(replica=2), 2), (dict(), 1)])
 def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microbatches):
     """Generator and discriminator attend by the splash kernel, samples and loss are drawn by theirs, under `shard_map`."""
     result = compile_train_step(topology="v5e:2x2", mesh=mesh, num_microbatches=num_microbatches, **ELECTRA_SMALL)
