@@ -206,6 +206,8 @@ class Group:
     def finding(self) -> str:
         """The result in a sentence or two."""
         ranked = [arm.row for arm in self.arms if arm.row["bits_per_byte"] is not None]
+        if not ranked and all(arm.is_encoder for arm in self.arms):
+            return "Encoders have no bits per byte to rank them by; what they detect, predict and come to on tasks is below."
         if not ranked:
             return "Nothing to rank: no arm has been evaluated."
         best, score = ranked[0]["arm"], _score(ranked[0])

@@ -159,6 +159,8 @@ def test_a_report_sets_encoders_beside_each_other(runs, task, tmp_path, capsys):
     assert rows["masked"]["auc"] is None and rows["masked"]["predicted_nats"] > 0 and rows["causal"]["objective"] == "causal"
     assert rows["replaced"]["always_real_nats"] > 0 and rows["causal"]["predicted_nats"] is None
     page = report.index.read_text()
+    assert report.findings[0].startswith("Bits per byte of causal")
+    assert write_report([runs / "masked", runs / "replaced"], tmp_path / "two").findings[0].startswith("Encoders have no bits per byte")
     assert "Encoders and tasks" in page and "accuracy, median over seeds" in page and "has not been evaluated" not in page
     table = {row["arm"]: row for row in csv.DictReader((tmp_path / "report" / "report.csv").read_text().splitlines())}
     assert float(table["masked"]["task-train:accuracy"]) >= 0
