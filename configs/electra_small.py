@@ -1,4 +1,4 @@
-"""ELECTRA-Small (Clark et al. 2020, arXiv 2003.10555, table 6): the published shapes and settings, over any representation."""
+"""ELECTRA-Small (Clark et al. 2020, arXiv 2003.10555; configure_pretraining.py of google-research/electra): the published shapes and settings, over any representation."""
 
 from models.encoder import published_config
 from train.objectives import Replaced

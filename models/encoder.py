@@ -64,7 +64,7 @@ class EncoderConfig(TransformerConfig):
 
 
 def published_config(size: str) -> EncoderConfig:
-    """ELECTRA's "small", "base" and "large" (Clark et al. 2020, arXiv 2003.10555, table 6)."""
+    """ELECTRA's "small", "base" and "large" (configure_pretraining.py of google-research/electra)."""
     num_layers, embed_dim, table_dim = {"small": (12, 256, 128), "base": (12, 768, 0), "large": (24, 1024, 0)}[size]
     heads = embed_dim // 64
     return EncoderConfig(form="bert", num_layers=num_layers, embed_dim=embed_dim, table_dim=table_dim, num_heads=heads, num_kv_heads=heads,
@@ -185,7 +185,7 @@ class Clusters(nnx.Module):
 
     def draw(self, key: jax.Array, ids_n: jax.Array, sharpness: float) -> jax.Array:
         """For each of N ids another, i32[N]: a cluster by the softmax of `sharpness` times its confusions with the id's own, scaled to
-        [0, 1] in each row; then one of its ids, uniformly (Di Liello et al. 2022, arXiv 2210.13536, section 3.2)."""
+        [0, 1] in each row; then one of its ids, uniformly (lucadiliello/transformers-framework)."""
         of_id_v, num_clusters = self.of_id.astype(jnp.int32), len(self.confusions[...])
         sizes_c = jnp.bincount(of_id_v, length=num_clusters)
         low, high = (reduce(self.confusions[...], axis=1, keepdims=True) for reduce in (jnp.min, jnp.max))

@@ -117,10 +117,12 @@ def compiled_once(tmp_path_factory):
         for name, value in options.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
-        yield
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
 
     return remembering
 

@@ -188,7 +188,7 @@ def train(arguments: list[str]) -> int:
     console = rich.console.Console()
     show_config(to_json(options.recipe), console)
     if run_training(options.recipe, str(options.run_dir), console) == STOPPED:
-        print(f"toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
+        print("toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
         return EXIT_STOPPED
     return 0
 

@@ -13,7 +13,7 @@ from data.rows import Documents
 from models.axes import use_placement
 from train.objectives import binary_entropy
 from train.setup import Setup
-from train.sharding import batch_sharding, local_rows, placement, put_rows, replicated
+from train.sharding import placement, put_batch, replicated
 
 
 def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
@@ -38,12 +38,10 @@ def make_scorer(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], dict[str,
 def _judge(setup: Setup, score: Callable, documents: Sequence[bytes] | Documents, params: Any, on_progress: Callable[[int], None]):
     """Figures with `num_bytes`, and how often each id is in the text, i64[V]."""
     recipe, representation = setup.recipe, setup.representation
-    rows = local_rows(setup.mesh, recipe.evaluation.batch_rows)
     scored, num_bytes, id_counts = [], 0, np.zeros(representation.vocab_size, np.int64)
     texts = (documents[number] for number in range(len(documents)))
     for batch, bytes_here in held_out_batches(texts, representation, batch_rows=recipe.evaluation.batch_rows, sequence_length=recipe.data.sequence_length):
-        shards = {name: put_rows(value[rows], rows, len(value), batch_sharding(setup.mesh, value.ndim)) for name, value in batch.items()}
-        scored.append(only_real(jax.device_get(score(params, shards))))
+        scored.append(only_real(jax.device_get(score(params, put_batch(setup.mesh, batch)))))
         ids = batch["ids"][batch["segment_ids"] > 0]
         id_counts += np.bincount(ids[ids < len(id_counts)], minlength=len(id_counts))
         num_bytes += bytes_here

@@ -6,7 +6,7 @@ bytes, never an average of averages. The nats of end-of-document ids count, alth
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from train import encoder_evaluation
 from train.objectives import token_nats
 from train.run_folder import RunFolder
 from train.setup import Setup, load_run
-from train.sharding import batch_sharding, check_batch, local_rows, placement, put_rows, replicated
+from train.sharding import check_batch, placement, put_batch, replicated
 
 NUM_RESAMPLES = 1000
 _MODEL_ARRAYS = ("ids", "targets", "segment_ids", "positions")
@@ -88,7 +88,7 @@ def score_documents(
       on_progress: called with the number of bytes scored so far.
     """
     check_batch(mesh, batch_rows, sequence_length)
-    rows, (count, true_bytes) = local_rows(mesh, batch_rows), (len(documents), [])
+    count, true_bytes = len(documents), []
     nats, num_bytes, num_tokens = np.zeros(count), np.zeros(count, np.int64), np.zeros(count, np.int64)
     id_counts = np.zeros(representation.vocab_size, np.int64)
 
@@ -100,8 +100,7 @@ def score_documents(
 
     for batch in scoring_batches(read(), representation, batch_rows=batch_rows, sequence_length=sequence_length,
                                  piece_length=piece_length, num_workers=num_workers):
-        shards = {name: put_rows(batch[name][rows], rows, batch_rows, batch_sharding(mesh, 2)) for name in _MODEL_ARRAYS}
-        nats_bt = np.asarray(score(params, shards), np.float64)
+        nats_bt = np.asarray(score(params, put_batch(mesh, {name: batch[name] for name in _MODEL_ARRAYS})), np.float64)
         scored = batch["segment_ids"] > 0
         owner = batch["documents"][scored]
         nats += np.bincount(owner, nats_bt[scored], count)

@@ -17,7 +17,6 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
-from jax.sharding import Mesh
 
 from data.encoder_rows import MIN_LENGTH, RowBuilder, encode
 from models import flops
@@ -26,11 +25,11 @@ from models.encoder import Encoder, Heads
 from models.layers import Dropout, no_dropout, published_normal, row_dropout
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name, write_json
-from tokenizer_lab.representation import NUM_ENCODER_IDS, Representation
+from tokenizer_lab.representation import NUM_ENCODER_IDS
 from train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from train.run_folder import RunFolder
 from train.setup import LoadedRun, load_run
-from train.sharding import batch_sharding, parameter_shardings, placement, replicated
+from train.sharding import parameter_shardings, placement, put_batch, replicated
 from train.tasks import Example, Task, metrics, read_task
 
 Batch = dict[str, np.ndarray]
@@ -218,7 +217,7 @@ class _Trainer:
         return params, self._init_optimizer(params)
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
-        return {name: jax.device_put(value, batch_sharding(self._mesh, value.ndim)) for name, value in batch.items()}
+        return put_batch(self._mesh, batch)
 
     def step(self, state: Any, batch: dict[str, jax.Array], number: int) -> Any:
         return self._step(state, batch, jnp.float32(number))

@@ -19,7 +19,6 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json, write_json
 from train.checkpoints import Checkpoints
 from train.evaluation import fixed_subset, held_out_documents, make_judge
-from train.hardware import model_flops_utilization
 from train.logs import RunLog, Stopwatch
 from train.optimizer import from_limbs
 from train.recipe import Recipe, refused_changes

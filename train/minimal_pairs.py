@@ -25,7 +25,7 @@ from tokenizer_lab.representation import MASK
 from train.evaluation import make_scorer, score_run_documents
 from train.run_folder import RunFolder
 from train.setup import LoadedRun, load_run
-from train.sharding import batch_sharding, placement, replicated
+from train.sharding import placement, put_batch, replicated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,8 +151,7 @@ def _row_scorer(loaded: LoadedRun, score_rows: Callable, expand: Callable[[Row, 
         def flush() -> None:
             owners, rows = zip(*waiting)
             rows = rows + rows[-1:] * (batch_rows - len(rows))
-            batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-            batch = {name: jax.device_put(value, batch_sharding(setup.mesh, value.ndim)) for name, value in batch.items()}
+            batch = put_batch(setup.mesh, {name: np.stack([row[name] for row in rows]) for name in rows[0]})
             np.add.at(totals, np.array(owners), np.asarray(score(loaded.params, batch), np.float64)[: len(owners)])
             waiting.clear()
 

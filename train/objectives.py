@@ -39,8 +39,22 @@ Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 
 
+class LearnsByGradients:
+    """What an objective has to know, and to learn, besides the gradients: nothing, unless it says otherwise."""
+
+    def learn_from_text(self, representation: Representation, documents: Any) -> dict[str, Any]:
+        """What `build` is given besides: what is to be known of the text before the first step."""
+        del representation, documents
+        return {}
+
+    def learn(self, params: Any, sums: Sums) -> Any:
+        """The parameters after a step, with what is learned otherwise than by gradients."""
+        del sums
+        return params
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Causal:
+class Causal(LearnsByGradients):
     """Predict each next id from those before it in its document."""
 
     kind: Literal["causal"] = "causal"
@@ -52,11 +66,6 @@ class Causal:
 
     def check(self, model: DecoderConfig, sequence_length: int) -> None:
         """Raises UserError where a row or a model does not suit the objective."""
-
-    def learn_from_text(self, representation: Representation, documents: Any) -> dict[str, Any]:
-        """What `build` is given besides: what an objective has to know of the text before the first step."""
-        del representation, documents
-        return {}
 
     def build(self, model: DecoderConfig, vocab_size: int, rngs: nnx.Rngs) -> nnx.Module:
         return model.build(vocab_size, rngs)
@@ -80,11 +89,6 @@ class Causal:
         loss = nats + self.z_loss * jnp.sum(weight_bt * jnp.square(logz_bt))
         return loss, jnp.sum(weight_bt), {"nats": nats}
 
-    def learn(self, params: Any, sums: Sums) -> Any:
-        """The parameters after a step, with what is learned otherwise than by gradients."""
-        del sums
-        return params
-
     def figures(self, sums: dict[str, float], num_bytes: int) -> dict[str, float | None]:
         """What sums over some steps stand for."""
         return {"bits_per_byte": sums["nats"] / math.log(2) / num_bytes if num_bytes else None}
@@ -93,19 +97,20 @@ class Causal:
 def token_nats(model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """-log p(target) and log Z at every position, f32[B, T]; meaningless where `segment_ids` is 0."""
     hidden_btd = model(batch["ids"], batch["segment_ids"], batch["positions"])
-    return _cross_entropy(hidden_btd, model.output_table, batch["targets"], model.vocab_size)
+    return _cross_entropy(hidden_btd, model.output_table, batch["targets"], model.vocab_size, along_sequence=True)
 
 
-def _cross_entropy(x_btd, table_vd, labels_bt, vocab_size, bias_v=None):
+def _cross_entropy(x_btd, table_vd, labels_bt, vocab_size, bias_v=None, *, along_sequence):
+    """Of labels along a sequence, which is sharded, or at chosen positions (i32[B, N]), which are not."""
     placement = current_placement()
     mesh_shape = placement.mesh.shape if placement else {}
     num_chunks = choose_num_chunks(*labels_bt.shape, table_vd.shape[0], num_devices=placement.mesh.size if placement else 1,
-                                   sequence_shards=mesh_shape.get("sequence", 1) if bias_v is None else 1)
+                                   sequence_shards=mesh_shape.get("sequence", 1) if along_sequence else 1)
     return linear_cross_entropy(x_btd, table_vd, labels_bt, bias_v, vocab_size=vocab_size, num_chunks=num_chunks)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OnChosenPositions:
+class OnChosenPositions(LearnsByGradients):
     """What objectives of encoders have in common: some positions of a row are chosen, and their ids changed or asked for.
 
     Subclasses say which heads they put on the encoder.
@@ -138,16 +143,8 @@ class OnChosenPositions:
         if share and model.embed_dim * share != (scaled := model.scaled(share)).embed_dim or share and scaled.mlp_dim < 1:
             raise UserError(f"objective.generator_share {share} of a width of {model.embed_dim} is no whole number; use e.g. 0.25")
 
-    def learn_from_text(self, representation: Representation, documents: Any) -> dict[str, Any]:
-        del representation, documents
-        return {}
-
     def build(self, model: EncoderConfig, vocab_size: int, rngs: nnx.Rngs, **learned: Any) -> Encoder:
         return Encoder(model, vocab_size, self.heads, rngs=rngs, **learned)
-
-    def learn(self, params: Any, sums: Sums) -> Any:
-        del sums
-        return params
 
     def count_parameters(self, model: EncoderConfig, vocab_size: int) -> dict[str, int]:
         return flops.count_encoder_parameters(model, vocab_size + NUM_ENCODER_IDS, self.heads)
@@ -157,7 +154,7 @@ class OnChosenPositions:
         return flops.encoder_training_flops_per_token(model, vocab_size + NUM_ENCODER_IDS, sequence_length, self.heads, share)
 
     def draw(self, model: Encoder, batch: Batch) -> Batch:
-        """The batch with what is drawn for it, all a function of each row and its seed; the model's weights are not looked at.
+        """The batch with what is drawn for it, all a function of each row and its seed (and, for clusters, of their confusions so far).
 
         Adds `chosen` i32[B, N] positions with their `labels` i32[B, N] and `chosen_weights` f32[B, N] (0 where a row has fewer), the
         `inputs` i32[B, T] with those positions changed, and `chosen_scale` f32[B], by which a sum over chosen positions becomes one
@@ -248,7 +245,8 @@ class Masked(OnChosenPositions):
         """Returns f32[] sums: the loss, whose mean over positions is that over chosen ones; positions; and what `figures` takes."""
         del rng
         x_bne = predicted(model, batch, _dropout(model, batch, 2))
-        nats_bn, _ = _cross_entropy(x_bne, model.embeddings.output_table, batch["labels"], model.vocab_size, model.vocab_head.bias[...])
+        nats_bn, _ = _cross_entropy(x_bne, model.embeddings.output_table, batch["labels"], model.vocab_size, model.vocab_head.bias[...],
+                                    along_sequence=False)
         weights_bn = batch["chosen_weights"]
         sums = {"predicted_nats": jnp.sum(weights_bn * nats_bn), "num_predicted": jnp.sum(weights_bn)}
         return jnp.sum(batch["chosen_scale"][:, None] * weights_bn * nats_bn), _num_positions(batch), sums
@@ -306,10 +304,7 @@ class Replaced(OnChosenPositions):
 
     def figures(self, sums: dict[str, float], num_bytes: int) -> dict[str, float | None]:
         del num_bytes
-        return {
-            "detection_nats": _ratio(sums["detection_nats"], sums["num_detected"]),
-            "always_real_nats": binary_entropy(_ratio(sums["num_replaced"], sums["num_detected"])),
-            "replaced_share": _ratio(sums["num_replaced"], sums["num_detected"]),
+        return _detection_figures(sums) | {
             "predicted_nats": _ratio(sums["predicted_nats"], sums["num_predicted"]),
             "sampled_right": _ratio(sums["num_sampled_right"], sums["num_predicted"]),
         }
@@ -362,8 +357,7 @@ class RandomSubstitution(OnChosenPositions):
 
     def figures(self, sums: dict[str, float], num_bytes: int) -> dict[str, float | None]:
         del num_bytes
-        share = _ratio(sums["num_replaced"], sums["num_detected"])
-        return {"detection_nats": _ratio(sums["detection_nats"], sums["num_detected"]), "always_real_nats": binary_entropy(share), "replaced_share": share}
+        return _detection_figures(sums)
 
     def score(self, model: Encoder, batch: Batch) -> Batch:
         """`logits` f32[B, T] for what is `replaced` bool[B, T]."""
@@ -452,6 +446,11 @@ def _detection(logits_bt, ids_bt, batch, chosen_only):
         scale = batch["chosen_scale"][0]
     nats = jnp.sum(weights_bt * optax.sigmoid_binary_cross_entropy(logits_bt, replaced_bt))
     return scale * nats, {"detection_nats": nats, "num_detected": jnp.sum(weights_bt), "num_replaced": jnp.sum(weights_bt * replaced_bt)}
+
+
+def _detection_figures(sums: dict[str, float]) -> dict[str, float | None]:
+    share = _ratio(sums["num_replaced"], sums["num_detected"])
+    return {"detection_nats": _ratio(sums["detection_nats"], sums["num_detected"]), "always_real_nats": binary_entropy(share), "replaced_share": share}
 
 
 def _score_predictions(model, batch, by_generator=False):

@@ -180,7 +180,8 @@ def to_json(config: Any) -> Any:
 def from_json(kind: Any, value: Any, where: str = "config") -> Any:
     """The inverse of `to_json` for a config of type `kind`. Raises UserError for a stranger's file that is none."""
     if choices := {choice.kind: choice for choice in typing.get_args(kind) if dataclasses.is_dataclass(choice)}:  # of several configs, its "kind" tells
-        name = value.get("kind", next(iter(choices))) if isinstance(value, dict) else value
+        first = next(iter(choices))
+        name = value.get("kind", first) if isinstance(value, dict) else first
         if not isinstance(name, str) or name not in choices:
             raise UserError(f"{where}: no {name!r}; it is one of {', '.join(choices)}. Was it written by another version?")
         kind = choices[name]

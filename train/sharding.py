@@ -6,7 +6,7 @@ Mesh axes: `replica` (between slices, over DCN), `fsdp` (parameters and batch ro
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -139,6 +139,16 @@ def local_rows(mesh: Mesh, batch_rows: int) -> list[int]:
     """The rows of the global batch that this process's devices hold, ascending."""
     indices = NamedSharding(mesh, PartitionSpec(ACTIVATION_AXES["batch"])).addressable_devices_indices_map((batch_rows,))
     return sorted({row for (rows,) in indices.values() for row in range(*rows.indices(batch_rows))})
+
+
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Global arrays from a batch of which every process has all rows; each takes those of its devices."""
+
+    def put(value: np.ndarray) -> jax.Array:
+        rows = local_rows(mesh, len(value))
+        return put_rows(value[rows], rows, len(value), batch_sharding(mesh, value.ndim))
+
+    return {name: put(value) for name, value in batch.items()}
 
 
 def put_rows(value: np.ndarray, rows: Sequence[int], batch_rows: int, sharding: NamedSharding) -> jax.Array:

@@ -174,7 +174,8 @@ def make_train_step(
         counted = jax.tree.map(lambda old, new: jnp.where(over, old, new), state_counters(state), state_counters(counted))
         new_state = dataclasses.replace(state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted)
         metrics = {
-            "loss": sums["loss"] / weight, "sums": {name: value for name, value in sums["sums"].items() if value.ndim == 0}, "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
+            "loss": sums["loss"] / weight, "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
+            "sums": {name: value for name, value in sums["sums"].items() if value.ndim == 0},  # for the log; others are for `learn`
             "grad_norm": norm, "skipped": skipped, "over": over, "share": meter(new_state.step, new_state.bytes_seen)[0], "step": new_state.step, "bytes_seen": new_state.bytes_seen,
             "skipped_steps": new_state.skipped_steps, "skipped_in_a_row": new_state.skipped_in_a_row,
         }

@@ -17,7 +17,6 @@ import scipy.stats
 
 from tokenizer_lab.errors import UserError
 
-MAX_LINE_BYTES = 1 << 20
 _FIELDS = (("sentence",), ("text",), ("sentence1", "sentence2"))
 DEV_SHARE = 0.1  # held out where no file of its own is given
 
@@ -193,7 +192,7 @@ def metrics(predicted: np.ndarray, targets: np.ndarray, num_classes: int) -> dic
 
 
 def _matthews(confusion: np.ndarray) -> float:
-    """The correlation of two labelings (Gorodkin 2004, eq. 8)."""
+    """The correlation of two labelings (Gorodkin 2004, R_K)."""
     total, right, of_class, as_class = confusion.sum(), np.trace(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     scale = (total**2 - as_class @ as_class) * (total**2 - of_class @ of_class)
     return float((right * total - of_class @ as_class) / math.sqrt(scale)) if scale else 0.0

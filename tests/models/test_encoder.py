@@ -114,7 +114,7 @@ def test_dropout_keeps_the_mean():
 
 @pytest.mark.parametrize("size, millions, with_generator", [("small", 13.55, 14.2), ("base", 109.5, 119.4), ("large", 335.1, 354.7)])
 def test_published_sizes(size, millions, with_generator):
-    """14M, 110M and 335M (Clark et al. 2020, table 6); the pair's generator comes on top of that."""
+    """14M, 110M and 335M (Clark et al. 2020); the pair's generator comes on top of that."""
     config, share = published_config(size), 1 / 3 if size == "base" else 1 / 4
     count = functools.partial(flops.count_encoder_parameters, config, 30_522)
     assert count(Heads(detects=True))["total"] / 1e6 == pytest.approx(millions, rel=1e-3)
