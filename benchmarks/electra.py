@@ -32,6 +32,7 @@ from train.report import write_report
 from train.tasks import task_name
 
 SHAPE = dict(num_layers=4, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=64, mlp_dim=384, compute_dtype="float32", remat="none")
+SEQUENCE_LENGTH = 64
 ENCODER = EncoderConfig(**SHAPE)
 ARMS = {
     "replaced": (ENCODER, Replaced(generator_share=0.5)),
@@ -52,12 +53,14 @@ class Options:
     """Files to learn from and to be judged by, as TRAIN:DEV."""
     out: pathlib.Path
     """Folder for corpus, runs and results; the same command goes on there."""
-    flops: float = 2e12
+    flops: float = 6e12
     """Of each run."""
     num_seeds: int = 3
     vocab_size: int = 4096
     arms: tuple[str, ...] = tuple(ARMS)
     finetune_epochs: int = 3
+    finetune_learning_rate: float = 5e-4
+    """Models this small need more than the published 1e-4."""
 
 
 def main(options: Options) -> None:
@@ -76,7 +79,8 @@ def main(options: Options) -> None:
             for task in options.tasks:
                 files = [pathlib.Path(part) for part in task.split(":")]
                 if not (runs[-1] / "finetune" / f"{task_name(files[0])}.json").exists():
-                    finetune(FinetuneOptions(run=runs[-1], task=files[0], dev=files[1], num_seeds=1, num_epochs=options.finetune_epochs))
+                    finetune(FinetuneOptions(run=runs[-1], task=files[0], dev=files[1], num_seeds=1, num_epochs=options.finetune_epochs,
+                                             sequence_length=SEQUENCE_LENGTH, learning_rate=options.finetune_learning_rate))
         show(options, seed + 1, console)
     console.print(str(write_report(runs, options.out / "report").index))
 
@@ -85,7 +89,7 @@ def recipe(arm: str, seed: int, options: Options) -> Recipe:
     model, objective = ARMS[arm]
     return Recipe(
         name=f"{arm}-{seed}", representation=str(options.out / "subword"), budget=Budget(flops=options.flops), model=model, objective=objective,
-        seed=seed, data=DataConfig(corpora=(str(options.out / "corpus"),), batch_rows=32, sequence_length=128),
+        seed=seed, data=DataConfig(corpora=(str(options.out / "corpus"),), batch_rows=64, sequence_length=SEQUENCE_LENGTH),
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_share=0.1, final_share=0.0, beta2=0.999, epsilon=1e-6,
                                   bias_correction=False, weight_decay=0.01),
         checkpoint=CheckpointConfig(every_steps=500), logging=LoggingConfig(every_steps=50, tensorboard=False),

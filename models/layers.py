@@ -4,6 +4,7 @@ Legend: B batch, T positions, D embed, H heads, K key/value heads, h head dimens
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import ClassVar, Literal, get_args
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.attention import attend, attend_to_cache
-from models.axes import constrain, parameter
+from models.axes import constrain, current_placement, parameter
 from tokenizer_lab.errors import UserError
 
 KVCache = tuple[jax.Array, jax.Array]  # keys and values, f[B, S, K, h] each
@@ -113,7 +114,17 @@ class Dense(nnx.Module):
         self.bias = parameter(jnp.zeros(out_dim), "norm" if out_axis in ("embed", "table") else out_axis)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.kernel.astype(x.dtype) + self.bias.astype(x.dtype)
+        return project(x, self.kernel) + self.bias.astype(x.dtype)
+
+
+def project(x: jax.Array, kernel: jax.Array, num_inner: int = 1) -> jax.Array:
+    """x f[..., *in] times kernel f[*in, *out] -> f[..., *out], in the type of x; `in` has `num_inner` axes."""
+    kernel, placement = kernel[...].astype(x.dtype), current_placement()
+    if placement is not None and placement.mesh.size > 1:  # rows and positions may each be split over devices
+        return jnp.tensordot(x, kernel, num_inner)
+    # Rows and positions as one axis: of two, XLA's CPU compiler copies the gradient transposed, element by element, before it sums over them.
+    matrix = kernel.reshape(math.prod(kernel.shape[:num_inner]), -1)
+    return (x.reshape(-1, len(matrix)) @ matrix).reshape(*x.shape[: x.ndim - num_inner], *kernel.shape[num_inner:])
 
 
 def no_dropout(x: jax.Array, place: int) -> jax.Array:
@@ -184,15 +195,13 @@ class Attention(nnx.Module):
             cache = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), first, axis=1)
                           for old, new in zip(cache, (k_bthd, v_bthd)))
             out_bthd = attend_to_cache(q_bthd, *cache, first)
-        out_btd = jnp.einsum("bthk,hkd->btd", out_bthd, self.out.astype(x_btd.dtype))
+        out_btd = project(out_bthd, self.out, 2)
         return out_btd + self.out_bias.astype(x_btd.dtype) if config.published else out_btd, cache
 
     def _project(self, x_btd: jax.Array, positions_bt: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, f[B, T, H or K, h]."""
         dtype, config = x_btd.dtype, self.config
-        q_bthd = jnp.einsum("btd,dhk->bthk", x_btd, self.query.astype(dtype))
-        k_bthd = jnp.einsum("btd,dhk->bthk", x_btd, self.key.astype(dtype))
-        v_bthd = jnp.einsum("btd,dhk->bthk", x_btd, self.value.astype(dtype))
+        q_bthd, k_bthd, v_bthd = (project(x_btd, kernel) for kernel in (self.query, self.key, self.value))
         if config.published:
             return q_bthd + self.query_bias.astype(dtype), k_bthd + self.key_bias.astype(dtype), v_bthd + self.value_bias.astype(dtype)
         if config.qk_norm:
@@ -210,9 +219,8 @@ class SwiGLU(nnx.Module):
         self.down = parameter(config.matrix(rngs, (f, d), f, config.residual_scale), "mlp", "embed")
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        dtype = x_btd.dtype
-        hidden_btf = jax.nn.silu(x_btd @ self.gate.astype(dtype)) * (x_btd @ self.up.astype(dtype))
-        return constrain(hidden_btf, "batch", "sequence", "mlp") @ self.down.astype(dtype)
+        hidden_btf = jax.nn.silu(project(x_btd, self.gate)) * project(x_btd, self.up)
+        return project(constrain(hidden_btf, "batch", "sequence", "mlp"), self.down)
 
 
 class Block(nnx.Module):
