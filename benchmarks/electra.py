@@ -31,7 +31,7 @@ from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, Logging
 from train.report import write_report
 from train.tasks import task_name
 
-SHAPE = dict(num_layers=4, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=64, mlp_dim=384, compute_dtype="float32", remat="none")
+SHAPE = dict(num_layers=2, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=64, mlp_dim=384, compute_dtype="float32", remat="none")
 SEQUENCE_LENGTH = 64
 ENCODER = EncoderConfig(**SHAPE)
 ARMS = {
@@ -53,10 +53,10 @@ class Options:
     """Files to learn from and to be judged by, as TRAIN:DEV."""
     out: pathlib.Path
     """Folder for corpus, runs and results; the same command goes on there."""
-    flops: float = 6e12
+    flops: float = 1e13
     """Of each run."""
     num_seeds: int = 3
-    vocab_size: int = 4096
+    vocab_size: int = 1024
     arms: tuple[str, ...] = tuple(ARMS)
     finetune_epochs: int = 3
     finetune_learning_rate: float = 5e-4
@@ -89,11 +89,11 @@ def recipe(arm: str, seed: int, options: Options) -> Recipe:
     model, objective = ARMS[arm]
     return Recipe(
         name=f"{arm}-{seed}", representation=str(options.out / "subword"), budget=Budget(flops=options.flops), model=model, objective=objective,
-        seed=seed, data=DataConfig(corpora=(str(options.out / "corpus"),), batch_rows=64, sequence_length=SEQUENCE_LENGTH),
-        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_share=0.1, final_share=0.0, beta2=0.999, epsilon=1e-6,
+        seed=seed, data=DataConfig(corpora=(str(options.out / "corpus"),), batch_rows=32, sequence_length=SEQUENCE_LENGTH),
+        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="linear", warmup_share=0.1, final_share=0.0, beta2=0.999, epsilon=1e-6,
                                   bias_correction=False, weight_decay=0.01),
-        checkpoint=CheckpointConfig(every_steps=500), logging=LoggingConfig(every_steps=50, tensorboard=False),
-        evaluation=EvaluationConfig(every_steps=200, max_bytes=1 << 15))
+        checkpoint=CheckpointConfig(every_steps=500), logging=LoggingConfig(every_steps=100, tensorboard=False),
+        evaluation=EvaluationConfig(every_steps=400, max_bytes=1 << 15))
 
 
 def show(options: Options, num_seeds: int, console: rich.console.Console) -> None:

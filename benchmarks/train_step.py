@@ -24,28 +24,19 @@ import rich.table
 import torch
 import torch.nn.functional as F
 import tyro
-from flax import nnx
+from own_step import OPTIMIZER, OwnStep, Shape
 from torch import nn
 
 from models.decoder import DecoderConfig
-from train.objectives import Causal
-from train.optimizer import Budget, OptimizerConfig, make_meter
-from train.sharding import MeshConfig, make_mesh, put_batch
-from train.step import build_program, make_train_step
 
 EPSILON = 1e-6  # of `models.layers.rms_norm`
-OPTIMIZER = OptimizerConfig(learning_rate=3e-4, warmup_share=0.0, schedule="wsd", decay_share=0.0, weight_decay=0.1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Times the steps."""
 
-    model: DecoderConfig = DecoderConfig(num_layers=6, embed_dim=256, num_heads=4, num_kv_heads=4, head_dim=64, mlp_dim=1024, qk_norm=False,
-                                         compute_dtype="float32", remat="none")
-    vocab_size: int = 4096
-    batch_rows: int = 16
-    sequence_length: int = 256
+    shape: Shape = Shape()
     steps: int = 8
     """Of each in a turn."""
     turns: int = 5
@@ -56,11 +47,11 @@ class Options:
 
 
 def main(options: Options) -> None:
-    ids = np.random.default_rng(0).integers(0, options.vocab_size, (options.batch_rows, options.sequence_length + 1), np.int32)
-    ours, params = our_step(options, ids)
-    steps: dict[str, Callable[[], float]] = {"ours": ours, "torch eager": torch_step(options, ids, params)}
+    ours = OwnStep(options.shape)
+    params = ours.params
+    steps: dict[str, Callable[[], float]] = {"ours": ours, "torch eager": torch_step(options.shape, params)}
     if options.torch_compile:
-        steps["torch.compile"] = torch_step(options, ids, params, compiled=True)
+        steps["torch.compile"] = torch_step(options.shape, params, compiled=True)
     first = {name: [step() for _ in range(2)] for name, step in steps.items()}
     assert np.allclose(list(first.values()), first["ours"], rtol=2e-2 if torch.cuda.is_available() else 1e-4), f"the losses differ: {first}"
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -71,26 +62,6 @@ def main(options: Options) -> None:
                 step()
             seconds[name].append((time.perf_counter() - start) / options.steps)
     report(options, {name: times[1:] for name, times in seconds.items()}, params)
-
-
-def our_step(options: Options, ids: np.ndarray) -> tuple[Callable[[], float], dict]:
-    """A function that takes a step and returns the loss before it, and the weights that it begins with."""
-    mesh = make_mesh(MeshConfig())
-    program = build_program(lambda rngs: options.model.build(options.vocab_size, rngs), OPTIMIZER, mesh, batch_rows=options.batch_rows, num_sources=1)
-    step = make_train_step(program, Causal(z_loss=0.0), OPTIMIZER, mesh, meter=make_meter(Budget(steps=10**6), 1.0))
-    state = program.init(jax.random.key_data(jax.random.key(0)))
-    ones = np.ones_like(ids[:, 1:])
-    batch = put_batch(mesh, {
-        "ids": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": ones, "positions": ones * np.arange(options.sequence_length, dtype=np.int32),
-        "num_bytes": ones[:, 0], "cursors": np.zeros((options.batch_rows, 2), np.int32)})
-    params = jax.tree.map(np.array, state.params)
-
-    def run() -> float:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return float(metrics["loss"])
-
-    return run, params
 
 
 class Layer(nn.Module):
@@ -119,15 +90,16 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Our decoder's weights in PyTorch."""
 
-    def __init__(self, options: Options, params: dict):
+    def __init__(self, shape: Shape, params: dict):
         super().__init__()
+        model = shape.model
         self.embedding = nn.Embedding.from_pretrained(torch.tensor(params["embedding"]), freeze=False)
-        self.layers = nn.ModuleList(Layer(options.model, params["blocks"], number) for number in range(options.model.num_layers))
-        self.norm = nn.RMSNorm(options.model.embed_dim, EPSILON)
+        self.layers = nn.ModuleList(Layer(model, params["blocks"], number) for number in range(model.num_layers))
+        self.norm = nn.RMSNorm(model.embed_dim, EPSILON)
         self.unembedding = linear(params["unembedding"].T)
-        half = options.model.head_dim // 2
-        frequency = options.model.rope_theta ** (-torch.arange(half) / half)
-        angle = torch.arange(options.sequence_length)[:, None] * frequency
+        half = model.head_dim // 2
+        frequency = model.rope_theta ** (-torch.arange(half) / half)
+        angle = torch.arange(shape.sequence_length)[:, None] * frequency
         self.register_buffer("cos", angle.cos())
         self.register_buffer("sin", angle.sin())
 
@@ -151,17 +123,17 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-def torch_step(options: Options, ids: np.ndarray, params: dict, compiled: bool = False) -> Callable[[], float]:
+def torch_step(shape: Shape, params: dict, compiled: bool = False) -> Callable[[], float]:
     """A function that takes a step in PyTorch and returns the loss before it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Decoder(options, params).to(device)
+    model, ids = Decoder(shape, params).to(device), shape.ids()
     matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": OPTIMIZER.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=OPTIMIZER.learning_rate, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.epsilon, fused=True)
     forward = torch.compile(model) if compiled else model
     inputs, targets = (torch.tensor(x, dtype=torch.int64, device=device) for x in (ids[:, :-1], ids[:, 1:]))
-    autocast = torch.autocast(device, torch.bfloat16, enabled=options.model.compute_dtype == "bfloat16")
+    autocast = torch.autocast(device, torch.bfloat16, enabled=shape.model.compute_dtype == "bfloat16")
 
     def run() -> float:
         with autocast:
@@ -177,19 +149,18 @@ def torch_step(options: Options, ids: np.ndarray, params: dict, compiled: bool =
 
 def report(options: Options, seconds: dict[str, list[float]], params: dict) -> None:
     num_parameters = sum(x.size for x in jax.tree.leaves(params))
-    tokens = options.batch_rows * options.sequence_length
-    flops = options.model.training_flops_per_token(options.vocab_size, options.sequence_length)["total"] * tokens
+    shape, tokens = options.shape, options.shape.tokens
     table = rich.table.Table(
-        title=f"{num_parameters / 1e6:.2f}M parameters, {options.batch_rows} x {options.sequence_length} positions, vocab {options.vocab_size:,}, "
-              f"{options.model.compute_dtype}, on {jax.devices()[0].device_kind} ({os.cpu_count()} cores)", box=rich.box.SIMPLE_HEAD)
+        title=f"{num_parameters / 1e6:.2f}M parameters, {shape.batch_rows} x {shape.sequence_length} positions, vocab {shape.vocab_size:,}, "
+              f"{shape.model.compute_dtype}, on {jax.devices()[0].device_kind} ({os.cpu_count()} cores)", box=rich.box.SIMPLE_HEAD)
     for name in ("", "ms a step", "tokens/s", "TFLOP/s", "times ours' speed (min / median / max)"):
         table.add_column(name, justify="right" if name else "left")
     figures = {}
     for name, times in seconds.items():
         median = statistics.median(times)
         ratios = sorted(mine / theirs for mine, theirs in zip(seconds["ours"], times))
-        figures[name] = {"seconds": times, "tokens_per_second": tokens / median, "flops_per_second": flops / median, "times_ours": ratios}
-        table.add_row(name, f"{1e3 * median:.0f}", f"{tokens / median:,.0f}", f"{flops / median / 1e12:.3g}",
+        figures[name] = {"seconds": times, "tokens_per_second": tokens / median, "flops_per_second": shape.flops / median, "times_ours": ratios}
+        table.add_row(name, f"{1e3 * median:.0f}", f"{tokens / median:,.0f}", f"{shape.flops / median / 1e12:.3g}",
                       f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}")
     rich.console.Console().print(table)
     if options.json_file:
