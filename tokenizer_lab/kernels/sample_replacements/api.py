@@ -59,9 +59,7 @@ def _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature) 
     num_positions, width = x_nd.shape
     num_rows = len(table_vd)
     assert num_positions > 0 and jnp.issubdtype(x_nd.dtype, jnp.floating), x_nd
-    assert table_vd.shape == (num_rows, width) and num_rows % # More ids at a time would compile for half a minute: Mosaic unrolls the noise.
-BLOCKS = Blocks(512, 256), Blocks(256, 256), Blocks(128, 256)
-ROW_MULTIPLE == 0, (table_vd, x_nd)
+    assert table_vd.shape == (num_rows, width) and num_rows % ROW_MULTIPLE == 0, (table_vd, x_nd)
     assert 0 < vocab_size <= num_rows, (vocab_size, table_vd)
     assert bias_v is None or bias_v.shape == (num_rows,), (bias_v, table_vd)
     assert labels_n.shape == (num_positions,) and labels_n.dtype == jnp.int32, (labels_n, x_nd)
