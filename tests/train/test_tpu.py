@@ -113,11 +113,11 @@ def test_a_billion_parameters_fit_a_v5e_pod():
     assert result["temp_bytes"] < 3.0e9
 
 
-def tpu_placement(**mesh_sizes: int) -> Placement:
+def tpu_placement(kernels: str = "auto", **mesh_sizes: int) -> Placement:
     """A placement on TPUs that are not there, for code that looks at the platform and the mesh's shape only."""
     device = types.SimpleNamespace(platform="tpu")
     shape = {axis: mesh_sizes.get(axis, 1) for axis in MESH_AXES}
-    return Placement(types.SimpleNamespace(devices=np.array([device]), shape=shape), ACTIVATION_AXES)
+    return Placement(types.SimpleNamespace(devices=np.array([device]), shape=shape), ACTIVATION_AXES, kernels)
 
 
 def random_attention(rows: int, length: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype=jnp.float32):
@@ -170,12 +170,10 @@ def test_shapes_that_the_kernel_does_not_take_are_named_once_and_still_attended(
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
 
 
-def test_on_other_platforms_nothing_is_said():
+@pytest.mark.parametrize("place", [lambda: placement(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])), lambda: tpu_placement(kernels="reference")])
+def test_on_other_platforms_and_without_kernels_nothing_is_said(place):
     inputs = random_attention(1, 96, 2, 2, 48)
-    with (
-        use_placement(placement(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]))),
-        warnings.catch_warnings(action="error"),
-    ):
+    with use_placement(place()), warnings.catch_warnings(action="error"):
         attend(*inputs)
 
 

