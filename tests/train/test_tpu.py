@@ -83,16 +83,24 @@ def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microb
     ],
     ids=["v5e-tensor", "v5p-muon", "v6e-sequence", "two-v5e-slices"],
 )
-def test_the_step_compiles_for_a_tpu_with_the_splash_kernel(options, expected_collectives):
+def test_the_step_compiles_for_a_tpu_with_its_kernels(options, expected_collectives):
     result = compile_train_step(**options)
     assert result["splash_kernels"] == ["dkv", "dq", "fwd"]
-    assert result["tpu_custom_calls"] >= 3
+    assert result["loss_kernels"] == ["backward_by_table", "backward_by_x", "forward"]
+    assert result["tpu_custom_calls"] >= 6
     assert result["warnings"] == []
     assert expected_collectives <= result["collectives"].keys()
     # The state is split over the devices (up to what tiles pad) and donated.
     assert result["state_bytes_per_device"] <= result["argument_bytes"] < 1.5 * result["state_bytes_per_device"] + 2**20
     assert result["alias_bytes"] >= result["state_bytes_per_device"]
     assert result["slices_of_replicas"] == [[number] for number in range(options.get("num_slices", 1))]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_without_kernels_the_step_compiles_without_them():
+    result = compile_train_step(topology="v5e:2x2", kernels="reference")
+    assert result["tpu_custom_calls"] == 0 and not result["warnings"]
 
 
 @needs_libtpu
