@@ -253,7 +253,8 @@ def on_a_tpu():
 def test_what_the_kernel_does_not_take_is_named_once_and_computed_all_the_same(width, dtype, why, on_a_tpu, monkeypatch):
     implementations.warn_once.cache_clear()
     monkeypatch.setattr(api, "_over_mesh", lambda passes, layout: passes)  # there is no such mesh to compute on
-    trace = functools.partial(jax.eval_shape, functools.partial(linear_cross_entropy, vocab_size=300, layout=on_a_tpu), *abstract(width=width, dtype=dtype))
+    loss = functools.partial(linear_cross_entropy, vocab_size=300, layout=on_a_tpu)
+    trace = functools.partial(jax.eval_shape, loss, *abstract(width=width, dtype=dtype))
     with pytest.warns(UserWarning, match=f"^the TPU kernel of linear_cross_entropy does not take {why}; "
                       "it is computed by the reference implementation instead$") as caught:
         assert [result.shape for result in trace()] == [(1, 8)] * 2
