@@ -48,6 +48,7 @@ bench: $(VENV)/installed-for-tests demo
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/encode.py demo/byte demo/subword demo/equal_info --corpus-file $(A_TEXT)
 	$(BIN)/python benchmarks/equal_info.py
+	$(BIN)/python benchmarks/loss_memory.py
 
 constraints:
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints

@@ -12,20 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from data.rows import Batch, Row
+from data.rows import Batch, Encoded, Row, encode
 from tokenizer_lab.representation import CLS, SEP, Representation
 
-Encoded = tuple[np.ndarray, np.ndarray]  # i32[n] ids and i64[n] source bytes of each
 MIN_LENGTH = 8  # of a row
 _SHORT_TARGET_SHARE = 0.05  # of the pair examples that are made shorter than a row
 _SINGLE_SHARE = 0.1  # of those that have one segment only
-
-
-def encode(representation: Representation, texts: Sequence[bytes]) -> list[Encoded]:
-    """Texts as ids and the source bytes of each."""
-    encoded = [(ids.astype(np.int32), lengths) for ids, lengths in representation.encode_many(texts)]
-    assert all(lengths.sum() == len(text) for text, (_, lengths) in zip(texts, encoded, strict=True)), representation.kind
-    return encoded
 
 
 class RowBuilder:

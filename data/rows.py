@@ -60,7 +60,7 @@ def draw_source(seed: int, row: int, draw: int, weights: Sequence[float]) -> int
     return bisect.bisect_right(cumulative, uniform * cumulative[-1])
 
 
-Positions = tuple[np.ndarray, np.ndarray]
+Encoded = tuple[np.ndarray, np.ndarray]  # i32[n] ids and i64[n] source bytes of each
 
 
 def _draw_hash(seed: int, row: int, draw: int, *what: str) -> int:
@@ -69,13 +69,20 @@ def _draw_hash(seed: int, row: int, draw: int, *what: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def document_positions(representation: Representation, documents: Sequence[bytes]) -> list[Positions]:
+def document_positions(representation: Representation, documents: Sequence[bytes]) -> list[Encoded]:
     """Documents as positions: i32[n + 2] ids between two end-of-document ids, and i64[n + 1] source bytes of each target."""
-    eod, positions = [representation.eod_id], []
-    for document, (ids, lengths) in zip(documents, representation.encode_many(documents), strict=True):
-        assert lengths.sum() == len(document), f"{representation.kind}: {lengths.sum()} bytes of a document of {len(document)}"
-        positions.append((np.concatenate([eod, ids, eod]).astype(np.int32), np.append(lengths, 0)))
-    return positions
+    eod = np.array([representation.eod_id], np.int32)
+    return [(np.concatenate([eod, ids, eod]), np.append(lengths, 0)) for ids, lengths in encode(representation, documents)]
+
+
+def encode(representation: Representation, texts: Sequence[bytes]) -> list[Encoded]:
+    """Texts as ids and the source bytes of each: all bytes, and no id that a model has no row for."""
+    encoded = [(ids.astype(np.int32), lengths) for ids, lengths in representation.encode_many(texts)]
+    for text, (ids, lengths) in zip(texts, encoded, strict=True):
+        assert lengths.sum() == len(text), f"{representation.kind}: {lengths.sum()} bytes of a text of {len(text)}"
+        assert ids.size == 0 or 0 <= ids.min() <= ids.max() < representation.vocab_size, (
+            f"{representation.kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has {representation.vocab_size}")
+    return encoded
 
 
 class RowStreams(grain.IterDataset):
@@ -306,10 +313,10 @@ def scoring_batches(
 
 def _encode_documents(
     workers: concurrent.futures.Executor, documents: Iterable[tuple[int, bytes]], representation: Representation, num_workers: int,
-) -> Iterator[tuple[int, Positions]]:
+) -> Iterator[tuple[int, Encoded]]:
     """Numbers and positions of the documents, in order."""
 
-    def encode(batch: Sequence[tuple[int, bytes]]) -> list[tuple[int, Positions]]:
+    def encode(batch: Sequence[tuple[int, bytes]]) -> list[tuple[int, Encoded]]:
         numbers, texts = zip(*batch)
         return list(zip(numbers, document_positions(representation, texts)))
 
@@ -324,7 +331,7 @@ def _batched(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def _scoring_rows(encoded: Iterable[tuple[int, Positions]], row_length: int, piece_length: int, eod_id: int) -> Iterator[Batch]:
+def _scoring_rows(encoded: Iterable[tuple[int, Encoded]], row_length: int, piece_length: int, eod_id: int) -> Iterator[Batch]:
     length = min(piece_length or row_length, row_length)
     shared, used, segment = _empty_scoring_row(row_length), 0, 0
     for number, (ids, lengths) in encoded:

@@ -37,7 +37,7 @@ def attend(
     placement = current_placement()
     if dropout is not None:
         return _attend_with_dropout(q_bthd, k_bshd, v_bshd, segment_ids_bt, causal, dropout)
-    if placement is not None and placement.mesh.devices.flat[0].platform == "tpu":
+    if placement is not None and placement.kernels != "reference" and placement.mesh.devices.flat[0].platform == "tpu":
         if (why := _splash_refuses(q_bthd.shape, k_bshd.shape, placement)) is None:
             return _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal)
         warnings.warn(f"splash attention does not take queries of shape {list(q_bthd.shape)}: {why}; attention writes its weights to memory instead",

@@ -23,6 +23,8 @@ class Placement:
 
     mesh: Mesh
     activations: Mapping[str, MeshAxes]
+    kernels: str = "auto"
+    """Which implementation operations take that have a kernel; "reference" is plain JAX for all."""
 
     def spec(self, *axes: str | None) -> PartitionSpec:
         return PartitionSpec(*(self.activations[axis] if axis else None for axis in axes))

@@ -27,7 +27,7 @@ def make_scorer(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], dict[str,
     objective, mesh = setup.recipe.objective, setup.mesh
 
     def score(params, batch):
-        with use_placement(placement(mesh)):
+        with use_placement(placement(mesh, setup.recipe.kernels)):
             model = nnx.merge(setup.program.model_def, nnx.State(params))
             batch = objective.draw(model, batch)
             return objective.score(model, batch) | {"weights": batch["chosen_weights"], "segment_ids": batch["segment_ids"]}

@@ -59,11 +59,11 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
     return float(nats) / math.log(2) / int(num_bytes)
 
 
-def make_scorer(model_def: Any, mesh: Mesh) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+def make_scorer(model_def: Any, mesh: Mesh, kernels: str = "auto") -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
     """The jitted function (params, batch) -> -log p(target) f32[B, T], the whole of it on every host."""
 
     def score(params, batch):
-        with use_placement(placement(mesh)):
+        with use_placement(placement(mesh, kernels)):
             return token_nats(nnx.merge(model_def, nnx.State(params)), batch)[0]
 
     return jax.jit(score, out_shardings=replicated(mesh))
@@ -116,7 +116,7 @@ def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
     """A function (documents, params) -> the figures of held-out text and its `num_bytes`, of what the run's objective is about."""
     if setup.recipe.objective.layout is not CausalRow:
         return encoder_evaluation.make_judge(setup)
-    score = make_scorer(setup.program.model_def, setup.mesh)
+    score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
 
     def judge(documents: Sequence[bytes] | Documents, params: Any) -> dict[str, Any]:
         scores = score_run_documents(setup, documents, score, params)
@@ -229,7 +229,7 @@ def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, i
     total_bytes = sum(part.num_bytes for part in documents.parts)
     content = {"corpus_content_hash": "+".join(corpus.content_hash for corpus in setup.corpora)}
     if recipe.objective.layout is CausalRow:
-        scores = score_run_documents(setup, documents, make_scorer(setup.program.model_def, setup.mesh), loaded.params,
+        scores = score_run_documents(setup, documents, make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels), loaded.params,
                                      on_progress=lambda num_bytes: on_progress(num_bytes, total_bytes))
         summary = summarize(scores, [documents.domain(number) for number in range(len(documents))])
         result = loaded.counters | summary | content

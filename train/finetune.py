@@ -18,7 +18,8 @@ import optax
 import tyro
 from flax import nnx
 
-from data.encoder_rows import MIN_LENGTH, RowBuilder, encode
+from data.encoder_rows import MIN_LENGTH, RowBuilder
+from data.rows import encode
 from models import flops
 from models.axes import parameter, parameter_axes, use_placement
 from models.encoder import Encoder, Heads
@@ -186,7 +187,7 @@ class _Trainer:
         self.center, self.scale = (0.0, 1.0) if task.labels else (float(targets.mean()), float(targets.std()) or 1.0)
 
         def outputs(params, batch, dropout):
-            with use_placement(placement(self._mesh)):
+            with use_placement(placement(self._mesh, setup.recipe.kernels)):
                 return nnx.merge(self._definition, nnx.State(params))(batch, dropout)
 
         def loss(params, batch):

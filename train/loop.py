@@ -61,7 +61,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
         batch = next_batch()
         with clock("compile"), console.status("compiling the training step"):
             train_step = make_train_step(setup.program, recipe.objective, recipe.optimizer, setup.mesh, meter=setup.meter,
-                                         num_microbatches=recipe.data.num_microbatches).lower(state, batch).compile()
+                                         num_microbatches=recipe.data.num_microbatches, kernels=recipe.kernels).lower(state, batch).compile()
         describe(setup, clock.seconds["compile"], console)
 
         # 5. The loop. One step is in flight while the host looks at the numbers of the one before it.

@@ -17,7 +17,8 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from data.encoder_rows import RowBuilder, encode
+from data.encoder_rows import RowBuilder
+from data.rows import encode
 from models.axes import use_placement
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
@@ -86,7 +87,7 @@ def choose_score(loaded: LoadedRun) -> tuple[str, Callable[[Sequence[bytes]], np
     """What a run can say of sentences, and the function texts -> f64[n] that says it."""
     setup = loaded.setup
     if setup.recipe.model.kind == "decoder":
-        score = make_scorer(setup.program.model_def, setup.mesh)
+        score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
         return "log-likelihood", lambda texts: -score_run_documents(setup, texts, score, loaded.params).nats
     if setup.recipe.objective.heads.detects:
         return "detection", _row_scorer(loaded, detected_real, unmasked)
@@ -131,7 +132,7 @@ def _row_scorer(loaded: LoadedRun, score_rows: Callable, expand: Callable[[Row, 
 
     @jax.jit
     def score(params, batch):
-        with use_placement(placement(setup.mesh)):
+        with use_placement(placement(setup.mesh, recipe.kernels)):
             scores_b = score_rows(nnx.merge(setup.program.model_def, nnx.State(params)), batch)
             return jax.lax.with_sharding_constraint(scores_b, replicated(setup.mesh))
 

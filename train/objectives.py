@@ -30,7 +30,7 @@ from models.decoder import DecoderConfig
 from models.encoder import Encoder, EncoderConfig, Heads
 from models.layers import row_dropout
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.kernels.linear_cross_entropy import choose_num_chunks, linear_cross_entropy
+from tokenizer_lab.kernels.linear_cross_entropy import Layout, linear_cross_entropy
 from tokenizer_lab.kernels.sample_replacements import sample_replacements
 from tokenizer_lab.representation import MASK, NUM_ENCODER_IDS, Representation
 from train.clusters import cluster_of_id
@@ -102,11 +102,11 @@ def token_nats(model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 def _cross_entropy(x_btd, table_vd, labels_bt, vocab_size, bias_v=None, *, along_sequence):
     """Of labels along a sequence, which is sharded, or at chosen positions (i32[B, N]), which are not."""
-    placement = current_placement()
-    mesh_shape = placement.mesh.shape if placement else {}
-    num_chunks = choose_num_chunks(*labels_bt.shape, table_vd.shape[0], num_devices=placement.mesh.size if placement else 1,
-                                   sequence_shards=mesh_shape.get("sequence", 1) if along_sequence else 1)
-    return linear_cross_entropy(x_btd, table_vd, labels_bt, bias_v, vocab_size=vocab_size, num_chunks=num_chunks)
+    operation = functools.partial(linear_cross_entropy, x_btd, table_vd, labels_bt, bias_v, vocab_size=vocab_size)
+    if (placement := current_placement()) is None:
+        return operation()
+    positions = placement.spec("batch", "sequence" if along_sequence else None)
+    return operation(layout=Layout(placement.mesh, positions, placement.activations["vocab"]), implementation=placement.kernels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -470,8 +470,8 @@ def _score_predictions(model, batch, by_generator=False):
 
 def _sample(x_ne, table_ve, labels_n, seeds_n2, bias_v, vocab_size):
     """`sample_replacements`, under `shard_map` where its kernel is one that XLA cannot split: on a mesh of several TPUs."""
-    operation = functools.partial(sample_replacements, vocab_size=vocab_size)
     placement = current_placement()
+    operation = functools.partial(sample_replacements, vocab_size=vocab_size, implementation=placement.kernels if placement else "auto")
     if placement is None or placement.mesh.size == 1 or placement.mesh.devices.flat[0].platform != "tpu":
         return operation(x_ne, table_ve, labels_n, seeds_n2, bias_v)
     rows, everywhere = placement.spec("batch"), jax.sharding.PartitionSpec()

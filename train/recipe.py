@@ -11,7 +11,7 @@ import math
 import pathlib
 import types
 import typing
-from typing import Any
+from typing import Any, Literal
 
 from data.encoder_rows import PairRow
 from data.rows import CausalRow, Row
@@ -106,9 +106,13 @@ class Recipe:
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
+    kernels: Literal["auto", "reference"] = "auto"
+    """"reference": plain JAX in place of every kernel; the same numbers up to rounding, with logits and attention weights in memory."""
     seed: int = 0
 
     def __post_init__(self):
+        if self.kernels not in (choices := typing.get_args(type(self).__annotations__["kernels"])):
+            raise UserError(f"kernels is {self.kernels!r}; it is one of {', '.join(choices)}")
         for name, value in flatten(to_json(self)).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name} is {value}; it must be a finite number")
@@ -130,7 +134,7 @@ class Recipe:
 
 # What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run longer.
 MAY_CHANGE_ON_RESUME = (
-    "budget", "mesh", "checkpoint", "evaluation", "logging", "representation",  # of the representation, the fingerprint decides
+    "budget", "mesh", "kernels", "checkpoint", "evaluation", "logging", "representation",  # of the representation, the fingerprint decides
     "data.corpora", "data.num_microbatches", "data.num_workers", "data.prefetch_batches", "model.remat",  # of corpora, their content
 )
 

@@ -79,9 +79,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
 
 
-def placement(mesh: Mesh) -> Placement:
-    """What `models.axes.use_placement` takes."""
-    return Placement(mesh, ACTIVATION_AXES)
+def placement(mesh: Mesh, kernels: str = "auto") -> Placement:
+    """What `models.axes.use_placement` takes; `kernels` as in a recipe."""
+    return Placement(mesh, ACTIVATION_AXES, kernels)
 
 
 def check_batch(mesh: Mesh, batch_rows: int, sequence_length: int, num_microbatches: int = 1) -> None:

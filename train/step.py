@@ -102,7 +102,7 @@ def _optimizer_shardings(opt_state: Any, params: Any, by_parameter: Any, otherwi
 
 def make_train_step(
     program: StepProgram, objective: Callable, config: OptimizerConfig, mesh: Mesh, *,
-    meter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]], num_microbatches: int = 1,
+    meter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]], num_microbatches: int = 1, kernels: str = "auto",
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step (state, batch) -> (state, metrics); the state is donated.
 
@@ -113,6 +113,7 @@ def make_train_step(
       mesh: the mesh.
       meter: of `train.optimizer.make_meter`. Once the budget is all spent a step changes nothing.
       num_microbatches: the batch is taken in this many parts whose gradients are added up.
+      kernels: as in a recipe.
     """
 
     def gradients(params, batch, rng):
@@ -147,7 +148,7 @@ def make_train_step(
         share, over = meter(state.step, state.bytes_seen)
         rate = learning_rate(config, share)
 
-        with use_placement(placement(mesh)):
+        with use_placement(placement(mesh, kernels)):
             grads, sums = accumulated_gradients(state.params, objective.draw(nnx.merge(program.model_def, nnx.State(state.params)), batch), rng)
         weight = jnp.maximum(sums["weight"], 1)
         grads = jax.tree.map(lambda g: g / weight, grads)

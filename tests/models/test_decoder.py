@@ -14,7 +14,8 @@ from jax.sharding import AxisType, Mesh
 from models.axes import Placement, parameter_axes, use_placement
 from models.decoder import Decoder, DecoderConfig
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.kernels.linear_cross_entropy import linear_cross_entropy
+from tokenizer_lab.kernels.linear_cross_entropy import Layout, linear_cross_entropy
+from tokenizer_lab.kernels.table_softmax import chunked
 
 VOCAB = 50
 TINY = DecoderConfig(
@@ -257,7 +258,8 @@ def test_the_same_over_a_mesh(placement):
     np.testing.assert_allclose(sharded(model), hidden(model, ids, segments, positions), atol=2e-6)
 
 
-def test_a_loss_in_chunks_gathers_the_output_table_once(placement):
+def test_a_loss_in_chunks_gathers_the_output_table_once(placement, monkeypatch):
+    monkeypatch.setattr(chunked, "MAX_TILE_BYTES", 1)
     model_def, state = nnx.split(build())
     params = nnx.to_pure_dict(state)
     stored = jax.NamedSharding(placement.mesh, jax.P("split", "rows"))
@@ -266,7 +268,8 @@ def test_a_loss_in_chunks_gathers_the_output_table_once(placement):
     def loss(table, hidden):
         with use_placement(placement):
             table = nnx.merge(model_def, nnx.State(params | {"unembedding": table})).output_table[...]
-        return linear_cross_entropy(hidden, table, random_ids(2, LENGTH), vocab_size=VOCAB, num_chunks=4)[0].sum()
+        layout = Layout(placement.mesh, placement.spec("batch", "sequence"), "split")
+        return linear_cross_entropy(hidden, table, random_ids(2, LENGTH), vocab_size=VOCAB, layout=layout, implementation="chunked")[0].sum()
 
     gradients = jax.jit(jax.grad(loss, (0, 1)), in_shardings=(stored, rows), out_shardings=(stored, rows))
     program = gradients.lower(params["unembedding"], jnp.zeros((2, LENGTH, TINY.embed_dim))).compile().as_text()

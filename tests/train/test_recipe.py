@@ -38,8 +38,13 @@ def test_a_damaged_config_is_named(recipe, change, message):
 
 def test_what_may_and_may_not_change_when_a_run_goes_on(recipe):
     changed = dataclasses.replace(
-        recipe, budget=Budget(bytes=10), seed=3, data=dataclasses.replace(recipe.data, num_workers=7, sequence_length=64))
+        recipe, budget=Budget(bytes=10), seed=3, kernels="reference", data=dataclasses.replace(recipe.data, num_workers=7, sequence_length=64))
     assert refused_changes(to_json(recipe), to_json(changed)) == ["data.sequence_length: 32 -> 64", "seed: 0 -> 3"]
+
+
+def test_kernels_are_the_ones_there_are(recipe):
+    with pytest.raises(UserError, match="^kernels is 'triton'; it is one of auto, reference$"):
+        dataclasses.replace(recipe, kernels="triton")
 
 
 def test_recipes_are_found_by_name_and_by_path(tmp_path):

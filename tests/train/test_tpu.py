@@ -83,16 +83,24 @@ def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microb
     ],
     ids=["v5e-tensor", "v5p-muon", "v6e-sequence", "two-v5e-slices"],
 )
-def test_the_step_compiles_for_a_tpu_with_the_splash_kernel(options, expected_collectives):
+def test_the_step_compiles_for_a_tpu_with_its_kernels(options, expected_collectives):
     result = compile_train_step(**options)
     assert result["splash_kernels"] == ["dkv", "dq", "fwd"]
-    assert result["tpu_custom_calls"] >= 3
+    assert result["loss_kernels"] == ["backward_by_table", "backward_by_x", "forward"]
+    assert result["tpu_custom_calls"] >= 6
     assert result["warnings"] == []
     assert expected_collectives <= result["collectives"].keys()
     # The state is split over the devices (up to what tiles pad) and donated.
     assert result["state_bytes_per_device"] <= result["argument_bytes"] < 1.5 * result["state_bytes_per_device"] + 2**20
     assert result["alias_bytes"] >= result["state_bytes_per_device"]
     assert result["slices_of_replicas"] == [[number] for number in range(options.get("num_slices", 1))]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_without_kernels_the_step_compiles_without_them():
+    result = compile_train_step(topology="v5e:2x2", kernels="reference")
+    assert result["tpu_custom_calls"] == 0 and not result["warnings"]
 
 
 @needs_libtpu
@@ -113,11 +121,11 @@ def test_a_billion_parameters_fit_a_v5e_pod():
     assert result["temp_bytes"] < 3.0e9
 
 
-def tpu_placement(**mesh_sizes: int) -> Placement:
+def tpu_placement(kernels: str = "auto", **mesh_sizes: int) -> Placement:
     """A placement on TPUs that are not there, for code that looks at the platform and the mesh's shape only."""
     device = types.SimpleNamespace(platform="tpu")
     shape = {axis: mesh_sizes.get(axis, 1) for axis in MESH_AXES}
-    return Placement(types.SimpleNamespace(devices=np.array([device]), shape=shape), ACTIVATION_AXES)
+    return Placement(types.SimpleNamespace(devices=np.array([device]), shape=shape), ACTIVATION_AXES, kernels)
 
 
 def random_attention(rows: int, length: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype=jnp.float32):
@@ -170,12 +178,10 @@ def test_shapes_that_the_kernel_does_not_take_are_named_once_and_still_attended(
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
 
 
-def test_on_other_platforms_nothing_is_said():
+@pytest.mark.parametrize("place", [lambda: placement(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])), lambda: tpu_placement(kernels="reference")])
+def test_on_other_platforms_and_without_kernels_nothing_is_said(place):
     inputs = random_attention(1, 96, 2, 2, 48)
-    with (
-        use_placement(placement(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]))),
-        warnings.catch_warnings(action="error"),
-    ):
+    with use_placement(place()), warnings.catch_warnings(action="error"):
         attend(*inputs)
 
 

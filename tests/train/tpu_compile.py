@@ -53,6 +53,7 @@ def compile_train_step(
     batch_rows: int = 32,
     sequence_length: int = 1024,
     num_microbatches: int = 1,
+    kernels: str = "auto",
     optimization_level: str = "O0",
 ) -> dict:
     """Compiles the step of a recipe with these options for the TPUs of a topology such as "v5e:4x4".
@@ -71,7 +72,8 @@ def compile_train_step(
         lambda rngs: objective.build(model, vocab_size, rngs), optimizer, mesh, batch_rows=batch_rows, num_sources=1
     )
     step = make_train_step(
-        program, objective, optimizer, mesh, meter=make_meter(Budget(steps=100), 1.0), num_microbatches=num_microbatches
+        program, objective, optimizer, mesh, meter=make_meter(Budget(steps=100), 1.0), num_microbatches=num_microbatches,
+        kernels=kernels,
     )
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings
@@ -95,6 +97,7 @@ def compile_train_step(
         "argument_bytes": memory.argument_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
+        "loss_kernels": sorted(set(re.findall(r"linear_cross_entropy_(forward|backward_by_x|backward_by_table)", hlo))),
         "splash_kernels": sorted(set(re.findall(r"splash_mha_(fwd|dq|dkv)", hlo))),
         "tpu_custom_calls": hlo.count('custom_call_target="tpu_custom_call"'),
         "collectives": dict(collections.Counter(re.findall(rf"\s({'|'.join(COLLECTIVES)})(?:-start)?\(", hlo))),

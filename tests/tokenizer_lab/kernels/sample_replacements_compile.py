@@ -28,7 +28,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tokenizer_lab.kernels.sample_replacements import PRODUCTION_SHAPES, pallas_tpu, sample_replacements
+from tokenizer_lab.kernels.sample_replacements import PRODUCTION_SHAPES, api, sample_replacements
+from tokenizer_lab.kernels.table_softmax import pallas_tpu
 
 VMEM_LIMIT_BYTES = pallas_tpu.VMEM_LIMIT_BYTES
 WIDEST = 512, 1024, 4096  # what the budget has to hold
@@ -56,7 +57,7 @@ def compile_step(device, num_positions: int, num_rows: int, width: int, implemen
     )
     # With the budget as its limit, the compiler refuses a kernel that takes more.
     pallas_tpu.VMEM_LIMIT_BYTES = VMEM_LIMIT_BYTES
-    blocks = pallas_tpu.choose_blocks(num_positions, width, 2)
+    blocks = pallas_tpu.choose_blocks(api.BLOCKS, num_positions, width, 2)
     pallas_tpu.VMEM_LIMIT_BYTES = pallas_tpu.vmem_bytes(blocks, width, 2)
     begin = time.process_time()
     with jax.set_mesh(mesh):  # kernels ask it which chip they are compiled for

@@ -1,5 +1,5 @@
 """Projection onto the vocabulary and softmax cross-entropy as one operation."""
 
-from tokenizer_lab.kernels.linear_cross_entropy.api import choose_num_chunks, linear_cross_entropy
+from tokenizer_lab.kernels.linear_cross_entropy.api import PRODUCTION_SHAPES, Implementation, Layout, linear_cross_entropy
 
-__all__ = ["choose_num_chunks", "linear_cross_entropy"]
+__all__ = ["PRODUCTION_SHAPES", "Implementation", "Layout", "linear_cross_entropy"]

@@ -1,14 +1,20 @@
 """ELECTRA's generator head at the masked positions, by whichever implementation is for the platform."""
 
 import functools
-from typing import Callable, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from tokenizer_lab.kernels.sample_replacements import chunked, pallas_tpu, reference
+from tokenizer_lab.kernels.implementations import choose
+from tokenizer_lab.kernels.sample_replacements import reference, tiles
+from tokenizer_lab.kernels.table_softmax import pallas_tpu
+from tokenizer_lab.kernels.table_softmax.pallas_tpu import Blocks
+from tokenizer_lab.kernels.table_softmax.passes import Fold, all_passes, differentiable
 
-Implementation = Literal["auto", "reference", "chunked", "pallas"]
+Implementation = Literal["auto", "reference", "chunked", "pallas", "interpreted"]
+# More ids at a time would compile for half a minute: Mosaic unrolls the noise.
+BLOCKS = Blocks(512, 256), Blocks(256, 256), Blocks(128, 256)
 ROW_MULTIPLE = 128  # of the table: XLA copies a table of other sizes before a kernel reads it
 # (masked positions of a device, rows of the table, width): ELECTRA-small's 30,522 WordPieces, 2**15, and 2**16 and 5
 # special ids, each padded.
@@ -34,37 +40,19 @@ def sample_replacements(
     """See `reference.sample_replacements` for arguments and results; the table's rows are a multiple of 128.
 
     All implementations draw the same samples, but where rounding of the logits decides. Only "reference" has all logits
-    in memory. "auto" is the Pallas kernel on TPUs and "chunked" elsewhere. Over a mesh, call the kernel under
+    in memory. "auto" is the Pallas kernel on TPUs and "chunked" elsewhere, or where the kernel refuses
+    (`table_softmax.pallas_tpu.refusal`); "interpreted" is the kernel without a TPU, slow. Over a mesh, call the kernel under
     `jax.shard_map` with `check_vma=False` (XLA cannot split it); "chunked" takes sharded positions under `jax.jit`.
     """
     _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature)
     if bias_v is None:
         bias_v = jnp.zeros(len(table_vd), jnp.float32)
-    static = dict(vocab_size=vocab_size, temperature=temperature)
-    if implementation == "reference":
-        return reference.sample_replacements(x_nd, table_vd, bias_v, labels_n, seeds_n2, **static)
-    forward = functools.partial(_choose(implementation, "forward"), **static)
-    backward = functools.partial(_choose(implementation, "backward"), vocab_size=vocab_size)
-    return with_gradient(forward, backward)(x_nd, table_vd, bias_v, labels_n, seeds_n2)
-
-
-def with_gradient(forward: Callable, backward: Callable) -> Callable:
-    """`forward`, differentiated by `backward`; both as in `chunked`."""
-
-    @jax.custom_vjp
-    def operation(*arguments):
-        return forward(*arguments)
-
-    def forward_and_residuals(x_nd, table_vd, bias_v, labels_n, seeds_n2):
-        results = forward(x_nd, table_vd, bias_v, labels_n, seeds_n2)
-        return results, (x_nd, table_vd, bias_v, labels_n, results[1])
-
-    def gradients(residuals, by_results):
-        by_nats_n, by_logz_n, _ = by_results  # a sample has no gradient
-        return *backward(*residuals, by_nats_n, by_logz_n), None, None
-
-    operation.defvjp(forward_and_residuals, gradients)
-    return operation
+    add = functools.partial(tiles.State.add, temperature=temperature)
+    fold = Fold("sample_replacements", tiles.State.of_no_ids, add, BLOCKS)
+    implementations = {name: differentiable(passes, vocab_size) for name, passes in all_passes(fold).items()}
+    implementations["reference"] = functools.partial(reference.sample_replacements, vocab_size=vocab_size, temperature=temperature)
+    operation = choose(fold.name, implementation, implementations, elsewhere="chunked", refusal=pallas_tpu.refusal(BLOCKS, x_nd))
+    return operation(x_nd, table_vd, bias_v, labels_n, seeds_n2)
 
 
 def _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature) -> None:
@@ -77,13 +65,3 @@ def _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature) 
     assert labels_n.shape == (num_positions,) and labels_n.dtype == jnp.int32, (labels_n, x_nd)
     assert seeds_n2.shape == (num_positions, 2) and seeds_n2.dtype == jnp.uint32, (seeds_n2, x_nd)
     assert temperature > 0, temperature
-
-
-def _choose(implementation: Implementation, name: str) -> Callable:
-    by_chunks, by_pallas = getattr(chunked, name), getattr(pallas_tpu, name)
-
-    def by_platform(*arrays, **static):
-        kernel, default = (functools.partial(f, **static) for f in (by_pallas, by_chunks))
-        return jax.lax.platform_dependent(*arrays, tpu=kernel, default=default)
-
-    return {"auto": by_platform, "chunked": by_chunks, "pallas": by_pallas}[implementation]

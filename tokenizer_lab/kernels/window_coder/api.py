@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from tokenizer_lab.kernels.implementations import choose
 from tokenizer_lab.kernels.window_coder import pallas_tpu, reference
 
 Implementation = Literal["auto", "reference", "pallas"]
@@ -57,10 +58,5 @@ def _check(shares_bn: jax.Array, span_kn: jax.Array, low_kn: jax.Array) -> None:
 
 
 def _choose(implementation: Implementation, step: str):
-    by_reference, by_pallas = getattr(reference, step), getattr(pallas_tpu, step)
-    choices = {
-        "auto": functools.partial(jax.lax.platform_dependent, tpu=by_pallas, default=by_reference),
-        "reference": by_reference,
-        "pallas": by_pallas,
-    }
-    return choices[implementation]
+    implementations = {"reference": getattr(reference, step), "pallas": getattr(pallas_tpu, step)}
+    return choose(step, implementation, implementations, elsewhere="reference")

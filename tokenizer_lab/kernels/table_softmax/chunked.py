@@ -1,47 +1,46 @@
-"""The operation in XLA, a tile of the vocabulary after the other: the default where there is no kernel.
+"""Forward and backward pass in XLA, a tile of the vocabulary after the other: for where there is no kernel.
 
 Positions are never cut, so they may be sharded; the backward pass computes the logits of a tile again.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from tokenizer_lab.kernels.sample_replacements import tiles
+from tokenizer_lab.kernels.table_softmax import tiles
 
 MAX_TILE_BYTES = 16 << 20  # of the float32 logits of a tile; a handful of arrays of this size are alive at a time
 
 
 def tile_ids(num_positions: int) -> int:
-    """Ids in a tile: as many groups as `MAX_TILE_BYTES` allows, at least one."""
-    return max(1, MAX_TILE_BYTES // (4 * num_positions * tiles.ID_GROUP)) * tiles.ID_GROUP
+    """Ids in a tile: as many multiples as `MAX_TILE_BYTES` allows, at least one."""
+    return max(1, MAX_TILE_BYTES // (4 * num_positions * tiles.ID_MULTIPLE)) * tiles.ID_MULTIPLE
 
 
-def forward(x_nd, table_vd, bias_v, labels_n, seeds_n2, *, vocab_size: int, temperature: float):
-    """See `reference.sample_replacements`."""
+def forward(of_no_ids: Callable, add: Callable, x_nd: jax.Array, table_vd: jax.Array, bias_v: jax.Array, numbers: tuple[jax.Array, ...]) -> tuple:
+    """See `pallas_tpu.forward`."""
+    rows = [x_n.reshape(len(x_n), -1).T for x_n in numbers]
 
     def add_tile(state, first_id, num_ids):
-        table_tile_vd, bias_v1 = _tile(table_vd, bias_v, first_id, num_ids)
-        logits_vn = tiles.logits(x_nd, table_tile_vd.astype(x_nd.dtype), bias_v1, first_id, vocab_size)
-        return tiles.add_ids(state, logits_vn, first_id, labels_n[None], seeds_n2.T, temperature)
+        table_tile_vd, bias_v1 = _tile(x_nd, table_vd, bias_v, first_id, num_ids)
+        return add(state, tiles.logits(x_nd, table_tile_vd, bias_v1), first_id, *rows)
 
-    state = _over_tiles(add_tile, tiles.State.of_no_ids(len(x_nd)), table_vd.shape[0], tile_ids(len(x_nd)))
+    state = _over_tiles(add_tile, of_no_ids(len(x_nd)), table_vd.shape[0], tile_ids(len(x_nd)))
     return tuple(x_1n[0] for x_1n in state.results())
 
 
-def backward(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_logz_n, *, vocab_size: int):
-    """The loss by x_nd, table_vd and bias_v, each in its type, from the loss by nats and by logz."""
+def backward(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_logz_n) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """See `pallas_tpu.backward`."""
 
     def add_tile(gradients, first_id, num_ids):
         by_x_nd, by_table_vd, by_bias_v = gradients
-        table_tile_vd, bias_v1 = _tile(table_vd, bias_v, first_id, num_ids)
-        table_tile_vd = table_tile_vd.astype(x_nd.dtype)
-        logits_vn = tiles.logits(x_nd, table_tile_vd, bias_v1, first_id, vocab_size)
-        by_logits_vn = tiles.logits_gradient(
-            logits_vn, first_id, labels_n[None], logz_n[None], by_nats_n[None], by_logz_n[None]
-        )
+        table_tile_vd, bias_v1 = _tile(x_nd, table_vd, bias_v, first_id, num_ids)
+        logits_vn = tiles.logits(x_nd, table_tile_vd, bias_v1)
+        by_logits_vn = tiles.logits_gradient(logits_vn, first_id, labels_n[None], logz_n[None], by_nats_n[None], by_logz_n[None])
         by_bias_tile_v = jnp.sum(by_logits_vn, axis=1).astype(bias_v.dtype)
         by_logits_vn = by_logits_vn.astype(x_nd.dtype)  # what it is multiplied with
-        by_x_nd += jnp.einsum("vn,vd->nd", by_logits_vn, table_tile_vd, preferred_element_type=jnp.float32)
+        by_x_nd += jnp.einsum("vn,vd->nd", by_logits_vn, tiles.without_none(table_tile_vd, bias_v1), preferred_element_type=jnp.float32)
         by_tile_vd = jnp.einsum("vn,nd->vd", by_logits_vn, x_nd, preferred_element_type=jnp.float32)
         by_table_vd = jax.lax.dynamic_update_slice(by_table_vd, by_tile_vd.astype(table_vd.dtype), (first_id, 0))
         return by_x_nd, by_table_vd, jax.lax.dynamic_update_slice(by_bias_v, by_bias_tile_v, (first_id,))
@@ -59,7 +58,7 @@ def _over_tiles(add_tile, state, num_rows: int, num_ids: int):
     return add_tile(state, num_whole * num_ids, num_left) if num_left else state
 
 
-def _tile(table_vd, bias_v, first_id, num_ids):
-    table_tile_vd = jax.lax.dynamic_slice_in_dim(table_vd, first_id, num_ids)
+def _tile(x_nd, table_vd, bias_v, first_id, num_ids):
+    table_tile_vd = jax.lax.dynamic_slice_in_dim(table_vd, first_id, num_ids).astype(x_nd.dtype)
     bias_tile_v = jax.lax.dynamic_slice_in_dim(bias_v, first_id, num_ids)
     return table_tile_vd, bias_tile_v[:, None].astype(jnp.float32)

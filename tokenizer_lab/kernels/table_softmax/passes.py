@@ -1,0 +1,75 @@
+"""An operation as a pair of a forward and a backward pass, by each way of computing it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tokenizer_lab.kernels.table_softmax import chunked, pallas_tpu
+
+
+class Fold(NamedTuple):
+    """What an operation makes of the logits."""
+
+    name: str
+    of_no_ids: Callable[[int], Any]
+    """A number of positions -> the state before the first tile, a tree of rows [1, N] with a method `results`."""
+    add: Callable[..., Any]
+    """(state, logits f32[v, N], first_id, *rows) -> the state after a tile; the rows are what else is known of each position."""
+    blocks: tuple[pallas_tpu.Blocks, ...]
+    """Tiles that its TPU kernels may work on, the best first."""
+
+
+class Passes(NamedTuple):
+    """How an operation and its gradient are computed."""
+
+    forward: Callable[..., tuple[jax.Array, ...]]
+    """(x_nd, table_vd, bias_v, *numbers of positions) -> results [N]; the first of the numbers are labels."""
+    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    """(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_logz_n) -> the loss by x_nd, table_vd and bias_v."""
+
+
+def all_passes(fold: Fold) -> dict[str, Passes]:
+    """By name: in XLA, by the TPU kernels, and by those without a TPU (slow, for tests)."""
+
+    def by_kernel(interpret: bool) -> Passes:
+        def static(x_nd):
+            blocks = pallas_tpu.choose_blocks(fold.blocks, *x_nd.shape, x_nd.dtype.itemsize)
+            return dict(name=fold.name, blocks=blocks, interpret=interpret)
+
+        return Passes(
+            lambda x_nd, table_vd, bias_v, *numbers: pallas_tpu.forward(
+                fold.of_no_ids, fold.add, x_nd, table_vd, bias_v, numbers, **static(x_nd)),
+            lambda x_nd, *others: pallas_tpu.backward(x_nd, *others, **static(x_nd)))
+
+    def forward_in_chunks(x_nd, table_vd, bias_v, *numbers):
+        return chunked.forward(fold.of_no_ids, fold.add, x_nd, table_vd, bias_v, numbers)
+
+    return {"chunked": Passes(forward_in_chunks, chunked.backward), "pallas": by_kernel(False), "interpreted": by_kernel(True)}
+
+
+def differentiable(passes: Passes, vocab_size: int) -> Callable[..., tuple[jax.Array, ...]]:
+    """The operation on the first `vocab_size` rows of a table; the first two results are nats and log Z, and only they have a gradient."""
+
+    @jax.custom_vjp
+    def operation(*arguments):
+        return passes.forward(*arguments)
+
+    def forward_and_residuals(*arguments):
+        results = passes.forward(*arguments)
+        return results, (arguments, results[1])
+
+    def gradients(residuals, by_results):
+        (x, table, bias, labels, *others), logz = residuals
+        by_nats, by_logz, *_ = by_results
+        return *passes.backward(x, table, bias, labels, logz, by_nats, by_logz), None, *[None] * len(others)
+
+    operation.defvjp(forward_and_residuals, gradients)
+
+    @functools.wraps(passes.forward)
+    def on_vocabulary(x, table, bias_v, *numbers):
+        return operation(x, table, jnp.where(jnp.arange(len(bias_v)) < vocab_size, bias_v, -jnp.inf), *numbers)
+
+    return on_vocabulary
