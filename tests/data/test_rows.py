@@ -384,7 +384,7 @@ def test_wrong_byte_lengths_are_a_bug():
         def byte_lengths(self, ids):
             return super().byte_lengths(ids)[:-1]
 
-    with pytest.raises(AssertionError, match="byte: 3 bytes of a document of 4"):
+    with pytest.raises(AssertionError, match="byte: 3 bytes of a text of 4"):
         document_positions(Forgetful(), [b"text"])
 
 

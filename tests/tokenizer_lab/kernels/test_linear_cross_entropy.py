@@ -243,7 +243,7 @@ def on_a_tpu():
     """A layout on a TPU that is not there, as far as the choice looks at it."""
     device = types.SimpleNamespace(platform="tpu")
     return types.SimpleNamespace(
-        mesh=types.SimpleNamespace(devices=np.array([device]), shape={"fsdp": 2}), num_position_shards=2, vocab=None, position_axes=("fsdp",))
+        mesh=types.SimpleNamespace(devices=np.array([device]), shape={"fsdp": 2}, size=2), num_position_shards=2, vocab=None, position_axes=("fsdp",))
 
 
 @pytest.mark.parametrize("width, dtype, why", [

@@ -67,7 +67,7 @@ def linear_cross_entropy(
 
     fold = Fold("linear_cross_entropy", tiles.Loss.of_no_ids, tiles.Loss.add, BLOCKS)
     implementations: dict[str, Callable] = {
-        "reference": functools.partial(reference.linear_cross_entropy, vocab_size=vocab_size),
+        "reference": _plain(vocab_size, layout),
         **{name: differentiable(_over_mesh(passes, layout), vocab_size) for name, passes in all_passes(fold).items()},
     }
     operation = choose(
@@ -76,6 +76,19 @@ def linear_cross_entropy(
         refusal=pallas_tpu.refusal(BLOCKS, jax.ShapeDtypeStruct((num_positions, x_btd.shape[2]), x_btd.dtype)),
         platform=layout and layout.mesh.devices.flat[0].platform)
     return operation(x_btd, table_vd, bias_v, labels_bt)
+
+
+def _plain(vocab_size: int, layout: Layout | None) -> Callable:
+    """The reference. On one device rows and positions are one axis: of two, XLA's CPU compiler copies the logits' gradient transposed."""
+    plain = functools.partial(reference.linear_cross_entropy, vocab_size=vocab_size)
+    if layout and layout.mesh.size > 1:
+        return plain
+
+    def as_one_row(x_btd, table_vd, bias_v, labels_bt):
+        results = plain(x_btd.reshape(1, -1, x_btd.shape[-1]), table_vd, bias_v, labels_bt.reshape(1, -1))
+        return tuple(x_1n.reshape(labels_bt.shape) for x_1n in results)
+
+    return as_one_row
 
 
 def _over_mesh(passes: Passes, layout: Layout | None) -> Passes:
