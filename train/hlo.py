@@ -272,15 +272,17 @@ def collective_kind(run: Run) -> str | None:
         return None
     if "chain_id=" in run.instruction.attributes and not any("AsyncCollectiveStart" in other.attributes for other in run.computation.values()):
         return None  # an asynchronous collective stands in every operation that runs beside it
+    if kind == "send":  # between slices, by the runtime
+        transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', run.instruction.attributes)
+        return transfer[1].lower().replace("_", "-") if transfer else kind
     return "reduce-scatter" if run.computation.name.startswith("all-reduce-scatter") else kind
 
 
 def sent_bytes(computation: Computation, collective: Instruction, kind: str, slices: Sequence[int]) -> tuple[str, float] | None:
     """Over which network a device sends how many bytes, by the ring algorithms; None where a device is alone."""
     num_bytes = sum(shape.num_bytes for shape in computation.operand_shapes(collective))
-    if kind == "send":  # between slices, by the runtime: all data of this device, as it is in every other slice
-        transfer = (re.search(r'_xla_megascale_transfer_type="(\w+)"', collective.attributes) or [None, "ONE_TO_ONE"])[1]
-        kind, members, network = transfer.lower().replace("_", "-"), len(set(slices)), "dcn"
+    if collective.opcode == "send":  # of every slice, the device at the same place
+        members, network = len(set(slices)), "dcn"
     elif kind == "collective-permute":
         pairs = re.findall(r"\{(\d+),(\d+)\}", collective.attributes[collective.attributes.index("source_target_pairs="):].split("}}")[0] + "}")
         members, network = 2, "dcn" if any(slices[int(a)] != slices[int(b)] for a, b in pairs) else "ici"
@@ -296,24 +298,28 @@ def sent_bytes(computation: Computation, collective: Instruction, kind: str, sli
 
 def first_group(attributes: str, num_devices: int) -> list[int]:
     """The first of a collective's `replica_groups`, in any of the three ways that XLA writes them; the others are like it."""
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        dims = [int(size) for size in found[3].split(",")]
-        order = [int(axis) for axis in found[4].split(",")] if found[4] else range(len(dims))
-        return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(int(found[1]), int(found[2]))[0].tolist()
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[\S+)", attributes):
+        return _devices_in_order(found[3]).reshape(int(found[1]), int(found[2]))[0].tolist()
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return [int(device) for device in found[1].split(",")]
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", attributes):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}", attributes):
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        devices, taken = np.arange(math.prod(axes.values())).reshape(list(axes.values())), re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[2])
-        for number, (name, size) in reversed(list(enumerate(axes.items()))):
-            parts = [(int(before), int(part)) if part else (1, size) for axis, before, part in taken if axis == name]
-            for before, part in parts[:1]:
-                devices = np.moveaxis(np.moveaxis(devices, number, 0).reshape(before, part, size // (before * part), -1)[0, :, 0].reshape(
-                    part, *devices.shape[:number], *devices.shape[number + 1:]), 0, number)
-            if not parts:
-                devices = np.take(devices, [0], axis=number)
-        return devices.reshape(-1).tolist()
+        taken = {name: (int(before or 1), int(part or axes[name])) for name, before, part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[3])}
+        dims, index = [], []
+        for name, size in axes.items():  # an axis, or a part of one
+            before, part = taken.get(name, (size, 1))
+            dims, index = [*dims, before, part, size // (before * part)], [*index, 0, slice(None), 0]
+        return _devices_in_order(found[2] or f"[{math.prod(dims)}]").reshape(dims)[tuple(index)].reshape(-1).tolist()
     return list(range(num_devices))  # replica_groups={}, or none: all
+
+
+def _devices_in_order(text: str) -> np.ndarray:
+    """i[n] of "[2,4]", "[2,4]T(1,0)" (all in order, as an array of that shape, transposed) or "0,2,1,3"."""
+    if not (found := re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)):
+        return np.array([int(device) for device in text.split(",")])
+    dims = [int(size) for size in found[1].split(",")]
+    devices = np.arange(math.prod(dims)).reshape(dims)
+    return (devices.transpose([int(axis) for axis in found[2].split(",")]) if found[2] else devices).reshape(-1)
 
 
 def moved_bytes(computations: dict[str, Computation], computation: Computation, instruction: Instruction) -> float:

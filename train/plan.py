@@ -33,7 +33,7 @@ ASSUMPTIONS = (
     "each at its peak of train/hardware.py; every link of a chip carries what it sends, over wrapped rings",
     "host, input pipeline, checkpoints and evaluation take no time",
 )
-_GIB = 2**30
+
 _LENGTH_MULTIPLE = 256  # of positions, for the attention kernel
 
 
@@ -92,19 +92,20 @@ def find_ids(recipe: Recipe, vocab_size: int | None = None, bytes_per_id: float 
     Raises:
       UserError: it is neither, and the numbers are not given.
     """
-    name = recipe.representation
+    name, ids = recipe.representation, None
     if (pathlib.Path(name) / "manifest.json").exists():
         manifest = read_manifest(name)
-        found = Ids(name, manifest["vocab_size"], manifest["statistics"].get("bytes_per_id", ASSUMED["byte"].bytes_per_id), "its artifact")
-    else:
-        found = ASSUMED.get(name)
-    if found is None and (vocab_size is None or bytes_per_id is None):
-        raise UserError(f"no artifact {name!r} is here yet; plan with --representation {', '.join(ASSUMED)}, or with --vocab-size and --bytes-per-id")
-    given = {"vocab_size": vocab_size, "bytes_per_id": bytes_per_id}
-    given = {name: value for name, value in given.items() if value is not None}
-    if any(not value > 0 for value in given.values()):
-        raise UserError(f"--vocab-size {vocab_size} and --bytes-per-id {bytes_per_id}: they must be more than 0")
-    return dataclasses.replace(found, **given, source="given") if found and given else found or Ids(name, vocab_size, bytes_per_id, "given")
+        bytes_known, like = manifest["statistics"].get("bytes_per_id"), ASSUMED.get(manifest["kind"])
+        source = "its artifact" if bytes_known else f"its artifact; bytes: {like.source if like else 'not known'}"
+        ids = Ids(name, manifest["vocab_size"], bytes_known or (like.bytes_per_id if like else 0.0), source)
+    ids = ids or ASSUMED.get(name)
+    if ids is None and (vocab_size is None or bytes_per_id is None):
+        raise UserError(f"no artifact {name!r} is here; plan with --representation and one of {', '.join(ASSUMED)}, or with --vocab-size and --bytes-per-id")
+    given = {field: value for field, value in (("vocab_size", vocab_size), ("bytes_per_id", bytes_per_id)) if value is not None}
+    ids = dataclasses.replace(ids or Ids(name, 0, 0.0, ""), **given, **({"source": "given"} if given else {}))
+    if ids.vocab_size < 2 or not ids.bytes_per_id > 0:
+        raise UserError(f"{ids.vocab_size:,} ids of {ids.bytes_per_id:g} bytes: give --vocab-size of at least 2 and --bytes-per-id above 0")
+    return ids
 
 
 def on_pod(recipe: Recipe, pod: Pod) -> Recipe:
@@ -123,15 +124,15 @@ def make_plan(recipe: Recipe, pod: Pod, ids: Ids, hlo_file: str | None = None) -
       UserError: the recipe does not suit the pod; libtpu is not installed, or died.
     """
     recipe = on_pod(recipe, pod)
-    compiled = compile_ahead(recipe, ids.vocab_size, pod, hlo_file=hlo_file)
+    compiled = compile_ahead(recipe, ids.vocab_size, pod, hlo_file)
     return summarize_plan(recipe, pod, ids, compiled)
 
 
-def compile_ahead(recipe: Recipe, vocab_size: int, pod: Pod, **options: Any) -> dict[str, Any]:
-    """The answer of `train.tpu_compile.compile_train_step`, from a process of its own. Raises UserError."""
+def compile_ahead(recipe: Recipe, vocab_size: int, pod: Pod, hlo_file: str | None = None) -> dict[str, Any]:
+    """The answer of `train.tpu_compile.compile_for_tpu`, from a process of its own. Raises UserError."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("libtpu, which compiles for TPUs, is not installed; pip install 'tokenizer-lab[tpu]' (needs no TPU)")
-    request = {"recipe": to_json(recipe), "vocab_size": vocab_size, "topology": pod.topology, "num_slices": pod.num_slices} | options
+    request = {"recipe": to_json(recipe), "vocab_size": vocab_size, "topology": pod.topology, "num_slices": pod.num_slices, "hlo_file": hlo_file}
     root = str(pathlib.Path(__file__).resolve().parents[1])
     done = subprocess.run([sys.executable, "-m", "train.tpu_compile"], input=json.dumps(request), capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])})
@@ -221,17 +222,14 @@ def remedies(recipe: Recipe, plan: dict[str, Any]) -> list[str]:
     state = used["total"] - used["activations"]
     if state > used["available"]:
         shards = math.ceil(mesh["fsdp"] * mesh["tensor"] * state / used["available"])
-        return [f"parameters, optimizer and gradients alone take {_gib(state)}: more fsdp or tensor shards, at least {shards} chips a replica"]
-    share = (used["available"] - state) / used["activations"]
+        return [f"parameters, optimizer and gradients alone take {gib(state)}: more fsdp or tensor shards, at least {shards} chips a replica"]
+    share = 0.9 * (used["available"] - state) / used["activations"]  # of the positions at a time, with a tenth to spare
     found = [] if recipe.model.remat == "full" else ["--model.remat full"]
-    rows = data.batch_rows // (mesh["replica"] * mesh["fsdp"])
-    enough = next((parts for parts in range(data.num_microbatches, rows + 1) if rows % parts == 0 and data.num_microbatches / parts <= 0.9 * share), None)
-    if enough:
-        found.append(f"--data.num-microbatches {enough}, {rows // enough} rows a chip at a time instead of {rows // data.num_microbatches}")
-    halves = 2 ** math.ceil(math.log2(data.num_microbatches / (rows * 0.9 * share))) if rows * 0.9 * share < data.num_microbatches else 2
-    found.append(f"--mesh.sequence {mesh['sequence'] * halves} or --mesh.tensor {mesh['tensor'] * halves}, which split a row over {halves} times the chips"
-                 + ("" if rows * 0.9 * share >= data.num_microbatches else ", and as many fewer rows at a time or more chips"))
-    return found
+    rows, now = data.batch_rows // (mesh["replica"] * mesh["fsdp"]), data.num_microbatches
+    if parts := next((parts for parts in range(now, rows + 1) if rows % parts == 0 and now / parts <= share), None):
+        return [*found, f"--data.num-microbatches {parts} ({rows // parts} rows of a chip at a time, now {rows // now})"]
+    shards = 2 ** math.ceil(math.log2(now / (rows * share)))
+    return [*found, f"--mesh.sequence {mesh['sequence'] * shards} --data.num-microbatches {rows * shards} (one row at a time, over {shards} chips)"]
 
 
 def compared(recipe: Recipe, ids: Ids) -> Iterator[tuple[Recipe, Ids]]:
@@ -276,7 +274,7 @@ def search(recipe: Recipe, pod: Pod, ids: Ids, update: Callable[[int, int], None
     possible = [candidate for candidate in every if least_bytes(candidate, ids.vocab_size, pod) <= pod.chip.hbm_bytes]
     if not possible:
         raise UserError(f"none of {len(every)} ways to lay {recipe.name} out over {pod} can fit: parameters, optimizer, gradients and the layers' inputs "
-                        f"take more than the {_gib(pod.chip.hbm_bytes)} of a chip; use more chips, shorter rows or a smaller model")
+                        f"take more than the {gib(pod.chip.hbm_bytes)} of a chip; use more chips, shorter rows or a smaller model")
     plans, failures, too_large, num_compiled = [], [], [], 0
     for done, candidate in enumerate(possible):
         update(done, len(possible))
@@ -329,5 +327,5 @@ def least_bytes(recipe: Recipe, vocab_size: int, pod: Pod) -> float:
     return state + model.num_layers * positions * width * (2 if model.compute_dtype == "bfloat16" else 4)
 
 
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / _GIB:.2f} GiB"
+def gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
