@@ -259,10 +259,10 @@ def attention_kernel_flops(computation: Computation, kernel: Instruction, causal
     """Of a splash attention kernel, from its shapes; None for another kernel. Blocks that the causal mask hides are not computed."""
     if not (found := re.match(r"splash_mha_(fwd|dq|dkv)", kernel.name)):
         return None
-    (rows, heads, queries, head_dim), (_, _, keys, _) = [shape.dims for shape in computation.operand_shapes(kernel) if len(shape.dims) == 4][:2]
-    num_blocks = keys / splash_block(queries)
+    query, key = [shape.dims for shape in computation.operand_shapes(kernel) if shape.dtype in ("bf16", "f32")][:2]  # [rows, heads, T, head dimension]
+    num_blocks = key[-2] / splash_block(query[-2])
     share = (num_blocks + 1) / (2 * num_blocks) if causal else 1.0
-    return 2.0 * _SPLASH_PRODUCTS[found[1]] * rows * heads * queries * keys * head_dim * share
+    return 2.0 * _SPLASH_PRODUCTS[found[1]] * math.prod(query) * key[-2] * share
 
 
 def collective_kind(run: Run) -> str | None:
