@@ -50,7 +50,9 @@ def cases() -> dict[str, list[tuple[Recipe, Ids, Pod]]]:
         "other representations": [(*over[name, kind], pod) for name in ("decoder_8b", "decoder_1b") for kind in ("byte", "equal_info") for pod in PODS],
         "weak scaling": [(rows("decoder_1b", 4 * chips), ASSUMED["subword"], Pod(f"v5p:{shape}"))
                          for chips, shape in ((16, "2x2x4"), (64, "4x4x4"), (256, "4x8x8"), (1024, "8x8x16"))],
-        "other recipes": [(rows(name, 1024), ASSUMED["subword"], pod) for name in ("electra_small", "decoder_125m", "decoder_350m") for pod in PODS[1:]],
+        "other recipes": [  # narrow ones, which split over fewer chips than there are
+            (with_mesh(rows(name, 1024), replica=max(pod.num_slices, pod.num_chips // most_shards)), ASSUMED["subword"], pod)
+            for name, most_shards in (("electra_small", 64), ("decoder_125m", 256), ("decoder_350m", 1024)) for pod in PODS[1:]],
         "replicas within a slice": [(with_mesh(load_recipe("decoder_8b"), replica=replicas), ASSUMED["subword"], PODS[1]) for replicas in (4, 16)],
     }
 

@@ -227,7 +227,7 @@ def remedies(recipe: Recipe, plan: dict[str, Any]) -> list[str]:
     found = [] if recipe.model.remat == "full" else ["--model.remat full"]
     rows, now = data.batch_rows // (mesh["replica"] * mesh["fsdp"]), data.num_microbatches
     if parts := next((parts for parts in range(now, rows + 1) if rows % parts == 0 and now / parts <= share), None):
-        return [*found, f"--data.num-microbatches {parts} ({rows // parts} rows of a chip at a time, now {rows // now})"]
+        return [*found, f"--data.num-microbatches {parts} (rows of a chip at a time: {rows // parts}, now {rows // now})"]
     shards = 2 ** math.ceil(math.log2(now / (rows * share)))
     return [*found, f"--mesh.sequence {mesh['sequence'] * shards} --data.num-microbatches {rows * shards} (one row at a time, over {shards} chips)"]
 

@@ -138,8 +138,8 @@ def test_time_is_between_all_at_once_and_one_after_the_other():
 
 
 @pytest.mark.parametrize("fields, temp_gib, remedy", [
-    (dict(remat="none"), 20, ["--model.remat full", "--data.num-microbatches 2 (4 rows of a chip at a time, now 8)"]),
-    (dict(remat="full"), 40, ["--data.num-microbatches 4 (2 rows of a chip at a time, now 8)"]),
+    (dict(remat="none"), 20, ["--model.remat full", "--data.num-microbatches 2 (rows of a chip at a time: 4, now 8)"]),
+    (dict(remat="full"), 40, ["--data.num-microbatches 4 (rows of a chip at a time: 2, now 8)"]),
     (dict(remat="full"), 200, ["--mesh.sequence 4 --data.num-microbatches 32 (one row at a time, over 4 chips)"]),
 ])
 def test_what_does_not_fit_is_told_what_would_make_it_fit(small, fields, temp_gib, remedy):
@@ -255,11 +255,14 @@ def test_a_plan_for_a_tpu_from_the_command_line(capsys, monkeypatch, tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("topology, num_slices", [("v5p:8x8x16", 1), ("v5e:16x16", 2)])
-@pytest.mark.parametrize("name", ["decoder_125m", "decoder_350m", "decoder_1b", "decoder_8b", "electra_small"])
-def test_the_recipes_of_real_sizes_fit_pods(name, topology, num_slices):
-    recipe = load_recipe(name)
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, batch_rows=1024))
-    found = make_plan(recipe, Pod(topology, num_slices), ASSUMED["subword"])
+@pytest.mark.parametrize("name, most_shards", [
+    ("decoder_125m", 256), ("decoder_350m", 1024), ("decoder_1b", 1024), ("decoder_8b", 1024), ("electra_small", 64)])
+def test_the_recipes_of_real_sizes_fit_pods(name, most_shards, topology, num_slices):
+    """Narrow models split over fewer chips than there are, and are replicated beyond."""
+    recipe, pod = load_recipe(name), Pod(topology, num_slices)
+    replicas = max(num_slices, pod.num_chips // most_shards)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, batch_rows=1024), mesh=MeshConfig(replica=replicas))
+    found = make_plan(recipe, pod, ASSUMED["subword"])
     assert found["memory"]["fits"]
     assert {one["network"] for one in found["collectives"]} == ({"ici", "dcn"} if num_slices > 1 else {"ici"})
     assert 0 < found["estimate"]["exposed_mfu"] < found["estimate"]["hidden_mfu"] < 1 and math.isfinite(found["flops"]["waste"])
