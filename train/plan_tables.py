@@ -69,7 +69,7 @@ def estimate_lines(estimate: dict[str, float]) -> Iterator[str]:
 
 def arithmetic_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     """What each representation would change, by arithmetic: positions of a row, and the softmax's share of the FLOPs."""
-    table = _table("same text over", "ids", "bytes/id", "positions", "parameters", "softmax", "FLOPs/byte")
+    table = _table("same text", "ids", "bytes/id", "positions", "params", "softmax", "FLOPs/byte")
     for row in rows:
         table.add_row(row["representation"], f"{row['vocab_size']:,}", f"{row['bytes_per_id']:g}", f"{row['sequence_length']:,}",
                       f"{row['num_parameters'] / 1e6:,.0f} M", f"{row['softmax_share']:.1%}", f"{row['flops_per_byte']:.3g}")
@@ -112,7 +112,7 @@ def plan_cells(plan: dict[str, Any]) -> list[str]:
 
 
 def _table(first: str, *others: str) -> rich.table.Table:
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(first, no_wrap=True)
     for name in others:
         table.add_column(name, justify="right")
