@@ -18,9 +18,14 @@ import rich.console
 import rich.table
 import tyro
 
+from models.decoder import DecoderConfig
+from train.optimizer import Budget
+from train.plan import Pod, compile_ahead
+from train.recipe import DataConfig, Recipe
+
 NUM_POSITIONS, SEQUENCE_LENGTH = 8192, 1024
 IMPLEMENTATIONS = {"kernel": "auto", "chunked XLA": "chunked", "plain XLA": "reference"}
-TESTS = pathlib.Path(__file__).resolve().parents[1] / "tests"
+COMPILE = pathlib.Path(__file__).resolve().parents[1] / "tests/tokenizer_lab/kernels/linear_cross_entropy_compile.py"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,36 +41,34 @@ class Options:
     """Also write the figures here."""
 
 
-def run(script: str, *arguments: str) -> dict:
+def run(script: pathlib.Path, *arguments: str) -> dict:
     """The JSON that a script prints last. It is a process of its own: see its docstring."""
-    result = subprocess.run([sys.executable, TESTS / script, *arguments], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def loss_bytes(options: Options, implementation: str) -> int:
     shape = f"{NUM_POSITIONS}x{options.vocab_size}x{options.width}"
-    programs = run("tokenizer_lab/kernels/linear_cross_entropy_compile.py", options.topology, "--shapes", shape, "--implementation", implementation)
+    programs = run(COMPILE, options.topology, "--shapes", shape, "--implementation", implementation)
     return programs[options.topology][0]["temp_bytes"]
 
 
 def step_bytes(options: Options, implementation: str) -> int:
-    heads = options.width // 64
-    chips = 1
-    for size in options.topology.partition(":")[2].split("x"):
-        chips *= int(size)
-    return run("train/tpu_compile.py", json.dumps({
-        "topology": options.topology, "vocab_size": options.vocab_size, "kernels": implementation, "optimization_level": "UNKNOWN",
-        "batch_rows": chips * NUM_POSITIONS // SEQUENCE_LENGTH, "sequence_length": SEQUENCE_LENGTH,
-        "model": {"num_layers": 2, "embed_dim": options.width, "num_heads": heads, "num_kv_heads": heads, "mlp_dim": 8 * options.width // 3},
-    }))["temp_bytes"]
+    heads, pod = options.width // 64, Pod(options.topology)
+    recipe = Recipe(
+        name="loss_memory", representation="none", budget=Budget(steps=100), kernels=implementation,
+        data=DataConfig(corpora=("none",), batch_rows=pod.num_chips * NUM_POSITIONS // SEQUENCE_LENGTH, sequence_length=SEQUENCE_LENGTH),
+        model=DecoderConfig(num_layers=2, embed_dim=options.width, num_heads=heads, num_kv_heads=heads, mlp_dim=8 * options.width // 3))
+    return compile_ahead(recipe, options.vocab_size, pod)["memory"]["temp"]
 
 
 def main(options: Options) -> None:
     rows = []
     for name, implementation in IMPLEMENTATIONS.items():
         row = {"implementation": name, "loss": loss_bytes(options, implementation)}
-        rows.append(row | ({"step": step_bytes(options, implementation)} if options.step else {}))
+        has_step = options.step and implementation != "chunked"  # which no recipe asks for
+        rows.append(row | ({"step": step_bytes(options, implementation)} if has_step else {}))
     title = f"Temporaries, MB, {options.topology}, vocabulary {options.vocab_size:,}, width {options.width}, {NUM_POSITIONS:,} positions a chip"
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
     for name in rows[0]:

@@ -86,6 +86,11 @@ def _splash_refuses(q_shape: tuple[int, ...], k_shape: tuple[int, ...], placemen
     return None
 
 
+def splash_block(length: int) -> int:
+    """Queries and keys that the splash kernel takes at a time, of so many queries a shard."""
+    return next(size for size in (_SPLASH_BLOCK, 256, _LANES) if length % size == 0)
+
+
 def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=True, interpret=False):
     """`attend` by the splash kernel under `shard_map`: queries split over sequence shards, keys and values gathered.
 
@@ -93,7 +98,7 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=Tru
     """
     mesh, (_, length, num_heads, head_dim) = placement.mesh, q_bthd.shape
     sequence_shards, head_shards = _axis_size(placement, "sequence"), _axis_size(placement, "heads")
-    block = next(size for size in (_SPLASH_BLOCK, 256, _LANES) if (length // sequence_shards) % size == 0)
+    block = splash_block(length // sequence_shards)
     sizes = splash.BlockSizes(**{name: block for name in (
         "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")})
     kernel = splash.make_splash_mha(

@@ -245,7 +245,7 @@ class EqualInfoFit:
             representation = EqualInfoRepresentation.of_lm(lm, self.window_bits, self.id_bits, self.rule)
             walks = 2 if self.rule == "exact" else 1  # once to encode, once to see that it decodes
             encode_flops_per_byte = walks * lm.flops_per_byte
-        statistics = measure(representation, lm, _sample(documents, self.sample_bytes))
+        statistics = _measure(representation, lm, _sample(documents, self.sample_bytes))
         representation.fit_corpus_hash, representation.statistics = corpus_hash, statistics
         encode_flops_per_id = encode_flops_per_byte * statistics["bytes_per_id"]
         representation.costs = {"fit_flops": fit_flops, "encode_flops_per_id": encode_flops_per_id}
@@ -265,7 +265,7 @@ def _sample(documents: Iterable[bytes], num_bytes: int) -> list[bytes]:
     return sample
 
 
-def measure(representation: EqualInfoRepresentation, lm: ByteLM, texts: Sequence[bytes]) -> dict[str, float]:
+def _measure(representation: EqualInfoRepresentation, lm: ByteLM, texts: Sequence[bytes]) -> dict[str, float]:
     """Bytes per id of some texts, the share of windows that do not come back, and the bits per byte that no byte has taken.
 
     A byte of probability p takes -log2 p bits of a window, and STOP, at a node of R points, -log2(1 - 1 / R). What is left

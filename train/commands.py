@@ -9,6 +9,7 @@ Exit codes: 0 done, 2 the person can mend it (one line on stderr), 75 stopped by
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import pathlib
 import re
@@ -55,6 +56,28 @@ class SampleOptions:
     top_p: float = 0.95
     """Only the likeliest ids that together hold this probability."""
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What a plan is made for."""
+
+    topology: str
+    """Generation and shape of a slice of TPUs, e.g. v5p:8x8x16."""
+    slices: int = 1
+    """Slices of that shape, joined by the data center's network."""
+    vocab_size: int | None = None
+    """Ids of the representation, if it has no artifact yet."""
+    bytes_per_id: float | None = None
+    """Mean source bytes of an id, if it has no artifact yet."""
+    search: bool = False
+    """Try rows at a time x remat x mesh and rank what fits; the global batch stays."""
+    compare_representations: bool = False
+    """Compile the step for each kind of representation too, over rows of as much text."""
+    json: pathlib.Path | None = None
+    """Also write the results to this file."""
+    hlo: pathlib.Path | None = None
+    """Also write the compiled program's text to this file."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -170,27 +193,87 @@ def train(arguments: list[str]) -> int:
     """train a recipe; goes on by itself where the run folder has a checkpoint"""
     with interruptible_import():
         from train.loop import STOPPED, train as run_training
-        from train.recipe import Recipe, load_recipe, to_json
+        from train.recipe import to_json
 
-    if not arguments or arguments[0].startswith("-"):
-        if arguments and arguments[0] not in ("-h", "--help"):
-            raise UserError("the recipe comes first: toklab train RECIPE --run-dir RUN [--field value ...]")
-        print("usage: toklab train RECIPE --run-dir RUN [--field value ...]; toklab train RECIPE --help shows every field")
+    options = parse_with_recipe("train", [("run_dir", pathlib.Path)], "--run-dir RUN", arguments)
+    if options is None:
         return 0
-    name, *arguments = arguments
-    recipe = load_recipe(name)
-    command = dataclasses.make_dataclass(
-        "Train", [("run_dir", pathlib.Path), ("recipe", Annotated[Recipe, tyro.conf.arg(name="")], dataclasses.field(default=recipe))],
-        kw_only=True, frozen=True)
-    command.__doc__ = f"Train the recipe {name}."
-    # The kinds of model and objective are the recipe's; options change their fields.
-    options = parse(command, arguments, f"train {name}", config=(tyro.conf.AvoidSubcommands,))
     console = rich.console.Console()
     show_config(to_json(options.recipe), console)
     if run_training(options.recipe, str(options.run_dir), console) == STOPPED:
         print("toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
         return EXIT_STOPPED
     return 0
+
+
+def parse_with_recipe(command: str, fields: Sequence[Any], usage: str, arguments: list[str]) -> Any:
+    """Options of a command on a recipe, whose every field is one too; None where only help was asked for.
+
+    Args:
+      command: its name.
+      fields: of `dataclasses.make_dataclass`, what the command takes besides.
+      usage: how those are given.
+      arguments: the recipe and all options.
+    """
+    from train.recipe import Recipe, load_recipe
+
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] not in ("-h", "--help"):
+            raise UserError(f"the recipe comes first: toklab {command} RECIPE {usage} [--field value ...]")
+        print(f"usage: toklab {command} RECIPE {usage} [--field value ...]; toklab {command} RECIPE --help shows every field")
+        return None
+    name, *arguments = arguments
+    recipe = load_recipe(name)
+    options = dataclasses.make_dataclass(
+        command.capitalize(), [*fields, ("recipe", Annotated[Recipe, tyro.conf.arg(name="")], dataclasses.field(default=recipe))], kw_only=True, frozen=True)
+    options.__doc__ = f"{command.capitalize()} the recipe {name}."
+    # The kinds of model and objective are the recipe's; options change their fields.
+    return parse(options, arguments, f"{command} {name}", config=(tyro.conf.AvoidSubcommands,))
+
+
+def plan(arguments: list[str]) -> int:
+    """what a recipe's training step takes on TPUs: memory, FLOPs, collectives, time"""
+    with interruptible_import():
+        from train.plan import Pod, compare_by_arithmetic, compared, find_ids, make_plan, search
+        from train.plan_tables import arithmetic_table, compared_table, plan_lines, search_table
+
+    field = ("options", Annotated[PlanOptions, tyro.conf.arg(name="")])
+    parsed = parse_with_recipe("plan", [field], "--topology NAME [--slices N]", arguments)
+    if parsed is None:
+        return 0
+    recipe, options, console = parsed.recipe, parsed.options, rich.console.Console()
+    pod, ids = Pod(options.topology, options.slices), find_ids(recipe, options.vocab_size, options.bytes_per_id)
+    result: dict[str, Any] = {"representations": compare_by_arithmetic(recipe, ids)}
+    if options.search:
+        with progress_bar(console, "search", of_bytes=False) as update:
+            found = search(recipe, pod, ids, update)
+        result["search"] = dataclasses.asdict(found)
+        console.print(search_table(found))
+    else:
+        with console.status(f"compiling the training step for {pod}"):
+            result["plan"] = make_plan(recipe, pod, ids, str(options.hlo) if options.hlo else None)
+        for line in plan_lines(result["plan"]):
+            console.print(line, soft_wrap=True, highlight=False)
+    console.print(arithmetic_table(result["representations"]))
+    if options.compare_representations:
+        result["compared"], pairs = [], list(compared(recipe, ids))
+        with progress_bar(console, "representations", of_bytes=False) as update:
+            for number, (other, other_ids) in enumerate(pairs):
+                update(number, len(pairs))
+                result["compared"].append(make_plan(other, pod, other_ids))
+            update(len(pairs), len(pairs))
+        console.print(compared_table(result["compared"]))
+    if options.json:
+        write_results(options.json, result)
+    return 0
+
+
+def write_results(path: pathlib.Path, result: dict[str, Any]) -> None:
+    """A command's results as JSON. Raises UserError where they cannot be written."""
+    try:
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -263,7 +346,7 @@ def report(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "ingest": ingest, "fit": fit, "train": train, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
+    "ingest": ingest, "fit": fit, "train": train, "plan": plan, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
 }
 
 

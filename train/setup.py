@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import tokenizer_lab
+from data.rows import CausalRow
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
@@ -16,7 +18,7 @@ from train.checkpoints import Checkpoints
 from train.optimizer import Budget, make_meter, total_steps
 from train.recipe import Recipe, to_json
 from train.run_folder import RunFolder
-from train.sharding import MeshConfig, check_batch, make_mesh
+from train.sharding import MeshConfig, batch_sharding, check_batch, cursor_sharding, make_mesh
 from train.step import StepProgram, build_program
 
 
@@ -33,8 +35,7 @@ class Setup:
     @property
     def flops_per_token(self) -> dict[str, float]:
         """FLOPs a position, by component: the model's training, and what its representation takes to encode the text."""
-        data = self.recipe.data
-        flops = self.recipe.objective.training_flops_per_token(self.recipe.model, self.representation.vocab_size, data.piece_length or data.sequence_length)
+        flops = model_flops_per_token(self.recipe, self.representation.vocab_size)
         encode = self.representation.costs.get("encode_flops_per_id", 0.0)
         return flops | {"encode": encode, "total": flops["total"] + encode}
 
@@ -107,9 +108,32 @@ def set_up(recipe: Recipe) -> Setup:
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
     check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length)
     learned = recipe.objective.learn_from_text(representation, corpora[0].documents("train"))
-    program = build_program(lambda rngs: recipe.objective.build(recipe.model, representation.vocab_size, rngs, **learned), recipe.optimizer, mesh,
-                            batch_rows=data.batch_rows, num_sources=len(corpora))
-    return Setup(recipe, representation, corpora, mesh, program)
+    return Setup(recipe, representation, corpora, mesh, lay_out(recipe, representation.vocab_size, mesh, **learned))
+
+
+def lay_out(recipe: Recipe, vocab_size: int, mesh: Mesh, **learned: Any) -> StepProgram:
+    """A recipe's training state over a mesh; nothing is opened or allocated. `learned` is of the objective's `learn_from_text`."""
+    return build_program(lambda rngs: recipe.objective.build(recipe.model, vocab_size, rngs, **learned), recipe.optimizer, mesh,
+                         batch_rows=recipe.data.batch_rows, num_sources=len(recipe.data.corpora))
+
+
+def abstract_batch(recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of the batches that a recipe's rows make (`data/rows.py`, `data/encoder_rows.py`)."""
+    rows, length, num_sources = recipe.data.batch_rows, recipe.data.sequence_length, len(recipe.data.corpora)
+    for_encoder = recipe.layout is not CausalRow
+    seeds = jax.ShapeDtypeStruct((rows,), jnp.uint32, sharding=batch_sharding(mesh, 1))
+    positions = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=batch_sharding(mesh, 2))
+    return {
+        **{name: positions for name in ("ids", "types" if for_encoder else "targets", "segment_ids", "positions")},
+        **({"row_seeds": seeds} if for_encoder else {}),
+        "num_bytes": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh, 1)),
+        "cursors": jax.ShapeDtypeStruct((rows, num_sources + 1), jnp.int32, sharding=cursor_sharding(mesh)),
+    }
+
+
+def model_flops_per_token(recipe: Recipe, vocab_size: int) -> dict[str, float]:
+    """FLOPs to train a recipe's model on a position, by component, and "total"."""
+    return recipe.objective.training_flops_per_token(recipe.model, vocab_size, recipe.data.piece_length or recipe.data.sequence_length)
 
 
 def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from models.axes import Placement
 from tokenizer_lab.errors import UserError
@@ -57,20 +57,26 @@ class MeshConfig:
             raise UserError(f"mesh {dict(zip(MESH_AXES, sizes))}: every axis is at least 1, and at most one of them is -1 (all that are left)")
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The named mesh over `devices` (all by default), `replica` between TPU slices. Raises UserError where the sizes do not fit them."""
-    devices = jax.devices() if devices is None else list(devices)
+def mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int) -> dict[str, int]:
+    """The size of each mesh axis over so many devices in TPU slices. Raises UserError where the sizes do not fit them."""
     sizes = list(dataclasses.astuple(config))
     fixed = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % fixed == 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    if math.prod(sizes) != len(devices):
+    if -1 in sizes and num_devices % fixed == 0:
+        sizes[sizes.index(-1)] = num_devices // fixed
+    if math.prod(sizes) != num_devices:
         named = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes))
-        raise UserError(f"a mesh of {named} does not cover {len(devices)} devices; make the sizes multiply to {len(devices)}, or set one to -1")
-    num_slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+        raise UserError(f"a mesh of {named} does not cover {num_devices} devices; make the sizes multiply to {num_devices}, or set one to -1")
     if sizes[0] % num_slices:
         raise UserError(f"the devices are {num_slices} TPU slices, which only the replica axis may span, and mesh.replica is {sizes[0]}; "
                         f"make it a multiple of {num_slices}")
+    return dict(zip(MESH_AXES, sizes))
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The named mesh over `devices` (all by default), `replica` between TPU slices. Raises UserError where the sizes do not fit them."""
+    devices = jax.devices() if devices is None else list(devices)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    sizes = list(mesh_sizes(config, len(devices), num_slices).values())
     if num_slices > 1:
         within, between = [sizes[0] // num_slices, *sizes[1:]], [num_slices, 1, 1, 1]
         grid = mesh_utils.create_hybrid_device_mesh(within, between, devices=devices, allow_split_physical_axes=True)
@@ -84,7 +90,7 @@ def placement(mesh: Mesh, kernels: str = "auto") -> Placement:
     return Placement(mesh, ACTIVATION_AXES, kernels)
 
 
-def check_batch(mesh: Mesh, batch_rows: int, sequence_length: int, num_microbatches: int = 1) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, batch_rows: int, sequence_length: int, num_microbatches: int = 1) -> None:
     """Raises UserError where a global batch cannot be split over the mesh."""
     shards = mesh.shape["replica"] * mesh.shape["fsdp"]
     needed = shards * num_microbatches

@@ -70,11 +70,12 @@ def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> 
     return [line["loss"] for line in read_lines(RunFolder(run_dir).metrics)]
 
 
+TOO_LARGE = "decoder_125m", "decoder_350m", "decoder_1b", "decoder_8b"  # for first losses on a CPU; `toklab plan` compiles them
 QUICK = "demo_byte", "demo_subword", "demo_equal_info"  # the first losses of the others are for make test-slow
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in recipe_names()])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in recipe_names() if name not in TOO_LARGE])
 def test_first_losses_are_as_committed(name, fixed, tmp_path):
     recipe, golden = load_recipe(name), GOLDEN / f"{name}.json"
     losses = first_losses(recipe, fixed, tmp_path / "run")
@@ -86,7 +87,10 @@ def test_first_losses_are_as_committed(name, fixed, tmp_path):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_resolved_config_is_as_committed(name):
-    recipe, expected = load_recipe(name), read_golden(name)["config"]
+    recipe = load_recipe(name)
+    if os.environ.get("UPDATE_GOLDENS") and name in TOO_LARGE:
+        (GOLDEN / f"{name}.json").write_text(json.dumps({"config": to_json(recipe), "first_losses": None}, indent=2) + "\n")
+    expected = read_golden(name)["config"]
     assert to_json(recipe) == expected, f"the resolved config of {name} changed; {HOW_TO_UPDATE}"
     assert from_json(Recipe, expected) == recipe
 

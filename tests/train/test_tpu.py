@@ -1,13 +1,9 @@
 """The training step on TPUs, as far as it can be known without one: it compiles, and the attention kernel is right.
 
-Compiling is libtpu's own, ahead of time, for the chips that a case names (see tpu_compile.py); nothing runs.
+Compiling is libtpu's own, ahead of time, for the chips that a case names (see train/tpu_compile.py); nothing runs.
 """
 
 import importlib.util
-import json
-import pathlib
-import subprocess
-import sys
 import types
 import warnings
 
@@ -18,6 +14,12 @@ import pytest
 
 from models.attention import _splash_attend, attend
 from models.axes import Placement, use_placement
+from models.decoder import DecoderConfig
+from models.encoder import EncoderConfig
+from train.objectives import Objective
+from train.optimizer import Budget, OptimizerConfig
+from train.plan import Pod, compile_ahead
+from train.recipe import DataConfig, Recipe, from_json
 from train.sharding import ACTIVATION_AXES, MESH_AXES, MeshConfig, make_mesh, placement
 
 needs_libtpu = pytest.mark.skipif(
@@ -26,12 +28,20 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def compile_train_step(**options) -> dict:
-    """What tpu_compile.py prints for these options of its `compile_train_step`."""
-    script = pathlib.Path(__file__).with_name("tpu_compile.py")
-    result = subprocess.run([sys.executable, script, json.dumps(options)], capture_output=True, text=True, timeout=1800)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads(result.stdout.splitlines()[-1])
+def compile_train_step(
+    topology: str, num_slices: int = 1, mesh: dict | None = None, model: dict | None = None, objective: dict | None = None,
+    optimizer: dict | None = None, vocab_size: int = 257, batch_rows: int = 32, sequence_length: int = 1024, num_microbatches: int = 1,
+    optimization_level: str = "O0",
+) -> dict:
+    """What `train.compiled_step.compile_step` says of a recipe with these options."""
+    recipe = Recipe(
+        name="compiled", representation="none", budget=Budget(steps=100), mesh=MeshConfig(**(mesh or {})),
+        data=DataConfig(corpora=("none",), batch_rows=batch_rows, sequence_length=sequence_length, num_microbatches=num_microbatches),
+        model=from_json(DecoderConfig | EncoderConfig, {"num_layers": 2} | (model or {})),
+        objective=from_json(Objective, objective or {}), optimizer=OptimizerConfig(**(optimizer or {})))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_OPTIMIZATION_LEVEL", optimization_level)
+        return compile_ahead(recipe, vocab_size, Pod(topology, num_slices))
 
 
 ELECTRA_SMALL = dict(
@@ -46,8 +56,8 @@ ELECTRA_SMALL = dict(
 def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microbatches):
     """Generator and discriminator attend by the splash kernel, samples and loss are drawn by theirs, under `shard_map`."""
     result = compile_train_step(topology="v5e:2x2", mesh=mesh, num_microbatches=num_microbatches, **ELECTRA_SMALL)
-    assert result["splash_kernels"] == ["dkv", "dq", "fwd"] and not result["warnings"]
-    assert result["tpu_custom_calls"] >= 3 * 2 + 3  # attention of two models, and the head's three kernels
+    assert result["program"]["splash_kernels"] == ["dkv", "dq", "fwd"] and not result["warnings"]
+    assert result["program"]["tpu_custom_calls"] >= 3 * 2 + 3 and not result["program"]["uncounted_kernels"]  # attention of two models, and the head's
 
 
 @needs_libtpu
@@ -78,21 +88,23 @@ def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microb
         ),
         (
             dict(topology="v5e:2x2", num_slices=2, mesh=dict(replica=2), num_microbatches=2),
-            {"all-gather", "send", "recv"},
+            {"all-gather", "all-reduce"},
         ),
     ],
     ids=["v5e-tensor", "v5p-muon", "v6e-sequence", "two-v5e-slices"],
 )
 def test_the_step_compiles_for_a_tpu_with_its_kernels(options, expected_collectives):
     result = compile_train_step(**options)
-    assert result["splash_kernels"] == ["dkv", "dq", "fwd"]
-    assert result["loss_kernels"] == ["backward_by_table", "backward_by_x", "forward"]
-    assert result["tpu_custom_calls"] >= 6
+    program, memory, state_bytes = result["program"], result["memory"], result["bytes"]["state"]
+    assert program["splash_kernels"] == ["dkv", "dq", "fwd"]
+    assert program["head_kernels"] == [f"linear_cross_entropy_{name}" for name in ("backward_by_table", "backward_by_x", "forward")]
+    assert program["tpu_custom_calls"] >= 6 and not program["uncounted_kernels"]
     assert result["warnings"] == []
-    assert expected_collectives <= result["collectives"].keys()
+    assert expected_collectives <= {one["kind"] for one in program["collectives"]}
+    assert {one["network"] for one in program["collectives"]} == ({"ici", "dcn"} if "num_slices" in options else {"ici"})
     # The state is split over the devices (up to what tiles pad) and donated.
-    assert result["state_bytes_per_device"] <= result["argument_bytes"] < 1.5 * result["state_bytes_per_device"] + 2**20
-    assert result["alias_bytes"] >= result["state_bytes_per_device"]
+    assert state_bytes <= memory["argument"] < 1.5 * state_bytes + 2**20
+    assert memory["alias"] >= state_bytes
     assert result["slices_of_replicas"] == [[number] for number in range(options.get("num_slices", 1))]
 
 
@@ -117,8 +129,8 @@ def test_a_billion_parameters_fit_a_v5e_pod():
         model=dict(num_layers=24, embed_dim=2048, num_heads=16, num_kv_heads=8, head_dim=128, mlp_dim=5632),
     )
     assert result["warnings"] == []
-    assert result["argument_bytes"] < 67e6
-    assert result["temp_bytes"] < 3.0e9
+    assert result["memory"]["argument"] < 67e6
+    assert result["memory"]["temp"] < 3.0e9
 
 
 def tpu_placement(kernels: str = "auto", **mesh_sizes: int) -> Placement:
