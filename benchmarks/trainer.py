@@ -23,6 +23,7 @@ import tyro
 
 from train.run_folder import RunFolder, read_lines
 
+DOCUMENT_CHARACTERS = 4096
 RECIPE = '''
 from models.decoder import DecoderConfig
 from train.optimizer import Budget
@@ -65,8 +66,10 @@ def main(options: Options) -> None:
 
 
 def measure(options: Options, folder: pathlib.Path) -> dict[str, float]:
-    text = options.text.absolute()
-    toklab(folder, "ingest", text, "--out", "corpus", "--test-fraction", "0.1", cache="cache")
+    text = options.text.read_text(errors="replace")
+    documents = (text[start : start + DOCUMENT_CHARACTERS] for start in range(0, len(text), DOCUMENT_CHARACTERS))
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    toklab(folder, "ingest", "text.jsonl", "--out", "corpus", "--test-fraction", "0.1", cache="cache")
     toklab(folder, "fit", "subword", "--corpus", "corpus", "--out", "subword", "--vocab-size", "4096", cache="cache")
     write_recipe(folder, options, options.steps)
     cold = train(folder, "cold", "cache")
