@@ -105,7 +105,7 @@ def test_a_representation_that_loses_a_byte_is_caught(score):
         def byte_lengths(self, ids):
             return np.zeros(len(ids), np.int64)
 
-    with pytest.raises(AssertionError, match="byte: 0 bytes of a document of 11"):
+    with pytest.raises(AssertionError, match="byte: 0 bytes of a text of 11"):
         score(DOCUMENTS, representation=Lossy())
 
 
