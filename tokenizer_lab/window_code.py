@@ -195,12 +195,13 @@ class Matcher:
         self._roots = np.flatnonzero(tree.depths == 1).astype(np.int32)
         self._slot_bits = tree.window_bits + 1
         self._slots = _hash_children(tree.parents, tree.last_bytes, tree.is_leaf, self._slot_bits)
+        self._pairs = _entries_of_pairs(self._roots, self._slots, self._slot_bits)
         self._text, self._starts = tree.text()
 
     def encode(self, text: bytes) -> np.ndarray:
         """A document -> i32[n] window numbers."""
         numbers = np.empty(len(text), np.int32)
-        count = _longest_matches(np.frombuffer(text, np.uint8), self._roots, self._slots, self._slot_bits, numbers)
+        count = _longest_matches(np.frombuffer(text, np.uint8), self._roots, self._pairs, self._slots, self._slot_bits, numbers)
         return numbers[:count].copy()
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
@@ -248,20 +249,29 @@ def _hash_children(parents, last_bytes, is_leaf, slot_bits):
 
 
 @numba.njit(nogil=True)
-def _longest_matches(text, roots, slots, slot_bits, numbers):
+def _entries_of_pairs(roots, slots, slot_bits):
+    """u64[256, 256]: the slot of a root's string and a byte, so that each window is spared its first search."""
+    pairs = np.empty((256, 256), np.uint64)
+    for first in range(256):
+        for second in range(256):
+            pairs[first, second] = slots[_slot(np.uint64(roots[first]) << np.uint64(8) | np.uint64(second), slots, slot_bits)]
+    return pairs
+
+
+@numba.njit(nogil=True)
+def _longest_matches(text, roots, pairs, slots, slot_bits, numbers):
     """Writes the window numbers of a text; returns how many."""
     count, at = 0, 0
     while at < len(text):
         number = np.uint64(roots[text[at]])
         at += 1
-        while at < len(text):
-            entry = slots[_slot(number << np.uint64(8) | np.uint64(text[at]), slots, slot_bits)]
-            if entry == _EMPTY:
-                break
+        entry = pairs[text[at - 1], text[at]] if at < len(text) else _EMPTY
+        while entry != _EMPTY:
             number = entry & _NUMBER
             at += 1
-            if entry & _LEAF:
+            if entry & _LEAF or at == len(text):
                 break
+            entry = slots[_slot(number << np.uint64(8) | np.uint64(text[at]), slots, slot_bits)]
         numbers[count] = number
         count += 1
     return count
