@@ -176,11 +176,11 @@ class DetectionHead(nnx.Module):
 class Clusters(nnx.Module):
     """Which cluster each id is in, and how often ids of one were taken for real in the place of another's.
 
-    Both are part of a run's state and of no gradient.
+    Both are part of a run's state and of no gradient. All ids are in cluster 0 until `of_id` is set.
     """
 
-    def __init__(self, cluster_of_id_v: jax.Array, num_clusters: int):
-        self.of_id = parameter(jnp.asarray(cluster_of_id_v, jnp.float32), "norm")
+    def __init__(self, vocab_size: int, num_clusters: int):
+        self.of_id = parameter(jnp.zeros(vocab_size), "norm")
         self.confusions = parameter(jnp.ones((num_clusters, num_clusters)), "norm", "norm")
 
     def draw(self, key: jax.Array, ids_n: jax.Array, sharpness: float) -> jax.Array:
@@ -201,16 +201,14 @@ class Clusters(nnx.Module):
 class Encoder(nnx.Module):
     """An encoder with the heads that an objective asks for; with a generator, which shares nothing but the embeddings, ELECTRA's pair."""
 
-    def __init__(
-        self, config: EncoderConfig, vocab_size: int, heads: Heads, *, rngs: nnx.Rngs, cluster_of_id_v: jax.Array | None = None,
-    ):
+    def __init__(self, config: EncoderConfig, vocab_size: int, heads: Heads, *, rngs: nnx.Rngs):
         self.config, self.vocab_size, predictor = config, vocab_size, heads.predictor(config)
         self.embeddings = Embeddings(config, vocab_size, rngs=rngs)
         self.body = Body(config, rngs=rngs)
         self.generator = Body(predictor, rngs=rngs) if heads.generator_share else None
         self.vocab_head = VocabHead(predictor, vocab_size, rngs=rngs) if heads.predicts else None
         self.detection_head = DetectionHead(config, rngs=rngs) if heads.detects else None
-        self.clusters = Clusters(cluster_of_id_v, heads.num_clusters) if heads.num_clusters else None
+        self.clusters = Clusters(vocab_size, heads.num_clusters) if heads.num_clusters else None
 
     def __call__(
         self, ids_bt: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, types_bt: jax.Array, dropout: Dropout = no_dropout,

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import importlib.metadata
 import platform
 import signal
@@ -147,6 +148,8 @@ def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, cons
         if run.config.exists():
             refuse_another_run(run, setup.identity | {"config": read_json(run.config, "run's config")}, setup.identity)
         state = setup.program.init(np.asarray(jax.random.key_data(jax.random.key(setup.recipe.seed))))
+        text = setup.corpora[0].documents("train")
+        state = dataclasses.replace(state, params=setup.recipe.objective.learn_from_text(state.params, setup.representation, text))
     setup.representation.save(run.representation)
     write_json(run.config, setup.identity["config"])
     for lines in (run.metrics, run.evaluations):

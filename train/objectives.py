@@ -42,10 +42,10 @@ Sums = dict[str, jax.Array]
 class LearnsByGradients:
     """What an objective has to know, and to learn, besides the gradients: nothing, unless it says otherwise."""
 
-    def learn_from_text(self, representation: Representation, documents: Any) -> dict[str, Any]:
-        """What `build` is given besides: what is to be known of the text before the first step."""
+    def learn_from_text(self, params: Any, representation: Representation, documents: Any) -> Any:
+        """The parameters before the first step, with what is to be known of the text."""
         del representation, documents
-        return {}
+        return params
 
     def learn(self, params: Any, sums: Sums) -> Any:
         """The parameters after a step, with what is learned otherwise than by gradients."""
@@ -143,8 +143,8 @@ class OnChosenPositions(LearnsByGradients):
         if share and model.embed_dim * share != (scaled := model.scaled(share)).embed_dim or share and scaled.mlp_dim < 1:
             raise UserError(f"objective.generator_share {share} of a width of {model.embed_dim} is no whole number; use e.g. 0.25")
 
-    def build(self, model: EncoderConfig, vocab_size: int, rngs: nnx.Rngs, **learned: Any) -> Encoder:
-        return Encoder(model, vocab_size, self.heads, rngs=rngs, **learned)
+    def build(self, model: EncoderConfig, vocab_size: int, rngs: nnx.Rngs) -> Encoder:
+        return Encoder(model, vocab_size, self.heads, rngs=rngs)
 
     def count_parameters(self, model: EncoderConfig, vocab_size: int) -> dict[str, int]:
         return flops.count_encoder_parameters(model, vocab_size + NUM_ENCODER_IDS, self.heads)
@@ -383,8 +383,10 @@ class ClusteredSubstitution(RandomSubstitution):
     def heads(self) -> Heads:
         return Heads(detects=True, num_clusters=self.num_clusters)
 
-    def learn_from_text(self, representation: Representation, documents: Any) -> dict[str, Any]:
-        return {"cluster_of_id_v": cluster_of_id(representation, documents, self.num_clusters)}
+    def learn_from_text(self, params: Any, representation: Representation, documents: Any) -> Any:
+        clusters = params["clusters"]
+        of_id_v = cluster_of_id(representation, documents, self.num_clusters).astype(np.float32)
+        return params | {"clusters": clusters | {"of_id": jax.device_put(of_id_v, clusters["of_id"].sharding)}}
 
     def _changed(self, model, labels_bn, row_seeds_b):
         def change(seed, labels_n):

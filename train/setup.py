@@ -107,13 +107,12 @@ def set_up(recipe: Recipe) -> Setup:
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
     check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length)
-    learned = recipe.objective.learn_from_text(representation, corpora[0].documents("train"))
-    return Setup(recipe, representation, corpora, mesh, lay_out(recipe, representation.vocab_size, mesh, **learned))
+    return Setup(recipe, representation, corpora, mesh, lay_out(recipe, representation.vocab_size, mesh))
 
 
-def lay_out(recipe: Recipe, vocab_size: int, mesh: Mesh, **learned: Any) -> StepProgram:
-    """A recipe's training state over a mesh; nothing is opened or allocated. `learned` is of the objective's `learn_from_text`."""
-    return build_program(lambda rngs: recipe.objective.build(recipe.model, vocab_size, rngs, **learned), recipe.optimizer, mesh,
+def lay_out(recipe: Recipe, vocab_size: int, mesh: Mesh) -> StepProgram:
+    """A recipe's training state over a mesh; nothing is opened or allocated."""
+    return build_program(lambda rngs: recipe.objective.build(recipe.model, vocab_size, rngs), recipe.optimizer, mesh,
                          batch_rows=recipe.data.batch_rows, num_sources=len(recipe.data.corpora))
 
 

@@ -4,12 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 
 from models.encoder import Clusters, EncoderConfig
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
+from train import objectives
 from train.clusters import TEXT_BYTES, cluster, cluster_of_id, neighbour_vectors
+from train.loop import FINISHED, train
 from train.objectives import ClusteredSubstitution
+from train.optimizer import Budget
+from train.setup import load_run
 
 
 def test_ids_in_alike_places_are_in_one_cluster():
@@ -41,7 +46,8 @@ def test_only_the_beginning_is_read():
 
 
 def test_clusters_are_drawn_by_their_confusions_and_ids_uniformly():
-    clusters = Clusters(np.array([0, 0, 1, 2, 2, 2]), 4)  # cluster 3 is empty
+    clusters = Clusters(6, 4)
+    clusters.of_id[...] = jnp.array([0.0, 0, 1, 2, 2, 2])  # cluster 3 is empty
     clusters.confusions[...] = jnp.array([[0.0, 5.0, 10.0, 99.0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
     draw = jax.jit(lambda key, ids: clusters.draw(key, ids, 2.0))
     drawn = np.asarray(draw(jax.random.key(0), jnp.zeros(40_000, jnp.int32)))
@@ -56,3 +62,18 @@ def test_clusters_are_drawn_by_their_confusions_and_ids_uniformly():
 def test_bad_options_are_refused(wrong):
     with pytest.raises(UserError, match="at least 1 and 0"):
         ClusteredSubstitution(**wrong).check(EncoderConfig(), 64)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_begins_with_the_clusters_of_its_text_and_reads_it_once(make_recipe, tmp_path, monkeypatch):
+    model = EncoderConfig(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48, remat="none", compute_dtype="float32")
+    recipe, console = make_recipe(model=model, objective=ClusteredSubstitution(num_clusters=5), budget=Budget(steps=2)), rich.console.Console(quiet=True)
+    assert train(recipe, tmp_path / "run", console) == FINISHED
+    monkeypatch.setattr(objectives, "cluster_of_id", None)  # neither a load nor a resume looks at the text again
+    assert train(make_recipe(model=model, objective=recipe.objective, budget=Budget(steps=3)), tmp_path / "run", console) == FINISHED
+    loaded = load_run(str(tmp_path / "run"))
+    setup, clusters = loaded.setup, loaded.params["clusters"]
+    expected = cluster_of_id(setup.representation, setup.corpora[0].documents("train"), 5)
+    assert len(set(expected.tolist())) == 5
+    np.testing.assert_array_equal(clusters["of_id"], expected)
+    assert np.any(np.asarray(clusters["confusions"]) != 1)

@@ -84,7 +84,9 @@ def test_confusions_between_clusters_are_counted():
     """Up where the detector was wrong about a replacement, down where it was right; nothing else of a step's parameters changes."""
     objective, batch = ClusteredSubstitution(num_clusters=4), make_batch()
     of_id = np.arange(VOCAB) % 4
-    model_def, state = nnx.split(objective.build(MODEL, VOCAB, nnx.Rngs(0), cluster_of_id_v=of_id))
+    model = objective.build(MODEL, VOCAB, nnx.Rngs(0))
+    model.clusters.of_id[...] = jnp.asarray(of_id, jnp.float32)
+    model_def, state = nnx.split(model)
 
     @jax.jit
     def run(state, batch):
