@@ -10,25 +10,15 @@ the TPU compiler cannot take may abort the process.
 
 import argparse
 import json
-import os
-
-# What libtpu needs to know to stand in for a TPU host.
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
 import math
 import re
 import time
 
+from train.tpu_stand_in import topology_devices  # before JAX
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.kernels.linear_cross_entropy import PRODUCTION_SHAPES, Layout, api, linear_cross_entropy
@@ -93,7 +83,7 @@ def main() -> None:
     shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes]
     programs = {}
     for topology in arguments.topologies:
-        devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+        devices = topology_devices(topology)
         programs[topology] = [compile_loss(devices, shape, arguments.dtype, mesh_shape, arguments.implementation) for shape in shapes]
     print(json.dumps(programs))
 

@@ -9,23 +9,13 @@ that the TPU compiler cannot take may abort the process.
 
 import argparse
 import json
-import os
-
-# What libtpu needs to know to stand in for a TPU host.
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
 import time
+
+from train.tpu_stand_in import topology_devices  # before JAX
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.kernels.sample_replacements import PRODUCTION_SHAPES, api, sample_replacements
@@ -78,7 +68,7 @@ def main() -> None:
     programs = {}
     shapes = *PRODUCTION_SHAPES, WIDEST
     for topology in arguments.topologies:
-        device = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices[0]
+        device = topology_devices(topology)[0]
         programs[topology] = [compile_step(device, *shape, arguments.implementation) for shape in shapes]
         # Fewer positions are the same kernels, run less often: the first topology says that they compile.
         shapes = [shape for shape in PRODUCTION_SHAPES if shape[0] == max(PRODUCTION_SHAPES)[0]]

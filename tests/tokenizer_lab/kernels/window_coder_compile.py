@@ -7,22 +7,13 @@ compiler cannot take may abort the process.
 """
 
 import json
-import os
 import sys
 
-# What libtpu needs to know to stand in for a TPU host.
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
+from train.tpu_stand_in import topology_devices  # before JAX
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.kernels.window_coder import PRODUCTION_SHAPES, decode_step, encode_step, pallas_tpu
@@ -30,7 +21,7 @@ from tokenizer_lab.kernels.window_coder import PRODUCTION_SHAPES, decode_step, e
 
 def compile_steps(topology: str) -> list[dict]:
     """What one device of a topology such as "v5e:2x2" makes of each production shape, as the platform chooses."""
-    devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    devices = topology_devices(topology)
     mesh = Mesh(np.array(devices[:1]), ("streams",))
 
     def abstract(dtype, *shape):
