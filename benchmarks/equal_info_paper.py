@@ -40,9 +40,9 @@ from train.setup import load_run
 
 SEED = 0
 WIDTHS = (16, 24, 32, 64, 128)
-# Arms of the second stage: name -> (LM it compresses with or None, options of the fit, positions of a row).
 # The compressor of the arms, and two that have seen the same text: name -> (trained on pieces, bytes).
 LMS = {"pieces": (True, 4 << 20), "pieces-short": (True, 3 << 19), "contexts-short": (False, 3 << 19)}
+# Arms of the second stage: name -> (LM it compresses with or None, options of the fit, positions of a row).
 ARMS = {
     "byte": (None, None, 512),
     "static_ac-8": (None, StaticACFit(id_bits=8), 320),
