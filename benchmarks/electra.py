@@ -21,6 +21,7 @@ from equal_info_paper import make_corpus
 
 from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig
+from tokenizer_lab.errors import UserError
 from tokenizer_lab.subword import SubwordFit
 from train.evaluation import evaluate_run
 from train.finetune import FinetuneOptions, finetune
@@ -55,7 +56,7 @@ class Options:
     """Folder for corpus, runs and results; the same command goes on there."""
     flops: float = 1e13
     """Of each run."""
-    num_seeds: int = 3
+    seeds: tuple[int, ...] = (0, 1, 2)
     vocab_size: int = 1024
     arms: tuple[str, ...] = tuple(ARMS)
     finetune_epochs: int = 3
@@ -69,20 +70,29 @@ def main(options: Options) -> None:
     if not (options.out / "subword").exists():
         SubwordFit(vocab_size=options.vocab_size).fit(iter(corpus.documents("train")), corpus.content_hash).save(options.out / "subword")
     runs = []
-    for seed in range(options.num_seeds):
+    for seed in options.seeds:
         for arm in options.arms:
+            try:
+                if train(recipe(arm, seed, options), str(options.out / f"{arm}-{seed}"), console) != FINISHED:
+                    raise SystemExit("stopped; the same command goes on there")
+            except UserError as error:  # a run may diverge; that is a result too
+                console.print(f"{arm}-{seed} is left out: {error}", soft_wrap=True)
+                continue
             runs.append(options.out / f"{arm}-{seed}")
-            if train(recipe(arm, seed, options), str(runs[-1]), console) != FINISHED:
-                raise SystemExit(f"stopped; the same command goes on with {runs[-1]}")
-            if not (runs[-1] / "eval.json").exists():
-                evaluate_run(str(runs[-1]), None, lambda *_: None)
-            for task in options.tasks:
-                files = [pathlib.Path(part) for part in task.split(":")]
-                if not (runs[-1] / "finetune" / f"{task_name(files[0])}.json").exists():
-                    finetune(FinetuneOptions(run=runs[-1], task=files[0], dev=files[1], num_seeds=1, num_epochs=options.finetune_epochs,
-                                             sequence_length=SEQUENCE_LENGTH, learning_rate=options.finetune_learning_rate))
-        show(options, seed + 1, console)
+            evaluate(runs[-1], options)
+        show(runs, options, console)
     console.print(str(write_report(runs, options.out / "report").index))
+
+
+def evaluate(run: pathlib.Path, options: Options) -> None:
+    """Scores the held-out text and fine-tunes on every task, where that is missing."""
+    if not (run / "eval.json").exists():
+        evaluate_run(str(run), None, lambda *_: None)
+    for task in options.tasks:
+        files = [pathlib.Path(part) for part in task.split(":")]
+        if not (run / "finetune" / f"{task_name(files[0])}.json").exists():
+            finetune(FinetuneOptions(run=run, task=files[0], dev=files[1], num_seeds=1, num_epochs=options.finetune_epochs,
+                                     sequence_length=SEQUENCE_LENGTH, learning_rate=options.finetune_learning_rate))
 
 
 def recipe(arm: str, seed: int, options: Options) -> Recipe:
@@ -96,15 +106,14 @@ def recipe(arm: str, seed: int, options: Options) -> Recipe:
         evaluation=EvaluationConfig(every_steps=400, max_bytes=1 << 15))
 
 
-def show(options: Options, num_seeds: int, console: rich.console.Console) -> None:
-    """Median and range over the seeds that are there, of each figure."""
-    table = rich.table.Table(title=f"{num_seeds} seeds, {options.flops:.3g} FLOPs each", box=rich.box.SIMPLE_HEAD)
-    figures = {arm: [read_figures(options.out / f"{arm}-{seed}") for seed in range(num_seeds)] for arm in options.arms}
-    names = list(dict.fromkeys(name for of_arm in figures.values() for numbers in of_arm for name in numbers))
-    for name in ("arm", *names):
-        table.add_column(name, overflow="fold")
-    for arm, of_arm in figures.items():
-        table.add_row(arm, *(spread([numbers[name] for numbers in of_arm if numbers.get(name) is not None]) for name in names))
+def show(runs: list[pathlib.Path], options: Options, console: rich.console.Console) -> None:
+    """Median and range of each figure over an arm's runs."""
+    table = rich.table.Table(title=f"{options.flops:.3g} FLOPs a run", box=rich.box.SIMPLE_HEAD)
+    figures = {arm: [read_figures(run) for run in runs if run.name.rpartition("-")[0] == arm] for arm in options.arms}
+    for name in ("", *(f"{arm}, {len(of_arm)} runs" for arm, of_arm in figures.items())):
+        table.add_column(name)
+    for name in dict.fromkeys(name for of_arm in figures.values() for numbers in of_arm for name in numbers):
+        table.add_row(name, *(spread([numbers[name] for numbers in of_arm if name in numbers]) for of_arm in figures.values()))
     console.print(table)
 
 
@@ -115,7 +124,7 @@ def read_figures(run: pathlib.Path) -> dict[str, Any]:
     for file in sorted((run / "finetune").glob("*.json")):
         result = json.loads(file.read_text())
         figures |= {f"{result['task']} {metric}": values["median"] for metric, values in result["metrics"].items()}
-    return figures
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def spread(values: list[float]) -> str:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from models.decoder import DecoderConfig
+from train.cli import keep_memory
 from train.objectives import Causal
 from train.optimizer import Budget, OptimizerConfig, make_meter
 from train.sharding import MeshConfig, make_mesh, put_batch
@@ -43,6 +44,7 @@ class OwnStep:
     """The compiled step over all devices, with a state and a batch to call it on."""
 
     def __init__(self, shape: Shape):
+        keep_memory()  # as `toklab train` does
         mesh = make_mesh(MeshConfig())
         program = build_program(lambda rngs: shape.model.build(shape.vocab_size, rngs), OPTIMIZER, mesh, batch_rows=shape.batch_rows, num_sources=1)
         step = make_train_step(program, Causal(z_loss=0.0), OPTIMIZER, mesh, meter=make_meter(Budget(steps=10**6), 1.0))

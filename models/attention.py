@@ -13,10 +13,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import NamedSharding, PartitionSpec
 
-from models.axes import Placement, current_placement
+from models.axes import Placement, current_placement, on_one_cpu
 
 _SPLASH_BLOCK = 512
 _LANES = 128
+_QUERY_BLOCK, _MAX_QUERY_BLOCKS = 64, 8
 
 
 def attend(
@@ -42,8 +43,24 @@ def attend(
             return _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal)
         warnings.warn(f"splash attention does not take queries of shape {list(q_bthd.shape)}: {why}; attention writes its weights to memory instead",
                       stacklevel=2)
+    if causal and on_one_cpu():
+        return _attend_in_blocks(q_bthd, k_bshd, v_bshd, segment_ids_bt)
     same_document_btt = segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :]
     return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, mask=same_document_btt[:, None], is_causal=causal)
+
+
+def _attend_in_blocks(q_bthd, k_bshd, v_bshd, segment_ids_bt):
+    """Causal attention, a block of queries after the other: none is computed against the keys behind its block."""
+    length = q_bthd.shape[1]
+    size = max(_QUERY_BLOCK, -(-length // _MAX_QUERY_BLOCKS))
+
+    def block(first: int):
+        queries, keys = slice(first, min(first + size, length)), slice(0, min(first + size, length))
+        visible_bts = segment_ids_bt[:, queries, None] == segment_ids_bt[:, None, keys]
+        visible_bts &= jnp.tril(jnp.ones((length, length), bool))[queries, keys]
+        return jax.nn.dot_product_attention(q_bthd[:, queries], k_bshd[:, keys], v_bshd[:, keys], mask=visible_bts[:, None])
+
+    return jnp.concatenate([block(first) for first in range(0, length, size)], axis=1)
 
 
 def _attend_with_dropout(q_bthd, k_bshd, v_bshd, segment_ids_bt, causal, dropout):

@@ -47,6 +47,12 @@ def current_placement() -> Placement | None:
     return _placement.get()
 
 
+def on_one_cpu() -> bool:
+    """Whether the model is computed on one CPU device, whose compiler wants some things written otherwise."""
+    placement = _placement.get()
+    return jax.default_backend() == "cpu" if placement is None else placement.mesh.size == 1 and placement.mesh.devices.flat[0].platform == "cpu"
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x`, told to the compiler to be laid out by its logical axes (one name or None for each axis of `x`)."""
     assert len(axes) == x.ndim, (axes, x.shape)

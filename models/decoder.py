@@ -12,7 +12,7 @@ from flax import nnx
 
 from models import flops
 from models.axes import constrain, parameter
-from models.layers import Block, KVCache, TransformerConfig, rms_norm, with_remat
+from models.layers import Block, KVCache, Places, TransformerConfig, over_layers, rms_norm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(TransformerConfig):
@@ -78,11 +78,12 @@ class Decoder(nnx.Module):
         # Gathering rows from a table split over both axes would move the ids of the whole batch; split over vocab only.
         table_vd = constrain(self.embedding.astype(self.config.compute_dtype), "vocab", None)
         x_btd = constrain(table_vd[ids_bt], "batch", "sequence", "embed")
+        places = Places.of(self.config, segment_ids_bt, positions_bt)
         block_def, blocks = nnx.split(self.blocks)
 
         def layer(x_btd, block_and_cache):
             block, cache = block_and_cache
-            return nnx.merge(block_def, block)(x_btd, segment_ids_bt, positions_bt, cache)
+            return nnx.merge(block_def, block)(x_btd, places, cache)
 
-        x_btd, cache = jax.lax.scan(with_remat(layer, self.config.remat), x_btd, (blocks, cache))
+        x_btd, cache = over_layers(layer, x_btd, (blocks, cache), self.config.remat)
         return rms_norm(x_btd, self.final_scale[...]), cache

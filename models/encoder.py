@@ -14,7 +14,7 @@ from flax import nnx
 
 from models.axes import constrain, parameter
 from models.layers import (
-    Block, Dense, Dropout, LayerNorm, PostNormBlock, TransformerConfig, no_dropout, rms_norm, with_remat,
+    Block, Dense, Dropout, LayerNorm, Places, PostNormBlock, TransformerConfig, no_dropout, over_layers, rms_norm,
 )
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS
@@ -134,17 +134,18 @@ class Body(nnx.Module):
         """f[B, T, E] -> f[B, T, D], normed."""
         config = self.config
         x_btd = self.projection(x_bte) if config.table_width != config.embed_dim else x_bte
+        places = Places.of(config, segment_ids_bt, positions_bt)
         block_def, blocks = nnx.split(self.blocks)
 
         def layer(x_btd, numbered):
             number, block = numbered
             block = nnx.merge(block_def, block)
             if not config.published:
-                return block(x_btd, segment_ids_bt, positions_bt)
+                return block(x_btd, places)
             of_layer = no_dropout if dropout is no_dropout else lambda x, place: dropout(x, 4 * number + place)
-            return block(x_btd, segment_ids_bt, positions_bt, of_layer), None
+            return block(x_btd, places, of_layer), None
 
-        x_btd, _ = jax.lax.scan(with_remat(layer, config.remat), x_btd, (jnp.arange(config.num_layers), blocks))
+        x_btd, _ = over_layers(layer, x_btd, (jnp.arange(config.num_layers), blocks), config.remat)
         return x_btd if config.published else rms_norm(x_btd, self.final_scale[...])
 
 

@@ -6,19 +6,20 @@ Legend: B batch, T positions, D embed, H heads, K key/value heads, h head dimens
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models.attention import attend, attend_to_cache
-from models.axes import constrain, current_placement, parameter
+from models.axes import constrain, current_placement, on_one_cpu, parameter
 from tokenizer_lab.errors import UserError
 
 KVCache = tuple[jax.Array, jax.Array]  # keys and values, f[B, S, K, h] each
 Dropout = Callable[[jax.Array, int], jax.Array]  # f[B, ...] and a number of the place it is used at -> f[B, ...]
 
+_UNROLLED_LAYERS = 12  # at a time; more take long to compile
 _VOCAB_MULTIPLE = 128  # a lane tile of a TPU; an unpadded table costs two copies of itself there
 
 
@@ -144,12 +145,28 @@ def row_dropout(row_seeds_b: jax.Array, rate: float) -> Dropout:
     return dropout if rate else no_dropout
 
 
-def rotary_embedding(x_bthd: jax.Array, positions_bt: jax.Array, theta: float) -> jax.Array:
-    """Rotates each pair (x[i], x[i + h/2]) by position * theta^(-2i/h) (Su et al. 2021, arXiv 2104.09864, section 3.2.2)."""
+class Places(NamedTuple):
+    """Where the positions of a batch are, the same for all layers."""
+
+    segment_ids_bt: jax.Array
+    positions_bt: jax.Array
+    cos_btd: jax.Array
+    """f32[B, T, h/2], of the angles that rotary positions turn pairs by; `sin_btd` likewise."""
+    sin_btd: jax.Array
+
+    @classmethod
+    def of(cls, config: TransformerConfig, segment_ids_bt: jax.Array, positions_bt: jax.Array) -> "Places":
+        """The angle of pair i is position * theta^(-2i/h) (Su et al. 2021, arXiv 2104.09864, section 3.2.2)."""
+        half = config.head_dim // 2
+        frequency_d = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+        angle_btd = positions_bt[:, :, None].astype(jnp.float32) * frequency_d
+        return cls(segment_ids_bt, positions_bt, jnp.cos(angle_btd), jnp.sin(angle_btd))
+
+
+def rotary_embedding(x_bthd: jax.Array, places: Places) -> jax.Array:
+    """Rotates each pair (x[i], x[i + h/2]) by its position's angle."""
     half = x_bthd.shape[-1] // 2
-    frequency_d = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_btd = positions_bt[:, :, None].astype(jnp.float32) * frequency_d
-    cos, sin = jnp.cos(angle_btd)[:, :, None], jnp.sin(angle_btd)[:, :, None]
+    cos, sin = places.cos_btd[:, :, None], places.sin_btd[:, :, None]
     first, second = x_bthd[..., :half].astype(jnp.float32), x_bthd[..., half:].astype(jnp.float32)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_bthd.dtype)
 
@@ -178,27 +195,26 @@ class Attention(nnx.Module):
             self.key_scale = parameter(jnp.ones(head_dim), "head_dim")
 
     def __call__(
-        self, x_btd: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, cache: KVCache | None = None,
-        dropout: Dropout = no_dropout,
+        self, x_btd: jax.Array, places: Places, cache: KVCache | None = None, dropout: Dropout = no_dropout,
     ) -> tuple[jax.Array, KVCache | None]:
         """x_btd -> what attention adds to it, and the cache with this call's keys and values.
 
-        With a cache, all rows are at the same position and of one document, so that `segment_ids_bt` is not looked at.
+        With a cache, all rows are at the same position and of one document, so that segment ids are not looked at.
         """
         config = self.config
-        q_bthd, k_bthd, v_bthd = self._project(x_btd, positions_bt)
+        q_bthd, k_bthd, v_bthd = self._project(x_btd, places)
         q_bthd = constrain(q_bthd, "batch", "sequence", "heads", None)
         if cache is None:
-            out_bthd = attend(q_bthd, k_bthd, v_bthd, segment_ids_bt, causal=config.causal, dropout=None if dropout is no_dropout else dropout)
+            out_bthd = attend(q_bthd, k_bthd, v_bthd, places.segment_ids_bt, causal=config.causal, dropout=None if dropout is no_dropout else dropout)
         else:
-            first = positions_bt[0, 0]
+            first = places.positions_bt[0, 0]
             cache = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), first, axis=1)
                           for old, new in zip(cache, (k_bthd, v_bthd)))
             out_bthd = attend_to_cache(q_bthd, *cache, first)
         out_btd = project(out_bthd, self.out, 2)
         return out_btd + self.out_bias.astype(x_btd.dtype) if config.published else out_btd, cache
 
-    def _project(self, x_btd: jax.Array, positions_bt: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _project(self, x_btd: jax.Array, places: Places) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, f[B, T, H or K, h]."""
         dtype, config = x_btd.dtype, self.config
         q_bthd, k_bthd, v_bthd = (project(x_btd, kernel) for kernel in (self.query, self.key, self.value))
@@ -206,7 +222,7 @@ class Attention(nnx.Module):
             return q_bthd + self.query_bias.astype(dtype), k_bthd + self.key_bias.astype(dtype), v_bthd + self.value_bias.astype(dtype)
         if config.qk_norm:
             q_bthd, k_bthd = rms_norm(q_bthd, self.query_scale[...]), rms_norm(k_bthd, self.key_scale[...])
-        return rotary_embedding(q_bthd, positions_bt, config.rope_theta), rotary_embedding(k_bthd, positions_bt, config.rope_theta), v_bthd
+        return rotary_embedding(q_bthd, places), rotary_embedding(k_bthd, places), v_bthd
 
 
 class SwiGLU(nnx.Module):
@@ -232,10 +248,8 @@ class Block(nnx.Module):
         self.mlp_scale = parameter(jnp.ones(config.embed_dim), "norm")
         self.mlp = SwiGLU(config, rngs=rngs)
 
-    def __call__(
-        self, x_btd: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, cache: KVCache | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
-        added_btd, cache = self.attention(rms_norm(x_btd, self.attention_scale[...]), segment_ids_bt, positions_bt, cache)
+    def __call__(self, x_btd: jax.Array, places: Places, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
+        added_btd, cache = self.attention(rms_norm(x_btd, self.attention_scale[...]), places, cache)
         x_btd = constrain(x_btd + added_btd, "batch", "sequence", "embed")
         x_btd = x_btd + self.mlp(rms_norm(x_btd, self.mlp_scale[...]))
         return constrain(x_btd, "batch", "sequence", "embed"), cache
@@ -251,19 +265,21 @@ class PostNormBlock(nnx.Module):
         self.down = Dense(config, rngs, config.mlp_dim, config.embed_dim, "mlp", "embed")
         self.mlp_norm = LayerNorm(config.embed_dim)
 
-    def __call__(self, x_btd: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, dropout: Dropout = no_dropout) -> jax.Array:
-        added_btd, _ = self.attention(x_btd, segment_ids_bt, positions_bt, dropout=dropout)
+    def __call__(self, x_btd: jax.Array, places: Places, dropout: Dropout = no_dropout) -> jax.Array:
+        added_btd, _ = self.attention(x_btd, places, dropout=dropout)
         x_btd = constrain(self.attention_norm(x_btd + dropout(added_btd, 1)), "batch", "sequence", "embed")
         hidden_btf = constrain(jax.nn.gelu(self.up(x_btd), approximate=False), "batch", "sequence", "mlp")
         return constrain(self.mlp_norm(x_btd + dropout(self.down(hidden_btf), 2)), "batch", "sequence", "embed")
 
 
-def with_remat(layer: Callable, policy: str) -> Callable:
-    """A layer whose backward pass recomputes what `TransformerConfig.remat` says."""
-    match policy:
-        case "none":
-            return layer
+def over_layers(layer: Callable, x: jax.Array, stacked: Any, remat: str) -> tuple[jax.Array, Any]:
+    """`jax.lax.scan` over stacked layers, each of which the backward pass recomputes as far as `TransformerConfig.remat` says.
+
+    A loop compiles once for all layers, but XLA's CPU runtime copies what it slices from and writes to the stack: there they are written out.
+    """
+    match remat:
         case "dots":
-            return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
         case "full":
-            return jax.checkpoint(layer)
+            layer = jax.checkpoint(layer)
+    return jax.lax.scan(layer, x, stacked, unroll=_UNROLLED_LAYERS if on_one_cpu() else 1)

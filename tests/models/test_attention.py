@@ -53,6 +53,13 @@ def test_attend_is_causal_attention_within_documents(num_heads, num_kv_heads, dt
     assert_near_where_not_padding(out, naive_attention(q, k, v, visible_in(SEGMENTS)), SEGMENTS, atol)
 
 
+@pytest.mark.parametrize("length", [64, 65, 200, 700])  # one block of queries, more, and a last one that is shorter
+def test_attend_is_causal_attention_in_blocks(length):
+    q, k, v = random_qkv(4, 2, length=length)
+    segments = np.sort(np.random.default_rng(length).integers(1, 4, (ROWS, length), np.int32))
+    assert_near_where_not_padding(jax.jit(attend)(q, k, v, segments), naive_attention(q, k, v, visible_in(segments)), segments, 2e-6)
+
+
 @pytest.mark.parametrize("first, num_new", [(0, LENGTH), (0, 5), (9, 3), (LENGTH - 1, 1)])
 def test_attend_to_cache_sees_what_was_written_so_far(first, num_new):
     q, k, v = random_qkv(4, 2)

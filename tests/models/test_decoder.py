@@ -167,14 +167,17 @@ def test_remat_is_asked_for_layer_by_layer(remat, count):
     assert str(jaxpr).count("= remat2[") == count
 
 
-def test_the_program_does_not_grow_with_depth():
-    def num_lines(num_layers):
+def test_the_program_does_not_grow_with_depth(placement):
+    """But on one CPU device, where layers are written out, up to twelve of them."""
+    def num_lines(num_layers, placement):
         model_def, params = nnx.split(nnx.eval_shape(lambda: build(dataclasses.replace(TINY, num_layers=num_layers))), nnx.Param)
-        ids, (segments, positions) = random_ids(1, LENGTH), pack(LENGTH)
-        loss = lambda params: mean_nats(nnx.merge(model_def, params), ids, segments, positions, ids)  # noqa: E731
-        return jax.jit(jax.value_and_grad(loss)).lower(params).as_text().count("\n")
+        ids, (segments, positions) = random_ids(2, LENGTH), (np.repeat(x, 2, axis=0) for x in pack(LENGTH))
+        loss = lambda params: jnp.sum(nnx.merge(model_def, params)(ids, segments, positions))  # noqa: E731
+        with use_placement(placement):
+            return jax.jit(jax.value_and_grad(loss)).lower(params).as_text().count("\n")
 
-    assert num_lines(2) == num_lines(3) == num_lines(8)
+    assert num_lines(2, placement) == num_lines(3, placement) == num_lines(24, placement)
+    assert num_lines(2, None) < num_lines(3, None) and num_lines(24, None) == num_lines(36, None)
 
 
 @pytest.mark.parametrize("options", [{}, {"qk_norm": False, "tied_embeddings": True}, {"num_kv_heads": 1, "num_layers": 1}])

@@ -1,5 +1,6 @@
 """`toklab` as a person meets it: what it prints, what it exits with, and one line for everything that can be mended."""
 
+import ctypes
 import json
 import os
 import pathlib
@@ -47,6 +48,25 @@ def test_libraries_for_absent_accelerators_write_nothing():
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
+def test_a_step_finds_the_memory_of_the_one_before():
+    program = """
+from train.cli import keep_memory
+keep_memory()
+import resource, jax, jax.numpy as jnp
+step = jax.jit(lambda x: jnp.sort(x @ x.T).sum())  # 64 MiB in between
+x = jnp.ones((4096, 4))
+page_faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for number in range(14):
+    if number == 4:
+        before = page_faults()
+    step(x).block_until_ready()
+print(page_faults() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0 and int(done.stdout) < 5 * 16_384, done  # of ten times as many pages; some settle late
 
 
 def test_unknown_words_name_the_nearest(capsys, recipe_file):

@@ -84,11 +84,11 @@ def _plain(vocab_size: int, layout: Layout | None) -> Callable:
     if layout and layout.mesh.size > 1:
         return plain
 
-    def as_one_row(x_btd, table_vd, bias_v, labels_bt):
-        results = plain(x_btd.reshape(1, -1, x_btd.shape[-1]), table_vd, bias_v, labels_bt.reshape(1, -1))
-        return tuple(x_1n.reshape(labels_bt.shape) for x_1n in results)
+    def as_one_axis(x_btd, table_vd, bias_v, labels_bt):
+        results = plain(x_btd.reshape(-1, x_btd.shape[-1]), table_vd, bias_v, labels_bt.reshape(-1))
+        return tuple(x_n.reshape(labels_bt.shape) for x_n in results)
 
-    return as_one_row
+    return as_one_axis
 
 
 def _over_mesh(passes: Passes, layout: Layout | None) -> Passes:
