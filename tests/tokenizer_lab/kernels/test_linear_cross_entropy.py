@@ -227,7 +227,8 @@ def lowered(platform, implementation, *shape, **options):
     ],
 )  # fmt: skip
 def test_the_platform_chooses_unless_told(platform, implementation, is_kernel):
-    assert ("tpu_custom_call" in lowered(platform, implementation)) == is_kernel
+    program = lowered(platform, implementation)
+    assert ("tpu_custom_call" in program) == is_kernel and "triton" not in program
 
 
 def test_without_a_kernel_few_logits_are_kept_and_many_are_not(monkeypatch):
@@ -271,6 +272,8 @@ def test_what_the_kernel_does_not_take_is_of_no_interest_elsewhere_unless_asked_
         assert "tpu_custom_call" not in lowered("cpu", "auto", dtype=jnp.float16)
     with pytest.raises(ValueError, match="does not take hidden states of type float16.*; use the implementation 'auto' or 'reference'"):
         lowered("cpu", "pallas", dtype=jnp.float16)
+    with pytest.raises(ValueError, match="the GPU kernel of linear_cross_entropy does not take hidden states of type float16"):
+        lowered("cpu", "pallas_gpu", dtype=jnp.float16)
 
 
 def test_operands_of_other_shapes_are_refused():

@@ -278,6 +278,14 @@ def test_blocks_do_not_change_a_sample(blocks, monkeypatch):
     np.testing.assert_array_equal(jax.jit(operation("interpreted", 570))(*arguments[:5])[2], expected)
 
 
+@pytest.mark.parametrize("part_tiles", [1, 3, 8])
+def test_parts_do_not_change_a_sample(part_tiles, monkeypatch):
+    monkeypatch.setattr(pallas_gpu, "PART_TILES", part_tiles)
+    arguments = inputs(*CUT)
+    expected = compiled("reference", 570)(*arguments)[2]
+    np.testing.assert_array_equal(jax.jit(operation("interpreted_gpu", 570))(*arguments[:5])[2], expected)
+
+
 @pytest.mark.parametrize("num_ids", [512, 768])
 def test_tiles_do_not_change_a_sample(num_ids, monkeypatch):
     monkeypatch.setattr(chunked, "MAX_TILE_BYTES", 4 * 130 * num_ids)
@@ -341,12 +349,13 @@ def test_positions_over_a_mesh_draw_the_same():
     assert_exact(sharded, arguments, 570, tolerance=2e-5)
 
 
-def test_the_kernel_under_shard_map():
+@pytest.mark.parametrize("implementation", ["interpreted", "interpreted_gpu"])
+def test_the_kernel_under_shard_map(implementation):
     mesh = Mesh(np.array(jax.devices()), ("positions",), axis_types=(AxisType.Auto,))
     split, whole = PartitionSpec("positions"), PartitionSpec()
     arguments = inputs(136, *CUT[1:])
     head = jax.shard_map(
-        operation("interpreted", 570),
+        operation(implementation, 570),
         mesh=mesh,
         in_specs=(split, whole, whole, split, split),
         out_specs=split,
@@ -423,7 +432,8 @@ def abstract(num_positions=130, num_rows=640, width=8):
 )  # fmt: skip
 def test_the_platform_chooses_unless_told(platform, implementation, is_kernel):
     traced = sample_replacements.trace(*abstract(), vocab_size=600, implementation=implementation)
-    assert ("tpu_custom_call" in traced.lower(lowering_platforms=(platform,)).as_text()) == is_kernel
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("tpu_custom_call" in program) == is_kernel and "triton" not in program
 
 
 def test_operands_of_other_shapes_are_refused():
