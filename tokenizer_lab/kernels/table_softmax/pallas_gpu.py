@@ -30,7 +30,7 @@ SHARED_MEMORY_LIMIT_BYTES = 227 << 10  # of a program on an H100
 
 
 def shared_memory_bytes() -> int:
-    """What a program takes."""
+    """What a program takes at most."""
     return NUM_STAGES * (TILE_POSITIONS + TILE_IDS) * PIECE_BYTES
 
 
@@ -119,13 +119,14 @@ def _logits(x_ref, table_ref, bias_ref, block, tile) -> jax.Array:
         return products_nv + jax.lax.dot_general(x_ref[positions, columns], table_ref[ids, columns], contract_width, preferred_element_type=jnp.float32)
 
     products_nv = jax.lax.fori_loop(0, x_ref.shape[1] // piece, add_piece, jnp.zeros((TILE_POSITIONS, TILE_IDS), jnp.float32))
-    # Transposed it stays where it is. A thread has all ids of a position, or a quarter of them, so that reductions over ids are its own; of a
-    # product with positions as columns it would have few ids of each, reductions would go from thread to thread, and registers would not do.
+    # Transposing moves nothing: a thread keeps a quarter of the ids of a few positions, and reductions over ids are nearly all its own. Of a
+    # product with positions as columns it would have few ids of many positions: hundreds of exchanges with other threads, and too few registers.
     return tiles.with_bias(products_nv.T, bias_ref[_tile(tile)][:, None])
 
 
 def _operands(x_nd, table_vd, bias_v) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of one type, in whole pieces, and a bias of whole tiles."""
+
     def whole_pieces(rows_rd):
         return jnp.pad(rows_rd, ((0, 0), (0, -rows_rd.shape[1] % _piece(x_nd.dtype))))
 
