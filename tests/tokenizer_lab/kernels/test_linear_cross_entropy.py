@@ -17,12 +17,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.kernels import implementations
 from tokenizer_lab.kernels.linear_cross_entropy import PRODUCTION_SHAPES, Layout, api, linear_cross_entropy
-from tokenizer_lab.kernels.table_softmax import chunked, pallas_tpu, tiles
+from tokenizer_lab.kernels.table_softmax import chunked, pallas_gpu, pallas_tpu, tiles
 
 # Rows, positions, width, vocabulary, rows of the table: one position; a table of three rows; tiles cut by the table's end, with whole
 # tiles and single ids behind the vocabulary, and two blocks of positions.
 ONE, THREE_IDS, CUT = (1, 1, 8, 100, 128), (1, 8, 1, 1, 3), (2, 65, 32, 570, 896)
-IMPLEMENTATIONS = "reference", "chunked", "interpreted"
+IMPLEMENTATIONS = "reference", "chunked", "interpreted", "interpreted_gpu"
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 NAMES = "nats", "logz", "gradient by x", "gradient by table", "gradient by bias"
 VMEM_BYTES = {"v5e": 128 << 20, "v6e": 128 << 20, "v5p": 64 << 20, "tpu7x": 64 << 20}
@@ -30,9 +30,11 @@ VMEM_BYTES = {"v5e": 128 << 20, "v6e": 128 << 20, "v5p": 64 << 20, "tpu7x": 64 <
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Several tiles of 256 ids, and blocks of 128 positions, where one would hold all."""
+    """Several tiles of 256 ids, and blocks of 128 positions, where one would hold all; on a GPU, parts of two tiles."""
     monkeypatch.setattr(chunked, "MAX_TILE_BYTES", 1)
     monkeypatch.setattr(api, "BLOCKS", (pallas_tpu.Blocks(128, 256),))
+    monkeypatch.setattr(pallas_gpu, "MAX_GRADIENT_BYTES", 1)
+    monkeypatch.setattr(pallas_gpu, "PART_TILES", 2)
 
 
 def inputs(batch_rows, length, width, vocab_size, table_rows, dtype=np.float32, scale=1.0):
@@ -164,6 +166,7 @@ def test_an_id_whose_bias_is_minus_infinity_is_none():
 
 MESHES = [
     ("interpreted", dict(fsdp=2, tensor=2, sequence=2), True),
+    ("interpreted_gpu", dict(fsdp=2, tensor=2, sequence=2), True),
     ("chunked", dict(tensor=8), True),  # some shards hold no id at all
     pytest.param("chunked", dict(replica=2), True, marks=pytest.mark.slow),
     pytest.param("interpreted", dict(fsdp=1), True, marks=pytest.mark.slow),
@@ -224,7 +227,8 @@ def lowered(platform, implementation, *shape, **options):
     ],
 )  # fmt: skip
 def test_the_platform_chooses_unless_told(platform, implementation, is_kernel):
-    assert ("tpu_custom_call" in lowered(platform, implementation)) == is_kernel
+    program = lowered(platform, implementation)
+    assert ("tpu_custom_call" in program) == is_kernel and "triton" not in program
 
 
 def test_without_a_kernel_few_logits_are_kept_and_many_are_not(monkeypatch):
@@ -234,7 +238,7 @@ def test_without_a_kernel_few_logits_are_kept_and_many_are_not(monkeypatch):
 
 
 def test_an_unknown_implementation_says_which_there_are():
-    with pytest.raises(ValueError, match="no implementation 'triton' of linear_cross_entropy; there are auto, reference, chunked, pallas, interpreted"):
+    with pytest.raises(ValueError, match="no implementation 'triton' of linear_cross_entropy; there are auto, reference, chunked, pallas, interpreted, pallas_gpu, interpreted_gpu"):
         lowered("cpu", "triton")
 
 
@@ -268,6 +272,8 @@ def test_what_the_kernel_does_not_take_is_of_no_interest_elsewhere_unless_asked_
         assert "tpu_custom_call" not in lowered("cpu", "auto", dtype=jnp.float16)
     with pytest.raises(ValueError, match="does not take hidden states of type float16.*; use the implementation 'auto' or 'reference'"):
         lowered("cpu", "pallas", dtype=jnp.float16)
+    with pytest.raises(ValueError, match="the GPU kernel of linear_cross_entropy does not take hidden states of type float16"):
+        lowered("cpu", "pallas_gpu", dtype=jnp.float16)
 
 
 def test_operands_of_other_shapes_are_refused():

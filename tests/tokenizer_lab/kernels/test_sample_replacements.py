@@ -15,9 +15,9 @@ import scipy.stats
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.kernels.sample_replacements import PRODUCTION_SHAPES, api, reference, sample_replacements, tiles
-from tokenizer_lab.kernels.table_softmax import chunked, pallas_tpu
+from tokenizer_lab.kernels.table_softmax import chunked, pallas_gpu, pallas_tpu
 
-IMPLEMENTATIONS = "reference", "chunked", "interpreted"
+IMPLEMENTATIONS = "reference", "chunked", "interpreted", "interpreted_gpu"
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 # Positions, rows of the table, width, vocabulary: one position; tiles that are cut by the end of the table, with whole
 # groups and single ids behind the vocabulary; two blocks of positions, and nothing behind the vocabulary.
@@ -28,8 +28,10 @@ VMEM_BYTES = {"v5e": 128 << 20, "v6e": 128 << 20, "v5p": 64 << 20, "tpu7x": 64 <
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Several tiles of 256 ids where one would hold all."""
+    """Several tiles of 256 ids where one would hold all; on a GPU, parts of two tiles."""
     monkeypatch.setattr(chunked, "MAX_TILE_BYTES", 1)
+    monkeypatch.setattr(pallas_gpu, "MAX_GRADIENT_BYTES", 1)
+    monkeypatch.setattr(pallas_gpu, "PART_TILES", 2)
 
 
 def operation(implementation, vocab_size, temperature=1.0):
@@ -208,9 +210,12 @@ def test_a_tile_has_the_bits_of_its_ids():
     seeds = inputs(*CUT)[4]
     expected = random_bits(seeds, 1536).T
     assert len(np.unique(expected)) > 0.999 * expected.size
-    of_tile = jax.jit(tiles._random_bits, static_argnums=2)
-    for first_id, num_ids in ((0, 640), (512, 640), (256, 128)):
-        actual = of_tile(seeds.T, first_id, num_ids)
+    of_tile = jax.jit(tiles._random_bits, static_argnums=(3, 4))
+    for first_id, num_ids, one_below_other in (
+        (0, 640, tiles.one_below_other), (512, 640, tiles.one_below_other), (256, 128, tiles.one_below_other),
+        (256, 256, tiles.one_below_other_by_triton),
+    ):
+        actual = of_tile(*seeds.T[:, None], first_id, num_ids, one_below_other)
         np.testing.assert_array_equal(actual, expected[first_id : first_id + num_ids])
 
 
@@ -271,6 +276,14 @@ def test_blocks_do_not_change_a_sample(blocks, monkeypatch):
     arguments = inputs(*CUT)
     expected = compiled("reference", 570)(*arguments)[2]
     np.testing.assert_array_equal(jax.jit(operation("interpreted", 570))(*arguments[:5])[2], expected)
+
+
+@pytest.mark.parametrize("part_tiles", [1, 3, 8])
+def test_parts_do_not_change_a_sample(part_tiles, monkeypatch):
+    monkeypatch.setattr(pallas_gpu, "PART_TILES", part_tiles)
+    arguments = inputs(*CUT)
+    expected = compiled("reference", 570)(*arguments)[2]
+    np.testing.assert_array_equal(jax.jit(operation("interpreted_gpu", 570))(*arguments[:5])[2], expected)
 
 
 @pytest.mark.parametrize("num_ids", [512, 768])
@@ -336,12 +349,13 @@ def test_positions_over_a_mesh_draw_the_same():
     assert_exact(sharded, arguments, 570, tolerance=2e-5)
 
 
-def test_the_kernel_under_shard_map():
+@pytest.mark.parametrize("implementation", ["interpreted", "interpreted_gpu"])
+def test_the_kernel_under_shard_map(implementation):
     mesh = Mesh(np.array(jax.devices()), ("positions",), axis_types=(AxisType.Auto,))
     split, whole = PartitionSpec("positions"), PartitionSpec()
     arguments = inputs(136, *CUT[1:])
     head = jax.shard_map(
-        operation("interpreted", 570),
+        operation(implementation, 570),
         mesh=mesh,
         in_specs=(split, whole, whole, split, split),
         out_specs=split,
@@ -418,7 +432,8 @@ def abstract(num_positions=130, num_rows=640, width=8):
 )  # fmt: skip
 def test_the_platform_chooses_unless_told(platform, implementation, is_kernel):
     traced = sample_replacements.trace(*abstract(), vocab_size=600, implementation=implementation)
-    assert ("tpu_custom_call" in traced.lower(lowering_platforms=(platform,)).as_text()) == is_kernel
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("tpu_custom_call" in program) == is_kernel and "triton" not in program
 
 
 def test_operands_of_other_shapes_are_refused():

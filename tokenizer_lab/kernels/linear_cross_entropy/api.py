@@ -11,11 +11,11 @@ from jax.sharding import Mesh, PartitionSpec
 
 from tokenizer_lab.kernels.implementations import choose
 from tokenizer_lab.kernels.linear_cross_entropy import reference
-from tokenizer_lab.kernels.table_softmax import pallas_tpu, tiles
+from tokenizer_lab.kernels.table_softmax import tiles
 from tokenizer_lab.kernels.table_softmax.pallas_tpu import Blocks
-from tokenizer_lab.kernels.table_softmax.passes import Fold, Passes, all_passes, differentiable
+from tokenizer_lab.kernels.table_softmax.passes import Fold, Passes, all_passes, differentiable, refusals
 
-Implementation = Literal["auto", "reference", "chunked", "pallas", "interpreted"]
+Implementation = Literal["auto", "reference", "chunked", "pallas", "interpreted", "pallas_gpu", "interpreted_gpu"]
 MAX_LOGITS_BYTES = 128 << 20  # of a device's float32 logits, up to which "auto" keeps them all where there is no kernel: no product twice
 BLOCKS = Blocks(1024, 512), Blocks(512, 512), Blocks(512, 256), Blocks(256, 256), Blocks(128, 256)
 # (positions of a device, rows of the table, width): bytes, the demo's subwords, 2**15, GPT-2's 50,257, 2**16, Llama 3's 128,256.
@@ -53,9 +53,10 @@ def linear_cross_entropy(
     Args:
       layout: over a mesh, how the arguments lie on it. Each device computes its positions and ids; log-sum-exp and label logits are then
         combined over shards of the vocabulary, and gradients summed up over those who share what they are by.
-      implementation: "reference" has all logits in memory (and leaves a mesh to XLA); "chunked", in XLA, and the TPU kernel "pallas" have a
-        tile of them, and compute each twice; "interpreted" is the kernel without a TPU, slow. "auto" is the kernel on TPUs. Elsewhere,
-        and where the kernel refuses (`table_softmax.pallas_tpu.refusal`), it is "reference" up to `MAX_LOGITS_BYTES` and then "chunked".
+      implementation: "reference" has all logits in memory (and leaves a mesh to XLA); "chunked", in XLA, the TPU kernel "pallas" and the GPU
+        kernel "pallas_gpu" have a tile of them, and compute each twice or three times; "interpreted" and "interpreted_gpu" are the kernels
+        without their chip, slow. "auto" is the kernel on TPUs. Elsewhere, and where that kernel refuses (`table_softmax.pallas_tpu.refusal`), it
+        is "reference" up to `MAX_LOGITS_BYTES` and then "chunked": the GPU kernel has run on no GPU yet.
     """
     assert x_btd.shape == (*labels_bt.shape, table_vd.shape[1]) and labels_bt.dtype == jnp.int32, (x_btd, table_vd, labels_bt)
     assert 0 < vocab_size <= len(table_vd), (vocab_size, table_vd)
@@ -73,7 +74,7 @@ def linear_cross_entropy(
     operation = choose(
         fold.name, implementation, implementations,
         elsewhere="reference" if 4 * num_positions * num_rows <= MAX_LOGITS_BYTES else "chunked",
-        refusal=pallas_tpu.refusal(BLOCKS, jax.ShapeDtypeStruct((num_positions, x_btd.shape[2]), x_btd.dtype)),
+        refusals=refusals(BLOCKS, jax.ShapeDtypeStruct((num_positions, x_btd.shape[2]), x_btd.dtype)),
         platform=layout and layout.mesh.devices.flat[0].platform)
     return operation(x_btd, table_vd, bias_v, labels_bt)
 

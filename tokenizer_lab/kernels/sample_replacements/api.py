@@ -1,6 +1,7 @@
 """ELECTRA's generator head at the masked positions, by whichever implementation is for the platform."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -8,11 +9,10 @@ import jax.numpy as jnp
 
 from tokenizer_lab.kernels.implementations import choose
 from tokenizer_lab.kernels.sample_replacements import reference, tiles
-from tokenizer_lab.kernels.table_softmax import pallas_tpu
 from tokenizer_lab.kernels.table_softmax.pallas_tpu import Blocks
-from tokenizer_lab.kernels.table_softmax.passes import Fold, all_passes, differentiable
+from tokenizer_lab.kernels.table_softmax.passes import Fold, Passes, all_passes, differentiable, refusals
 
-Implementation = Literal["auto", "reference", "chunked", "pallas", "interpreted"]
+Implementation = Literal["auto", "reference", "chunked", "pallas", "interpreted", "pallas_gpu", "interpreted_gpu"]
 # More ids at a time would compile for half a minute: Mosaic unrolls the noise.
 BLOCKS = Blocks(512, 256), Blocks(256, 256), Blocks(128, 256)
 ROW_MULTIPLE = 128  # of the table: XLA copies a table of other sizes before a kernel reads it
@@ -41,18 +41,25 @@ def sample_replacements(
 
     All implementations draw the same samples, but where rounding of the logits decides. Only "reference" has all logits
     in memory. "auto" is the Pallas kernel on TPUs and "chunked" elsewhere, or where the kernel refuses
-    (`table_softmax.pallas_tpu.refusal`); "interpreted" is the kernel without a TPU, slow. Over a mesh, call the kernel under
-    `jax.shard_map` with `check_vma=False` (XLA cannot split it); "chunked" takes sharded positions under `jax.jit`.
+    (`table_softmax.pallas_tpu.refusal`); "pallas_gpu" is one for GPUs, which has run on none yet; "interpreted" and
+    "interpreted_gpu" are the kernels without their chip, slow. Over a mesh, call a kernel under `jax.shard_map` with
+    `check_vma=False` (XLA cannot split it); "chunked" takes sharded positions under `jax.jit`.
     """
     _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature)
     if bias_v is None:
         bias_v = jnp.zeros(len(table_vd), jnp.float32)
     add = functools.partial(tiles.State.add, temperature=temperature)
-    fold = Fold("sample_replacements", tiles.State.of_no_ids, add, BLOCKS)
-    implementations = {name: differentiable(passes, vocab_size) for name, passes in all_passes(fold).items()}
+    add_by_triton = functools.partial(add, one_below_other=tiles.one_below_other_by_triton)
+    fold = Fold("sample_replacements", tiles.State.of_no_ids, add, BLOCKS, add_by_triton)
+    implementations = {name: _by_passes(passes, vocab_size) for name, passes in all_passes(fold).items()}
     implementations["reference"] = functools.partial(reference.sample_replacements, vocab_size=vocab_size, temperature=temperature)
-    operation = choose(fold.name, implementation, implementations, elsewhere="chunked", refusal=pallas_tpu.refusal(BLOCKS, x_nd))
+    operation = choose(fold.name, implementation, implementations, elsewhere="chunked", refusals=refusals(BLOCKS, x_nd))
     return operation(x_nd, table_vd, bias_v, labels_n, seeds_n2)
+
+
+def _by_passes(passes: Passes, vocab_size: int) -> Callable:
+    operation = differentiable(passes, vocab_size)
+    return lambda x_nd, table_vd, bias_v, labels_n, seeds_n2: operation(x_nd, table_vd, bias_v, labels_n, seeds_n2[:, 0], seeds_n2[:, 1])
 
 
 def _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature) -> None:

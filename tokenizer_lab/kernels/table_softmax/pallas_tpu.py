@@ -77,7 +77,7 @@ def forward(
     Args:
       of_no_ids, add: see `passes.Fold`.
       x_nd: f[N, D]; table_vd: f[V, D], multiplied in x's type; bias_v: f[V], -inf for what is no id.
-      numbers: what `add` is given of each position, as rows [k, N]: arrays [N] or [N, k].
+      numbers: [N] each, what `add` is given of each position, as rows [1, N].
       name: of the operation, for the compiled program and its profile.
       interpret: runs the kernel without a TPU, slowly.
 
@@ -86,7 +86,7 @@ def forward(
     """
     op = _Operands.of(x_nd, table_vd, bias_v, blocks)
     specs = op.specs(positions_axis=0, ids_axis=1)
-    rows = [op.rows(x_n) for x_n in numbers]
+    rows = [op.row(x_n) for x_n in numbers]
     state, results = (jax.tree.flatten(jax.eval_shape(f)) for f in (lambda: of_no_ids(blocks.positions), lambda: of_no_ids(op.num_positions).results()))
 
     def kernel(x_ref, table_ref, bias_ref, *refs):
@@ -111,8 +111,8 @@ def forward(
         f"{name}_forward",
         op.cost(num_products=1, passes_over_x=1, passes_over_table=op.num_position_blocks),
         grid=(op.num_position_blocks, op.num_id_blocks),
-        in_specs=[specs.x, specs.table, specs.bias, *(specs.rows(len(row_kn)) for row_kn in rows)],
-        out_specs=[specs.rows(1)] * len(results[0]),
+        in_specs=[specs.x, specs.table, specs.bias, *[specs.row] * len(rows)],
+        out_specs=[specs.row] * len(results[0]),
         out_shape=results[0],
         scratch_shapes=[pltpu.VMEM(part.shape, part.dtype) for part in state[0]],
         interpret=interpret,
@@ -126,7 +126,7 @@ def backward(
     """The loss by x_nd, table_vd and bias_v, each in its type, from the loss by nats and by logz."""
     op = _Operands.of(x_nd, table_vd, bias_v, blocks)
     # Of what fills the last block all probabilities are 0.
-    rows = [op.rows(labels_n), op.rows(logz_n, fill=jnp.inf), op.rows(by_nats_n), op.rows(by_logz_n)]
+    rows = [op.row(labels_n), op.row(logz_n, fill=jnp.inf), op.row(by_nats_n), op.row(by_logz_n)]
     by_x_nd = _backward_by_x(op, rows, name, interpret)[: len(x_nd)]
     by_table_vd, by_bias_1v = _backward_by_table(op, rows, name, interpret, table_vd.dtype)
     return by_x_nd, by_table_vd, by_bias_1v[0, : len(bias_v)].astype(bias_v.dtype)
@@ -156,7 +156,7 @@ def _backward_by_x(op, rows, name, interpret):
         f"{name}_backward_by_x",
         op.cost(num_products=2, passes_over_x=2, passes_over_table=op.num_position_blocks),
         grid=(op.num_position_blocks, op.num_id_blocks),
-        in_specs=[specs.x, specs.table, specs.bias] + [specs.rows(1)] * 4,
+        in_specs=[specs.x, specs.table, specs.bias] + [specs.row] * 4,
         out_specs=specs.x,
         out_shape=jax.ShapeDtypeStruct(op.x_nd.shape, op.x_nd.dtype),
         scratch_shapes=[pltpu.VMEM((op.blocks.positions, op.width), jnp.float32)],
@@ -192,7 +192,7 @@ def _backward_by_table(op, rows, name, interpret, dtype):
         f"{name}_backward_by_table",
         op.cost(num_products=2, passes_over_x=op.num_id_blocks, passes_over_table=3),  # read in x's type and written in float32
         grid=(op.num_id_blocks, op.num_position_blocks),
-        in_specs=[specs.x, specs.table, specs.bias] + [specs.rows(1)] * 4,
+        in_specs=[specs.x, specs.table, specs.bias] + [specs.row] * 4,
         out_specs=[specs.table, specs.bias],
         out_shape=[jax.ShapeDtypeStruct(op.table_vd.shape, dtype), jax.ShapeDtypeStruct(op.bias_1v.shape, jnp.float32)],
         scratch_shapes=[
@@ -218,7 +218,7 @@ class _Specs(NamedTuple):
     x: pl.BlockSpec
     table: pl.BlockSpec
     bias: pl.BlockSpec
-    rows: Callable[[int], pl.BlockSpec]  # of so many numbers a position
+    row: pl.BlockSpec
 
 
 class _Operands(NamedTuple):
@@ -251,10 +251,9 @@ class _Operands(NamedTuple):
     def num_id_blocks(self) -> int:
         return self.bias_1v.shape[1] // self.blocks.ids
 
-    def rows(self, numbers: jax.Array, fill: float = 0) -> jax.Array:
-        """[N] or [N, k] as [1, N] or [k, N]; `fill` for the positions that fill the last block."""
-        rows_kn = numbers.reshape(len(numbers), -1).T
-        return jnp.pad(rows_kn, ((0, 0), (0, self.num_positions - len(numbers))), constant_values=fill)
+    def row(self, number_n: jax.Array, fill: float = 0) -> jax.Array:
+        """[N] as [1, N], with `fill` for the positions that fill the last block."""
+        return jnp.pad(number_n, (0, self.num_positions - len(number_n)), constant_values=fill)[None]
 
     def specs(self, *, positions_axis: int, ids_axis: int) -> _Specs:
         positions, ids = self.blocks
@@ -267,7 +266,7 @@ class _Operands(NamedTuple):
             x=spec((positions, self.width), positions_axis, 0),
             table=spec((ids, self.width), ids_axis, 0),
             bias=spec((1, ids), ids_axis, 1),
-            rows=lambda num_rows: spec((num_rows, positions), positions_axis, 1),
+            row=spec((1, positions), positions_axis, 1),
         )
 
     def cost(self, *, num_products: int, passes_over_x: int, passes_over_table: int) -> pl.CostEstimate:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tokenizer_lab.kernels.table_softmax import chunked, pallas_tpu
+from tokenizer_lab.kernels.table_softmax import chunked, pallas_gpu, pallas_tpu
 
 
 class Fold(NamedTuple):
@@ -15,11 +15,13 @@ class Fold(NamedTuple):
 
     name: str
     of_no_ids: Callable[[int], Any]
-    """A number of positions -> the state before the first tile, a tree of rows [1, N] with a method `results`."""
+    """A number of positions -> the state before the first tile, a tree of rows [1, N] with the methods `of_all` and `results`."""
     add: Callable[..., Any]
     """(state, logits f32[v, N], first_id, *rows) -> the state after a tile; the rows are what else is known of each position."""
     blocks: tuple[pallas_tpu.Blocks, ...]
     """Tiles that its TPU kernels may work on, the best first."""
+    add_by_triton: Callable[..., Any] | None = None
+    """`add` in what Triton compiles, if that is something else."""
 
 
 class Passes(NamedTuple):
@@ -32,9 +34,12 @@ class Passes(NamedTuple):
 
 
 def all_passes(fold: Fold) -> dict[str, Passes]:
-    """By name: in XLA, by the TPU kernels, and by those without a TPU (slow, for tests)."""
+    """By name: in XLA, by the TPU kernels, by the GPU kernels, and by both without their chip (slow, for tests)."""
 
-    def by_kernel(interpret: bool) -> Passes:
+    def in_chunks(x_nd, table_vd, bias_v, *numbers):
+        return chunked.forward(fold.of_no_ids, fold.add, x_nd, table_vd, bias_v, numbers)
+
+    def on_tpu(interpret: bool) -> Passes:
         def static(x_nd):
             blocks = pallas_tpu.choose_blocks(fold.blocks, *x_nd.shape, x_nd.dtype.itemsize)
             return dict(name=fold.name, blocks=blocks, interpret=interpret)
@@ -44,10 +49,24 @@ def all_passes(fold: Fold) -> dict[str, Passes]:
                 fold.of_no_ids, fold.add, x_nd, table_vd, bias_v, numbers, **static(x_nd)),
             lambda x_nd, *others: pallas_tpu.backward(x_nd, *others, **static(x_nd)))
 
-    def forward_in_chunks(x_nd, table_vd, bias_v, *numbers):
-        return chunked.forward(fold.of_no_ids, fold.add, x_nd, table_vd, bias_v, numbers)
+    def on_gpu(interpret: bool) -> Passes:
+        static = dict(name=fold.name, interpret=interpret)
+        return Passes(
+            lambda x_nd, table_vd, bias_v, *numbers: pallas_gpu.forward(
+                fold.of_no_ids, fold.add_by_triton or fold.add, x_nd, table_vd, bias_v, numbers, **static),
+            functools.partial(pallas_gpu.backward, **static))
 
-    return {"chunked": Passes(forward_in_chunks, chunked.backward), "pallas": by_kernel(False), "interpreted": by_kernel(True)}
+    return {
+        "chunked": Passes(in_chunks, chunked.backward),
+        "pallas": on_tpu(interpret=False), "interpreted": on_tpu(interpret=True),
+        "pallas_gpu": on_gpu(interpret=False), "interpreted_gpu": on_gpu(interpret=True),
+    }
+
+
+def refusals(blocks: tuple[pallas_tpu.Blocks, ...], x_nd: jax.Array) -> dict[str, str | None]:
+    """What each of the kernels does not take about hidden states [N, D], and why; None if it takes them."""
+    on_tpu, on_gpu = pallas_tpu.refusal(blocks, x_nd), pallas_gpu.refusal(x_nd)
+    return {"pallas": on_tpu, "interpreted": on_tpu, "pallas_gpu": on_gpu, "interpreted_gpu": on_gpu}
 
 
 def differentiable(passes: Passes, vocab_size: int) -> Callable[..., tuple[jax.Array, ...]]:

@@ -42,6 +42,12 @@ class Loss(NamedTuple):
     def logz(self) -> jax.Array:
         return self.largest + jnp.log(self.total)
 
+    def of_all(self) -> "Loss":
+        """One state of all ids from those of parts of them, f32[parts, N] each."""
+        largest_1n = max_of_ids(self.largest)
+        total_1n = jnp.sum(self.total * jnp.exp(self.largest - largest_1n), axis=0, keepdims=True)
+        return Loss(largest_1n, total_1n, max_of_ids(self.label_logit))
+
     def results(self) -> tuple[jax.Array, jax.Array]:
         """label_logit_1n, logz_1n."""
         return self.label_logit, self.logz
@@ -51,6 +57,11 @@ def logits(x_nd: jax.Array, table_vd: jax.Array, bias_v1: jax.Array) -> jax.Arra
     """f32[v, N] of a tile; -inf where the bias is."""
     contract_width = (((1,), (1,)), ((), ()))
     products_vn = jax.lax.dot_general(table_vd, x_nd, contract_width, preferred_element_type=jnp.float32)
+    return with_bias(products_vn, bias_v1)
+
+
+def with_bias(products_vn: jax.Array, bias_v1: jax.Array) -> jax.Array:
+    """Logits from products with the table's rows."""
     return jnp.where(bias_v1 == -jnp.inf, -jnp.inf, products_vn + bias_v1)
 
 
