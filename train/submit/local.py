@@ -7,6 +7,7 @@ the first one writes is shown as well.
 import contextlib
 import ctypes
 import dataclasses
+import math
 import os
 import pathlib
 import shlex
@@ -15,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, BinaryIO
 
 import rich.console
@@ -24,12 +25,13 @@ from jax.sharding import AbstractMesh
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write
 from train.cli import EXIT_STOPPED
+from train.commands import EXIT_USER_ERROR
 from train.recipe import Recipe
 from train.run_folder import RunFolder, lock
 from train.sharding import check_batch, mesh_sizes
 from train.submit.job import Job, is_remote, record
 
-EXIT_DONE, EXIT_USER_ERROR = 0, 2
+EXIT_DONE = 0
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -50,7 +52,7 @@ class Local:
         for name in ("num_processes", "devices_per_process"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-        if self.max_restarts < 0 or not 0 <= self.grace_seconds < float("inf"):
+        if self.max_restarts < 0 or not 0 <= self.grace_seconds < math.inf:
             raise UserError(f"--max-restarts is {self.max_restarts} and --grace-seconds {self.grace_seconds}; they must be at least 0")
 
     def place(self, recipe: Recipe) -> Recipe:
@@ -167,7 +169,10 @@ def run_once(command: Sequence[str], options: Local, logs: pathlib.Path, stop: S
                 processes.append(subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent(os.getpid()),
                     env=os.environ | {"PYTHONUNBUFFERED": "1"} | options.environment(number, port)))
-            for _ in waiting_for_all(processes, options.grace_seconds, stop):
+            ended, deadline = {}, Deadline(processes, options.grace_seconds, stop)
+            while len(ended) < len(processes):
+                ended |= {number: process.returncode for number, process in enumerate(processes) if process.poll() is not None and number not in ended}
+                deadline.enforce(ended.values())
                 show(shown)
                 time.sleep(_POLL_SECONDS)
         finally:
@@ -175,48 +180,48 @@ def run_once(command: Sequence[str], options: Local, logs: pathlib.Path, stop: S
                 send(process, signal.SIGKILL)
                 process.wait()
             show(shown)
-    return verdict([process.returncode for process in processes])
+    return verdict(ended)
 
 
-def waiting_for_all(processes: Sequence[subprocess.Popen], grace_seconds: float, stop: StopRequests) -> Iterator[None]:
-    """Yields while a process runs; passes stop requests on, and ends the rest once one has failed.
+class Deadline:
+    """Passes stop requests on to the processes, and ends the rest of them once one has failed.
 
     A process that has stopped (75) or is done leaves the others time to do so by themselves: they are saving too. Where one has failed the others
     can only wait for it in vain, and are told to end at once. Who has not ended after the grace period is killed.
     """
-    forwarded, deadline, told = 0, float("inf"), False
-    while any(process.poll() is None for process in processes):
-        codes = {process.returncode for process in processes} - {None, EXIT_DONE}
-        failed = bool(codes - {EXIT_STOPPED})
-        if stop.num_received > forwarded:
-            forwarded = stop.num_received
-            told, deadline = True, time.monotonic() + grace_seconds
-            send_all(processes, signal.SIGTERM)
-        elif failed and not told:
-            told, deadline = True, time.monotonic() + grace_seconds
-            send_all(processes, signal.SIGTERM)
-        elif codes and deadline == float("inf"):
-            deadline = time.monotonic() + grace_seconds
-        if time.monotonic() > deadline:
-            send_all(processes, signal.SIGKILL)
-        yield
+
+    def __init__(self, processes: Sequence[subprocess.Popen], grace_seconds: float, stop: StopRequests):
+        self._processes, self._grace_seconds, self._stop = processes, grace_seconds, stop
+        self._num_forwarded, self._ends, self._told = 0, math.inf, False
+
+    def enforce(self, codes: Collection[int]) -> None:
+        """To be called again and again, with the exit codes so far."""
+        stopped, failed = EXIT_STOPPED in codes, bool(set(codes) - {EXIT_DONE, EXIT_STOPPED})
+        if self._stop.num_received > self._num_forwarded or (failed and not self._told):
+            self._num_forwarded, self._told = self._stop.num_received, True
+            self._ends = time.monotonic() + self._grace_seconds
+            self._send(signal.SIGTERM)
+        elif stopped and self._ends == math.inf:
+            self._ends = time.monotonic() + self._grace_seconds
+        if time.monotonic() > self._ends:
+            self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                send(process, number)
 
 
-def verdict(codes: Sequence[int]) -> Ended:
-    """What the exit codes of all processes say together.
+def verdict(codes: dict[int, int]) -> Ended:
+    """What the exit codes of the processes, in the order in which they ended, say together.
 
-    A mistake of a person's (2) comes first, since a restart would meet it again; then one that failed, rather than one that was told to end
-    (SIGTERM), rather than one that we killed.
+    A mistake of a person's (2) comes first, since a restart would meet it again; then the first that failed, then any that stopped.
     """
-    ranks = {EXIT_USER_ERROR: 0, EXIT_STOPPED: 3, -signal.SIGTERM: 2, -signal.SIGKILL: 2, EXIT_DONE: 4}
-    process = min(range(len(codes)), key=lambda number: ranks.get(codes[number], 1))
+    def rank(number: int) -> int:
+        return {EXIT_USER_ERROR: 0, EXIT_STOPPED: 2, EXIT_DONE: 3}.get(codes[number], 1)
+
+    process = min(codes, key=rank)
     return Ended(process, codes[process])
-
-
-def send_all(processes: Sequence[subprocess.Popen], number: signal.Signals) -> None:
-    for process in processes:
-        if process.poll() is None:
-            send(process, number)
 
 
 def send(process: subprocess.Popen, number: signal.Signals) -> None:
