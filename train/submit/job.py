@@ -152,5 +152,9 @@ def environment(pairs: Sequence[str]) -> dict[str, str]:
 
 def shell_values(**values: str | int | Sequence[str]) -> str:
     """Assignments for the head of a bash script; sequences become arrays."""
-    quoted = {name: f"({shlex.join(value)})" if not isinstance(value, str | int) else shlex.quote(str(value)) for name, value in values.items()}
+    quoted = {name: _quoted(str(value)) if isinstance(value, str | int) else f"({' '.join(map(_quoted, value))})" for name, value in values.items()}
     return "".join(f"{name}={value}\n" for name, value in quoted.items())
+
+
+def _quoted(word: str) -> str:
+    return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)  # a bare comma in an array looks like a mistake

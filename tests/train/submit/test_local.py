@@ -14,7 +14,7 @@ import rich.console
 from tokenizer_lab.errors import UserError
 from train.submit import local
 from train.submit.job import make_job
-from train.submit.local import Local, launch, newest_step
+from train.submit.local import Local, launch, newest_step, verdict
 
 WORKER = """
 import os, pathlib, signal, sys, time
@@ -61,7 +61,7 @@ def lives(process_id: int) -> bool:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -93,9 +93,15 @@ def test_restarts_are_used_up(run, tmp_path):
 
 
 def test_what_a_person_must_mend_is_not_tried_again(run, tmp_path, capsys):
-    assert run("if number == 1: sys.exit('toklab: the batch is odd') if False else (print('toklab: the batch is odd'), sys.exit(2))\nsys.exit(9)") == 2
+    assert run("if number == 1: print('toklab: the batch is odd') or sys.exit(2)\ntime.sleep(600)") == 2
     assert "process 1: toklab: the batch is odd" in capsys.readouterr().out
     assert len(process_ids(tmp_path, 0)) == 1
+
+
+def test_of_several_ends_the_one_that_tells_most_decides():
+    """The codes in the order in which the processes ended."""
+    for codes, process in (({0: 9, 1: 2}, 1), ({1: 75, 0: 0}, 1), ({1: -9, 0: -15}, 1), ({0: 75, 1: 3, 2: -9}, 1), ({0: 0, 1: 0}, 0)):
+        assert verdict(codes).process == process
 
 
 def test_a_stop_with_progress_is_no_restart_and_one_without_is(run, tmp_path):
@@ -147,42 +153,40 @@ def test_a_taken_port_costs_a_restart_and_not_the_job(run, tmp_path, monkeypatch
     assert len(process_ids(tmp_path, 0)) == 2
 
 
-PROGRAM = """
-import pathlib, sys
-import rich.console
-from train.submit.local import Local, launch
-sys.exit(launch({command!r}, Local(num_processes=2, grace_seconds={grace}), pathlib.Path({logs!r}), lambda: 0, rich.console.Console()))
-"""
-
-
-def start_launcher(folder: pathlib.Path, body: str, grace: float = 20.0) -> subprocess.Popen:
-    """A launcher in a process of its own, once its processes have begun."""
-    program = PROGRAM.format(command=worker(folder, body), grace=grace, logs=str(folder / "logs"))
-    launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    wait_until(lambda: launcher.poll() is not None or (folder / "ready").exists())
-    assert launcher.poll() is None
-    return launcher
-
-
-def saves_on_a_signal(folder: pathlib.Path, code: int = 75) -> str:
-    ready = f"pathlib.Path({str(folder / 'ready')!r}).touch() if number == 1 else None"
-    return f"signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit({code})))\n{ready}\ntime.sleep(600)"
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_every_process_and_nothing_is_started_again(tmp_path, number):
-    launcher = start_launcher(tmp_path, saves_on_a_signal(tmp_path))
-    launcher.send_signal(number)
-    shown, _ = launcher.communicate(timeout=60)
-    assert launcher.returncode == 75 and shown.count(b"saved") == 1
+def test_a_signal_reaches_every_process_and_nothing_is_started_again(run, tmp_path, capsysbinary, number):
+    body = f"""
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+(here / f"ready-{{number}}").touch()
+while number == 1 and not (here / "ready-0").exists():
+    time.sleep(0.01)
+if number == 1:
+    os.kill(os.getppid(), {int(number)})
+time.sleep(600)"""
+    assert run(body) == 75
+    assert capsysbinary.readouterr().out.count(b"saved") == 1
     assert (tmp_path / "logs" / "worker-1.log").read_text().endswith("saved\n")
     assert len(process_ids(tmp_path, 0)) == 1
 
 
+PROGRAM = """
+import pathlib, sys
+import rich.console
+from train.submit.local import Local, launch
+launch({command!r}, Local(num_processes=2), pathlib.Path({logs!r}), lambda: 0, rich.console.Console())
+"""
+
+
 def test_no_process_outlives_a_launcher_that_is_killed(tmp_path):
-    launcher = start_launcher(tmp_path, f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(600)")
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(here / f'ready-{number}').touch()\ntime.sleep(600)"
+    launcher = subprocess.Popen([sys.executable, "-c", PROGRAM.format(command=worker(tmp_path, body), logs=str(tmp_path / "logs"))])
+    wait_until(lambda: launcher.poll() is not None or all((tmp_path / f"ready-{number}").exists() for number in range(2)))
+    assert launcher.poll() is None and all(lives(process_ids(tmp_path, number)[0]) for number in range(2))
     launcher.kill()
-    launcher.communicate(timeout=60)
+    launcher.wait()
     wait_until(lambda: not any(lives(process_ids(tmp_path, number)[0]) for number in range(2)))
 
 
