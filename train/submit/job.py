@@ -153,7 +153,7 @@ def environment(pairs: Sequence[str]) -> dict[str, str]:
 def shell_values(**values: str | int | Sequence[str]) -> str:
     """Assignments for the head of a bash script; sequences become arrays."""
     quoted = {name: _quoted(str(value)) if isinstance(value, str | int) else f"({' '.join(map(_quoted, value))})" for name, value in values.items()}
-    return "".join(f"{name}={value}\n" for name, value in quoted.items())
+    return "# shellcheck disable=SC2016 # nothing in the values is to be expanded\n" + "".join(f"{name}={value}\n" for name, value in quoted.items())
 
 
 def _quoted(word: str) -> str:
