@@ -31,7 +31,9 @@ class Cluster:
             kubernetes.config.load_kube_config()
         except (kubernetes.config.ConfigException, OSError) as error:
             raise UserError(f"no cluster is configured: {' '.join(str(error).split())}; e.g. gcloud container clusters get-credentials NAME") from error
-        self._namespace, client = namespace, kubernetes.client.ApiClient()
+        configuration = kubernetes.client.Configuration.get_default_copy()
+        configuration.retries = False  # who cannot be reached is told of at once
+        self._namespace, client = namespace, kubernetes.client.ApiClient(configuration)
         self._jobsets, self._pods = kubernetes.client.CustomObjectsApi(client), kubernetes.client.CoreV1Api(client)
         self._where = client.configuration.host
 

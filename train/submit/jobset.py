@@ -152,8 +152,7 @@ def slice_job(job: Job, options: JobSet, mounts: list[tuple[dict[str, Any], str]
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": options.grace_seconds,
-        "hostNetwork": True,
-        "dnsPolicy": "ClusterFirstWithHostNet",
+        **({"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"} if options.slices > 1 else {}),  # what goes between slices goes straight
         **({"serviceAccountName": options.service_account} if options.service_account else {}),
         "nodeSelector": {
             "cloud.google.com/gke-tpu-accelerator": options.pod.chip.hosting.gke_accelerator,

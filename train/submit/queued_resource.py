@@ -1,7 +1,6 @@
 """`toklab submit --to queued-resource`: the script that asks the Cloud TPU API for slices, trains on them, and asks again when they are taken away."""
 
 import dataclasses
-import math
 import pathlib
 import shlex
 
@@ -50,15 +49,15 @@ class QueuedResource(OnPod):
             *(["--spot"] if self.spot else []),
             *([f"--service-account={self.service_account}"] if self.service_account else []),
         ]
-        sudo_docker, registry = "sudo docker", image.partition("/")[0]
+        registry = image.partition("/")[0]
         login = f"sudo gcloud auth configure-docker --quiet {shlex.quote(registry)} && " if registry.endswith((".pkg.dev", "gcr.io")) else ""
         environment_options = [option for name, value in ({"PYTHONUNBUFFERED": "1"} | environment(self.env)).items() for option in ("--env", f"{name}={value}")]
-        stop = f"{sudo_docker} stop --time {math.ceil(self.grace_seconds)} {job.name}"
+        stop = f"sudo docker stop -t {self.grace_seconds} {job.name}"
         values = shell_values(
             name=job.name, at=[f"--project={self.project}", f"--zone={self.zone}"], create_options=create, max_restarts=self.max_restarts,
-            prepare_host=f"{login}{sudo_docker} pull --quiet {shlex.quote(image)}",
+            prepare_host=f"{login}sudo docker pull --quiet {shlex.quote(image)}",
             stop_host=f"{stop} || true",
-            train_host=f"{{ {stop}; {sudo_docker} rm --force {job.name}; }} >/dev/null 2>&1; exec {sudo_docker} run --name {job.name} --privileged --net host "
+            train_host=f"{{ {stop}; sudo docker rm --force {job.name}; }} >/dev/null 2>&1; exec sudo docker run --name {job.name} --privileged --net host "
                        + shlex.join([*environment_options, image, *job.command("toklab")]),
         )
         head = (f"# {job.name}: {job.recipe_name} on {self.pod}, {self.slices * self.hosts_per_slice} hosts of {self.chips_per_host} chips.\n"

@@ -37,6 +37,7 @@ def rendered(place: str, monkeypatch) -> str:
     given = (ON_PODS if kind != "slurm" else {}) | options
     run_dir, target = given.pop("run_dir"), target_class(kind)
     monkeypatch.setattr("train.submit.job.code_fingerprint", lambda: "c0de" * 16)
+    monkeypatch.setattr(Job, "config", property(lambda job: {"name": job.recipe.name, "seed": job.recipe.seed}))  # the rest changes with every new field
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
     monkeypatch.setattr(os, "getcwd", lambda: "/home/somebody")
     target, base = target(**given), load_recipe("decoder_8b")

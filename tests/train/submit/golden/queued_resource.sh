@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # big: decoder_8b on v5p:8x8x16, 256 hosts of 4 chips.
-# toklab config 4f6900737851b43c code c0dec0dec0dec0de
+# toklab config 4636924f0621cbc9 code c0dec0dec0dec0de
 # shellcheck disable=SC2016 # nothing in the values is to be expanded
 name=big
 at=(--project=project --zone=us-east5-a)
-create_options=(--accelerator-type=v5p-2048 --runtime-version=v2-alpha-tpuv5 --node-id=big '--labels=toklab-config=4f6900737851b43c,toklab-code=c0dec0dec0dec0de' --spot)
+create_options=(--accelerator-type=v5p-2048 --runtime-version=v2-alpha-tpuv5 --node-id=big '--labels=toklab-config=4636924f0621cbc9,toklab-code=c0dec0dec0dec0de' --spot)
 max_restarts=10
 prepare_host='sudo gcloud auth configure-docker --quiet us-docker.pkg.dev && sudo docker pull --quiet us-docker.pkg.dev/project/images/toklab:1'
-stop_host='sudo docker stop --time 300 big || true'
-train_host='{ sudo docker stop --time 300 big; sudo docker rm --force big; } >/dev/null 2>&1; exec sudo docker run --name big --privileged --net host --env PYTHONUNBUFFERED=1 --env '"'"'NOTE=a '"'"'"'"'"'"'"'"'b'"'"'"'"'"'"'"'"' $c'"'"' us-docker.pkg.dev/project/images/toklab:1 toklab train decoder_8b --run-dir gs://bucket/runs/big --name '"'"'it'"'"'"'"'"'"'"'"'s mine'"'"' --seed 3'
+stop_host='sudo docker stop -t 300 big || true'
+train_host='{ sudo docker stop -t 300 big; sudo docker rm --force big; } >/dev/null 2>&1; exec sudo docker run --name big --privileged --net host --env PYTHONUNBUFFERED=1 --env '"'"'NOTE=a '"'"'"'"'"'"'"'"'b'"'"'"'"'"'"'"'"' $c'"'"' us-docker.pkg.dev/project/images/toklab:1 toklab train decoder_8b --run-dir gs://bucket/runs/big --name '"'"'it'"'"'"'"'"'"'"'"'s mine'"'"' --seed 3'
 
 # bash THIS         ask for the TPUs, train until the budget is spent, through preemptions and failures
 # bash THIS stop    tell every host to save and stop

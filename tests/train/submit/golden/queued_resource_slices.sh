@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # big: decoder_8b on 2 x v6e:16x16, 128 hosts of 4 chips.
-# toklab config 4f1dc6a51f84e3d1 code c0dec0dec0dec0de
+# toklab config 4636924f0621cbc9 code c0dec0dec0dec0de
 # shellcheck disable=SC2016 # nothing in the values is to be expanded
 name=big
 at=(--project=project --zone=us-east5-b)
-create_options=(--accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e --node-count=2 --node-prefix=big '--labels=toklab-config=4f1dc6a51f84e3d1,toklab-code=c0dec0dec0dec0de')
+create_options=(--accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e --node-count=2 --node-prefix=big '--labels=toklab-config=4636924f0621cbc9,toklab-code=c0dec0dec0dec0de')
 max_restarts=10
 prepare_host='sudo gcloud auth configure-docker --quiet us-docker.pkg.dev && sudo docker pull --quiet us-docker.pkg.dev/project/images/toklab:1'
-stop_host='sudo docker stop --time 300 big || true'
-train_host='{ sudo docker stop --time 300 big; sudo docker rm --force big; } >/dev/null 2>&1; exec sudo docker run --name big --privileged --net host --env PYTHONUNBUFFERED=1 us-docker.pkg.dev/project/images/toklab:1 toklab train decoder_8b --run-dir gs://bucket/runs/big --name '"'"'it'"'"'"'"'"'"'"'"'s mine'"'"' --mesh.replica 2 --seed 3'
+stop_host='sudo docker stop -t 300 big || true'
+train_host='{ sudo docker stop -t 300 big; sudo docker rm --force big; } >/dev/null 2>&1; exec sudo docker run --name big --privileged --net host --env PYTHONUNBUFFERED=1 us-docker.pkg.dev/project/images/toklab:1 toklab train decoder_8b --run-dir gs://bucket/runs/big --name '"'"'it'"'"'"'"'"'"'"'"'s mine'"'"' --mesh.replica 2 --seed 3'
 
 # bash THIS         ask for the TPUs, train until the budget is spent, through preemptions and failures
 # bash THIS stop    tell every host to save and stop
