@@ -13,7 +13,6 @@ import time
 import urllib.parse
 from typing import Any
 
-import jsonschema
 import pytest
 import rich.console
 import yaml
@@ -36,8 +35,9 @@ def options(**fields) -> JobSet:
 
 
 @pytest.fixture(scope="module")
-def schema() -> jsonschema.Draft7Validator:
+def schema() -> Any:
     """The OpenAPI schema of a JobSet, in which unknown fields are mistakes; the API server drops them silently."""
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     if not CRD.exists():
         pytest.skip(f"{CRD} is not here: JobSets are not compared with the API's schema")
     version, = yaml.load(CRD.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]["versions"]
@@ -73,8 +73,7 @@ def test_the_schema_finds_mistakes(schema, job):
         for key in path[:-1]:
             part = part[key]
         part[path[-1]] = value
-        with pytest.raises(jsonschema.ValidationError):
-            schema.validate(wrong)
+        assert schema.is_valid(manifest(job, options())) and not schema.is_valid(wrong)
 
 
 @pytest.mark.parametrize("topology, slices, hosts, chips, label", [
