@@ -268,6 +268,45 @@ def plan(arguments: list[str]) -> int:
     return 0
 
 
+def submit(arguments: list[str]) -> int:
+    """train a recipe on other machines, or in several processes here, restarted as needed"""
+    with interruptible_import():
+        from train.recipe import load_recipe, nearest
+        from train.submit import TARGETS, target_class
+        from train.submit.job import make_job
+
+    kind, arguments = take_option("--to", arguments)
+    usage = f"--to {'|'.join(TARGETS)} --run-dir RUN"
+    if kind is None and "--help" not in arguments and "-h" not in arguments:
+        raise UserError(f"--to is missing: toklab submit RECIPE {usage} [--field value ...]")
+    if kind is None:
+        print(f"usage: toklab submit RECIPE {usage} [--field value ...]; toklab submit RECIPE --to KIND --help shows every field")
+        return 0
+    if kind not in TARGETS:
+        raise UserError(f"no --to {kind!r}{nearest(kind, TARGETS)}; there are {', '.join(TARGETS)}")
+    fields = [("run_dir", str), ("job_name", str | None, None), ("dry_run", bool, False), ("target", Annotated[target_class(kind), tyro.conf.arg(name="")])]
+    parsed = parse_with_recipe("submit", fields, usage, arguments)
+    if parsed is None:
+        return 0
+    job = make_job(arguments[0], load_recipe(arguments[0]), parsed.target.place(parsed.recipe), parsed.run_dir, parsed.job_name)
+    if parsed.dry_run:
+        print(parsed.target.render(job))
+        return 0
+    return parsed.target.submit(job, rich.console.Console())
+
+
+def take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of an option that decides which others there are, and the arguments without it."""
+    for number, word in enumerate(arguments):
+        if word.startswith(f"{name}="):
+            return word.removeprefix(f"{name}="), [*arguments[:number], *arguments[number + 1:]]
+        if word == name:
+            if number + 1 == len(arguments):
+                raise UserError(f"{name} is given without a value")
+            return arguments[number + 1], [*arguments[:number], *arguments[number + 2:]]
+    return None, arguments
+
+
 def write_results(path: pathlib.Path, result: dict[str, Any]) -> None:
     """A command's results as JSON. Raises UserError where they cannot be written."""
     try:
@@ -346,7 +385,7 @@ def report(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "ingest": ingest, "fit": fit, "train": train, "plan": plan, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
+    "ingest": ingest, "fit": fit, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
 }
 
 

@@ -6,10 +6,27 @@ import jax
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-    """A generation of TPUs, per chip.
+class Hosting:
+    """How Google Cloud rents a generation out (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, cloud.google.com/tpu/docs/runtimes)."""
 
-    Peak, HBM bandwidth and networks are of docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e ("System architecture", read in November
+    gke_accelerator: str
+    """The node label cloud.google.com/gke-tpu-accelerator."""
+    max_chips_of_one_host: int
+    """Slices of more chips have several hosts, of CHIPS_PER_HOST each."""
+    accelerator_type: str = ""
+    """The Cloud TPU API's name of a slice, of its {chips} or TensorCores ({cores}); none where that API does not know the generation."""
+    runtime_version: str = ""
+    """The Cloud TPU API's image of a host."""
+
+
+CHIPS_PER_HOST = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A generation of TPUs, per device as JAX counts them: a chip, or where `devices_per_chip` is 2 one of its TensorCores.
+
+    Peak, HBM bandwidth and networks are of docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e and /tpu7x ("System architecture", read in November
     2026); `hbm_bytes` is what libtpu 0.0.42 lets a program have of the HBM (its own message where one needs more).
     """
 
@@ -25,19 +42,29 @@ class Chip:
     """That a chip sends between slices: its share of its host's or pod's network."""
     topologies: tuple[str, ...]
     """Common ones; libtpu knows more."""
+    hosting: Hosting
+    devices_per_chip: int = 1
 
+    def num_hosts(self, num_chips: int) -> int:
+        """Hosts of a slice."""
+        return 1 if num_chips <= self.hosting.max_chips_of_one_host else num_chips // CHIPS_PER_HOST
+
+
+_TORUS_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_TORUS_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16", "16x16x24")
 
 CHIPS = {
-    "v5e": Chip("TPU v5 lite", 197e12, round(15.75 * 2**30), 819e9, 200e9, 3.125e9, ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-    "v5p": Chip("TPU v5", 459e12, round(95.74 * 2**30), 2765e9, 600e9, 6.25e9,
-                ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16", "16x16x24")),
-    "v6e": Chip("TPU v6 lite", 918e12, round(31.25 * 2**30), 1600e9, 400e9, 12.5e9, ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
+    "v5e": Chip("TPU v5 lite", 197e12, round(15.75 * 2**30), 819e9, 200e9, 3.125e9, _TORUS_2D,
+                Hosting("tpu-v5-lite-podslice", 8, "v5litepod-{chips}", "v2-alpha-tpuv5-lite")),
+    "v5p": Chip("TPU v5", 459e12, round(95.74 * 2**30), 2765e9, 600e9, 6.25e9, _TORUS_3D, Hosting("tpu-v5p-slice", 4, "v5p-{cores}", "v2-alpha-tpuv5")),
+    "v6e": Chip("TPU v6 lite", 918e12, round(31.25 * 2**30), 1600e9, 400e9, 12.5e9, _TORUS_2D,
+                Hosting("tpu-v6e-slice", 8, "v6e-{chips}", "v2-alpha-tpuv6e")),
+    "tpu7x": Chip("TPU7x", 1153.5e12, round(94.75 * 2**30), 3690e9, 300e9, 6.25e9, _TORUS_3D, Hosting("tpu7x", 4), devices_per_chip=2),
 }
 
 # bf16 FLOP/s of one device as JAX names it (`device_kind`), dense, from the vendors' data sheets.
 PEAK_FLOPS_PER_SECOND = {chip.device_kind: chip.peak_flops_per_second for chip in CHIPS.values()} | {
     "TPU v4": 275e12,
-    "TPU7x": 2307e12,
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,

@@ -80,7 +80,16 @@ class Pod:
 
     @property
     def num_chips(self) -> int:
-        return self.num_slices * math.prod(int(size) for size in self.topology.partition(":")[2].split("x"))
+        return self.num_slices * self.chips_per_slice
+
+    @property
+    def chips_per_slice(self) -> int:
+        return math.prod(int(size) for size in self.topology.partition(":")[2].split("x"))
+
+    @property
+    def num_devices(self) -> int:
+        """As JAX counts them."""
+        return self.num_chips * self.chip.devices_per_chip
 
     def __str__(self) -> str:
         return f"{self.num_slices} x {self.topology}" if self.num_slices > 1 else self.topology
@@ -112,7 +121,7 @@ def on_pod(recipe: Recipe, pod: Pod) -> Recipe:
     """The recipe with a replica on each slice, if its mesh has not said otherwise. Raises UserError where mesh or batch do not fit the chips."""
     if recipe.mesh.replica == 1 and pod.num_slices > 1:
         recipe = dataclasses.replace(recipe, mesh=dataclasses.replace(recipe.mesh, replica=pod.num_slices))
-    sizes = mesh_sizes(recipe.mesh, pod.num_chips, pod.num_slices)
+    sizes = mesh_sizes(recipe.mesh, pod.num_devices, pod.num_slices)
     check_batch(AbstractMesh(tuple(sizes.values()), tuple(sizes)), recipe.data.batch_rows, recipe.data.sequence_length, recipe.data.num_microbatches)
     return recipe
 
@@ -165,7 +174,7 @@ def summarize_plan(recipe: Recipe, pod: Pod, ids: Ids, compiled: dict[str, Any])
         "memory": memory(compiled, pod.chip), "compile_seconds": round(compiled["compile_seconds"], 1), "warnings": compiled["warnings"],
     }
     if "program" in compiled:
-        flops = count_flops(recipe, ids.vocab_size, pod.num_chips, compiled["program"])
+        flops = count_flops(recipe, ids.vocab_size, pod.num_devices, compiled["program"])
         plan |= {"flops": flops, "collectives": compiled["program"]["collectives"],
                  "estimate": estimate(flops, compiled["program"], pod.chip, plan["text_bytes_per_step"])}
     if not plan["memory"]["fits"]:
@@ -190,9 +199,9 @@ def memory(compiled: dict[str, Any], chip: Chip) -> dict[str, Any]:
     return {**kinds, **rest, "total": total, "available": available, "spare": available - total, "fits": used is not None and total <= available}
 
 
-def count_flops(recipe: Recipe, vocab_size: int, num_chips: int, program: dict[str, Any]) -> dict[str, Any]:
-    """FLOPs of a step on a chip: the model's own and the program's, and what the program has more of."""
-    positions = recipe.data.batch_rows * recipe.data.sequence_length / num_chips
+def count_flops(recipe: Recipe, vocab_size: int, num_devices: int, program: dict[str, Any]) -> dict[str, Any]:
+    """FLOPs of a step on a device: the model's own and the program's, and what the program has more of."""
+    positions = recipe.data.batch_rows * recipe.data.sequence_length / num_devices
     of_model = model_flops_per_token(recipe, vocab_size)
     padded = recipe.model.padded_vocab_size(vocab_size)
     padding = of_model.get("softmax", 0.0) * (padded / vocab_size - 1) * positions
@@ -297,11 +306,11 @@ _REMAT = ("full", "dots", "none")  # from the least memory to the most
 
 def candidates(recipe: Recipe, pod: Pod) -> Iterator[Recipe]:
     """Layouts whose sizes divide what they split, those of a mesh from the least memory to the most."""
-    model, within = recipe.model, pod.num_chips // pod.num_slices
+    model, within = recipe.model, pod.num_devices // pod.num_slices
     for tensor in (1, 2, 4, 8):
         if within % tensor or any(size % tensor for size in (model.num_heads, model.num_kv_heads, model.mlp_dim)):
             continue
-        shards = pod.num_chips // tensor
+        shards = pod.num_devices // tensor
         if recipe.data.batch_rows % shards or model.embed_dim % (within // tensor):
             continue
         mesh = dataclasses.replace(recipe.mesh, replica=pod.num_slices, fsdp=within // tensor, tensor=tensor, sequence=1)

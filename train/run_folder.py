@@ -11,6 +11,8 @@
     samples.json     texts drawn from the model                                   sample
     finetune/        one file a task: what the run came to when fine-tuned on it  finetune
     blimp.json       how often the better sentence of a pair had the better score blimp
+    job.json         what was submitted, with fingerprints of code and config     submit
+    logs/            what each process wrote, where submit started them           submit
 """
 
 import fcntl
@@ -42,6 +44,8 @@ class RunFolder:
         self.samples = self.path / "samples.json"
         self.finetuned = self.path / "finetune"
         self.minimal_pairs = self.path / "blimp.json"
+        self.job = self.path / "job.json"
+        self.logs = self.path / "logs"
 
     def recipe(self) -> Recipe:
         """The recipe the run was made with. Raises UserError where this is no run."""

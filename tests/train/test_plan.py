@@ -92,6 +92,7 @@ def test_a_slice_is_a_replica_unless_the_mesh_says_otherwise(small):
     assert on_pod(small, Pod("v5e:2x4", 2)).mesh == MeshConfig(replica=2)
     own = dataclasses.replace(small, mesh=MeshConfig(replica=4, fsdp=4))
     assert on_pod(own, Pod("v5e:2x4", 2)) == own
+    assert Pod("v5p:8x8x16", 2).num_devices == 2048 and Pod("tpu7x:2x2x2").num_devices == 16 and Pod("tpu7x:2x2x2").num_chips == 8
     assert Pod("v5p:8x8x16", 2).num_chips == 2048 and str(Pod("v5e:4x4", 2)) == "2 x v5e:4x4"
 
 

@@ -1,0 +1,14 @@
+"""`toklab submit`: starts `toklab train` somewhere, on one host or many, and again whenever it can go on.
+
+`job.py` says what a job is; the other files are one place each where it can run.
+"""
+
+import importlib
+
+TARGETS = {"local": "local.Local", "jobset": "jobset.JobSet", "queued-resource": "queued_resource.QueuedResource", "slurm": "slurm.Slurm"}
+
+
+def target_class(kind: str) -> type:
+    """The options of a place to run, of TARGETS; a `train.submit.job.Target`."""
+    module, _, name = TARGETS[kind].partition(".")
+    return getattr(importlib.import_module(f"train.submit.{module}"), name)

@@ -1,0 +1,80 @@
+"""`toklab submit --to slurm`: the batch script of a job on a SLURM cluster, whose folders all of its nodes see."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+
+import rich.console
+from jax.sharding import AbstractMesh
+
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import write_bytes
+from train.recipe import Recipe
+from train.sharding import check_batch, mesh_sizes
+from train.submit.job import Job, check_name, environment, is_remote, record, shell_values
+
+_BODY = pathlib.Path(__file__).with_name("slurm.sh")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """Write the batch script of a SLURM cluster; sbatch takes it."""
+
+    nodes: int = 1
+    gpus_per_node: int = 0
+    """Each gets a process of its own, as JAX expects of SLURM; without GPUs a node has one process."""
+    cpus_per_task: int | None = None
+    """Of a process."""
+    time: str = "24:00:00"
+    """Limit of one allocation; the job asks for the next one by itself."""
+    partition: str | None = None
+    account: str | None = None
+    max_restarts: int = 3
+    """In one allocation, after processes that failed; stops do not count."""
+    grace_seconds: int = 120
+    """Before the time limit, for saving."""
+    env: tuple[str, ...] = ()
+    """NAME=VALUE of every process's environment."""
+
+    @property
+    def tasks_per_node(self) -> int:
+        return self.gpus_per_node or 1
+
+    def place(self, recipe: Recipe) -> Recipe:
+        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("max_restarts", 0), ("grace_seconds", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        sizes = mesh_sizes(recipe.mesh, self.nodes * self.tasks_per_node, num_slices=1)
+        check_batch(AbstractMesh(tuple(sizes.values()), tuple(sizes)), recipe.data.batch_rows, recipe.data.sequence_length, recipe.data.num_microbatches)
+        return recipe
+
+    def render(self, job: Job) -> str:
+        check_name(job.name, 63)
+        given = {
+            "job-name": job.name, "comment": f"toklab config {job.config_fingerprint[:16]} code {job.code[:16]}", "chdir": os.getcwd(),
+            "nodes": self.nodes, "ntasks-per-node": self.tasks_per_node, "gpus-per-node": self.gpus_per_node or None, "cpus-per-task": self.cpus_per_task,
+            "time": self.time, "partition": self.partition, "account": self.account, "signal": f"B:TERM@{self.grace_seconds}",
+            "output": f"{self.log_folder(job)}/slurm-%j.log", "open-mode": "append",
+        }
+        for name, value in given.items():
+            if any(character in str(value) for character in '"\n\\`$'):
+                raise UserError(f"--{name} {value!r}: sbatch takes no quotes, backslashes, dollars and line ends there")
+        directives = [f'#SBATCH --{name}="{value}"' if " " in str(value) else f"#SBATCH --{name}={value}" for name, value in given.items() if value is not None]
+        values = shell_values(command=["env", "PYTHONUNBUFFERED=1", *(f"{name}={value}" for name, value in environment(self.env).items()),
+                                       *job.command(sys.executable, "-m", "train.cli")],
+                              max_restarts=self.max_restarts, grace_seconds=self.grace_seconds)
+        return "\n".join(["#!/usr/bin/env bash", *directives, "#SBATCH --requeue", "", values + _BODY.read_text()])
+
+    def submit(self, job: Job, console: rich.console.Console) -> int:
+        script = self.render(job)
+        record(job, "slurm", console)
+        pathlib.Path(self.log_folder(job)).mkdir(parents=True, exist_ok=True)  # SLURM does not make it
+        file = pathlib.Path(f"{job.name}.sbatch")
+        write_bytes(file, script.encode())
+        console.print(f"{file} is written; start the job with: sbatch {file}", soft_wrap=True, highlight=False)
+        return 0
+
+    @staticmethod
+    def log_folder(job: Job) -> str:
+        return f"toklab-logs/{job.name}" if is_remote(job.run_dir) else f"{job.run_dir.rstrip('/')}/logs"
