@@ -93,7 +93,7 @@ def _told_by_variables(environment: Mapping[str, str]) -> Cluster | None:
 def joined(deadlines: Deadlines) -> Iterator[str]:
     """Inside, this process is one of its cluster's, if there is one; yields a line that says what was recognized.
 
-    What is raised inside a process of several ends all of them. Raises UserError where the cluster cannot be joined.
+    Inside a process of several, all is `ending_together`. Raises UserError where the cluster cannot be joined.
     """
     cluster = recognize(os.environ)
     if cluster is None:
@@ -101,20 +101,28 @@ def joined(deadlines: Deadlines) -> Iterator[str]:
         return
     faulthandler.enable()  # JAX aborts a process whose peers are gone: it shall say what it was doing
     _join(cluster, deadlines)
-    listener = threading.Thread(target=_end_when_told, name="hosts", daemon=True)
-    listener.start()
-    try:
+    threading.Thread(target=_end_when_told, name="hosts", daemon=True).start()
+    with ending_together():
         yield f"{num_hosts()} processes, named by {cluster.named_by}"
         jax.distributed.shutdown()  # once all have come here
-    except UserError as error:
-        _end_all(*((EXIT_HUNG, f"lost another host: {error.__cause__}") if _is_of_lost_host(error) else (EXIT_USER_ERROR, str(error))))
-    except KeyboardInterrupt:
-        _end_all(EXIT_INTERRUPTED, "interrupted; what was committed before is whole")
-    except Exception as error:
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Of several processes, all end with what one of them raises inside. Nothing outside is left in order: the others cannot help with it."""
+    try:
+        yield
+    except BaseException as error:
+        if num_hosts() == 1:
+            raise
         if _is_of_lost_host(error):
-            _end_all(EXIT_HUNG, f"lost another host: {' '.join(str(error).split())[:300]}; start again")
+            _end_all(EXIT_HUNG, f"another host is lost: {' '.join(str(error).split())[:300]}; the same command goes on from the newest checkpoint")
+        if isinstance(error, UserError):
+            _end_all(EXIT_USER_ERROR, str(error))
+        if isinstance(error, KeyboardInterrupt):
+            _end_all(EXIT_INTERRUPTED, "interrupted; what was committed before is whole")
         traceback.print_exc()
-        _end_all(EXIT_BUG, f"{type(error).__name__}: {error}")
+        _end_all(EXIT_BUG, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _join(cluster: Cluster, deadlines: Deadlines) -> None:

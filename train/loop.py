@@ -59,6 +59,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         if hosts.is_first():
             stack.enter_context(lock(run_dir))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep)))
+        stack.enter_context(hosts.ending_together())  # before the checkpoints are closed, which waits for all hosts
         state = start_or_resume(setup, run, checkpoints, console)
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
         over = bool(setup.meter(state.step, state.bytes_seen)[1])
