@@ -193,13 +193,12 @@ def train(arguments: list[str]) -> int:
         from train import hosts
         from train.loop import STOPPED, train as run_training
         from train.recipe import to_json
-        from train.watchdog import Deadlines, Watchdog
+        from train.watchdog import Watchdog
 
-    fields = [("run_dir", pathlib.Path), ("deadlines", Deadlines, dataclasses.field(default=Deadlines()))]
-    options = parse_with_recipe("train", fields, "--run-dir RUN", arguments)
+    options = parse_with_recipe("train", [("run_dir", pathlib.Path)], "--run-dir RUN", arguments)
     if options is None:
         return 0
-    with Watchdog(options.deadlines) as watchdog, hosts.joined(options.deadlines) as cluster:
+    with Watchdog(options.recipe.deadlines) as watchdog, hosts.joined(options.recipe.deadlines) as cluster:
         console = rich.console.Console(quiet=not hosts.is_first())
         show_config(to_json(options.recipe) | {"cluster": cluster}, console)
         outcome = run_training(options.recipe, str(options.run_dir), console, watchdog)

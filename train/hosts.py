@@ -12,9 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import faulthandler
-import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
@@ -32,6 +30,7 @@ from jax._src import distributed  # its store of keys and values has no public n
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import sha256_of_parts
 from train.cli import EXIT_BUG, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR, interruptible_import
 from train.sharding import MESH_AXES, replicated
 from train.watchdog import Deadlines
@@ -180,13 +179,15 @@ def _short(fact: Any) -> str:
 
 
 def code_version() -> dict[str, str]:
-    """What decides how this process computes: a hash of our source files, and the versions of what it uses most."""
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        folder = pathlib.Path(importlib.util.find_spec(package).submodule_search_locations[0])
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{package}/{path.relative_to(folder)}\n".encode() + path.read_bytes())
-    return {"source files": digest.hexdigest()} | {name: importlib.metadata.version(name) for name in ("tokenizer-lab", "jax", "jaxlib", "numpy")}
+    """What decides how this process computes: our source files, and the versions of what it uses most."""
+    return {"code": code_fingerprint()} | {name: importlib.metadata.version(name) for name in ("tokenizer-lab", "jax", "jaxlib", "numpy")}
+
+
+def code_fingerprint() -> str:
+    """SHA-256 of the source of our packages, as it is installed here."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    files = sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py"))
+    return sha256_of_parts(part for path in files for part in (path.relative_to(root).as_posix().encode(), path.read_bytes()))
 
 
 def make_any_host(mesh: Mesh) -> Callable[[bool], Any]:

@@ -19,15 +19,15 @@ _TICK_SECONDS = 0.5
 class Deadlines:
     """Seconds after which a run that does not come forward ends itself; see "Many hosts" in docs/pods.md."""
 
-    start_seconds: float = 900
+    start_seconds: float = 900.0
     """From the first moment until the step is compiled: finding the other hosts, opening the data, restoring a checkpoint."""
-    compile_seconds: float = 1800
+    compile_seconds: float = 1800.0
     """Compiling the step."""
-    step_seconds: float = 600
+    step_seconds: float = 600.0
     """One step with its data."""
-    evaluation_seconds: float = 3600
+    evaluation_seconds: float = 3600.0
     """One evaluation while training."""
-    save_seconds: float = 1800
+    save_seconds: float = 1800.0
     """Handing a checkpoint over to be written, the one before included; at the end of a run, writing all of it."""
     heartbeat_seconds: int = 100
     """A host that the others have not heard of for so long is lost."""
