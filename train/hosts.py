@@ -231,7 +231,7 @@ def _end_when_told() -> None:
         _say(host, line)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         client.key_value_set(f"{_ENDED_KEYS}{this_host()}", "")
-        give_up = time.monotonic() + _ANSWER_SECONDS
+        give_up = time.monotonic() + (_POLL_SECONDS * 4 if code == EXIT_HUNG else _ANSWER_SECONDS)  # a lost one will not answer
         while is_first() and time.monotonic() < give_up and len(client.key_value_dir_get(_ENDED_KEYS)) < num_hosts():
             time.sleep(0.1)  # the store is in this process
     os._exit(code)
