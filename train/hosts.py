@@ -38,6 +38,7 @@ from train.watchdog import Deadlines
 _OURS = ("TOKLAB_COORDINATOR", "TOKLAB_NUM_PROCESSES", "TOKLAB_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _END_KEY, _ENDED_KEYS = "toklab/end", "toklab/ended/"
+_LOST_WORDS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # of errors of collectives and of the coordinator
 _POLL_SECONDS, _ANSWER_SECONDS = 0.5, 10.0
 _FOREVER_MILLISECONDS = 7 * 24 * 3600 * 1000  # the watchdog's deadlines end what waits in vain
 _PACKAGES = ("tokenizer_lab", "models", "data", "train", "configs")
@@ -100,10 +101,14 @@ def joined(deadlines: Deadlines) -> Iterator[str]:
         return
     faulthandler.enable()  # JAX aborts a process whose peers are gone: it shall say what it was doing
     _join(cluster, deadlines)
-    threading.Thread(target=_end_when_told, name="hosts", daemon=True).start()
+    left = threading.Event()
+    listener = threading.Thread(target=_end_when_told, args=(left,), name="hosts", daemon=True)
+    listener.start()
     with ending_together():
         yield f"{num_hosts()} processes, named by {cluster.named_by}"
         jax.distributed.shutdown()  # once all have come here
+    left.set()
+    listener.join()  # Python cannot end while a thread is in native code
 
 
 @contextlib.contextmanager
@@ -204,11 +209,7 @@ def make_any_host(mesh: Mesh) -> Callable[[bool], Any]:
 
 def _is_of_lost_host(error: BaseException | None) -> bool:
     """Whether an error only says that another process is gone. On CPUs collectives say so at once, on TPUs the heartbeat does."""
-    while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            return True
-        error = error.__cause__
-    return False
+    return error is not None and (any(word in str(error) for word in _LOST_WORDS) or _is_of_lost_host(error.__cause__))
 
 
 def _end_all(code: int, line: str) -> None:
@@ -220,13 +221,14 @@ def _end_all(code: int, line: str) -> None:
     os._exit(code)
 
 
-def _end_when_told() -> None:
-    client = distributed.global_state.client
-    while True:
-        time.sleep(_POLL_SECONDS)
+def _end_when_told(left: threading.Event) -> None:
+    client, told = distributed.global_state.client, None
+    while told is None:
+        if left.wait(_POLL_SECONDS):
+            return
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is nothing yet
-            code, host, line = json.loads(client.key_value_try_get(_END_KEY))
-            break
+            told = client.key_value_try_get(_END_KEY)
+    code, host, line = json.loads(told)
     if is_first():
         _say(host, line)
     with contextlib.suppress(jax.errors.JaxRuntimeError):

@@ -47,17 +47,19 @@ class Watchdog:
 
     def __init__(self, deadlines: Deadlines, end: Callable[[int], Any] = os._exit):
         self._deadlines, self._end, self._closed = dataclasses.asdict(deadlines), end, threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self("start")
 
     def __call__(self, part: str) -> None:
         self._part = _Part(part, self._deadlines[f"{part}_seconds"])
 
     def __enter__(self) -> "Watchdog":
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._closed.set()
+        self._thread.join()
 
     def _watch(self) -> None:
         before = time.monotonic()
