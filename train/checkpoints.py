@@ -44,6 +44,11 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)))
 
+    def check(self) -> None:
+        """Raises UserError if the save in the background has failed by now."""
+        with self._saving():
+            self._manager.check_for_errors()
+
     def wait(self) -> None:
         """Until the last save is committed. Raises UserError if it failed."""
         with self._saving():

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130
+EXIT_BUG, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_HUNG, EXIT_INTERRUPTED = 1, 2, 75, 76, 130
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 _ACCELERATOR_VENDORS = {"0x1ae0": "Google", "0x10de": "NVIDIA", "0x1002": "AMD"}  # PCI ids
 

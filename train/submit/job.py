@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_json, sha256_of_parts, write_json
+from tokenizer_lab.files import read_json, write_json
+from train.hosts import code_fingerprint
 from train.recipe import Recipe, flatten, recipe_names, refused_changes, to_json
 from train.run_folder import RunFolder
 
-_CODE = ("tokenizer_lab", "models", "train", "data", "configs")
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
@@ -89,13 +89,6 @@ def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"{prefix}{field}" if value else f"{prefix}no-{field}"]
     return [f"{prefix}{field}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
-
-
-def code_fingerprint() -> str:
-    """SHA-256 of the source of our packages, as it is installed here."""
-    root = pathlib.Path(__file__).resolve().parents[2]
-    files = sorted(path for package in _CODE for path in (root / package).rglob("*.py"))
-    return sha256_of_parts(part for path in files for part in (path.relative_to(root).as_posix().encode(), path.read_bytes()))
 
 
 def is_remote(path: str) -> bool:

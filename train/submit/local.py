@@ -24,8 +24,7 @@ from jax.sharding import AbstractMesh
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write
-from train.cli import EXIT_STOPPED
-from train.commands import EXIT_USER_ERROR
+from train.cli import EXIT_STOPPED, EXIT_USER_ERROR
 from train.recipe import Recipe
 from train.run_folder import RunFolder, lock
 from train.sharding import check_batch, mesh_sizes

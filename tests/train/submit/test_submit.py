@@ -148,8 +148,8 @@ def test_a_bucket_that_only_the_hosts_see_is_left_to_them(recipe, capsys, monkey
 def test_fingerprints_follow_code_and_config(recipe, monkeypatch, tmp_path):
     job = make_job("demo_byte", recipe, recipe, "r")
     assert job.config_fingerprint != dataclasses.replace(job, recipe=dataclasses.replace(recipe, seed=1)).config_fingerprint
-    (tmp_path / "train" / "submit").mkdir(parents=True)
-    monkeypatch.setattr("train.submit.job.__file__", str(tmp_path / "train" / "submit" / "job.py"))
+    (tmp_path / "train").mkdir()
+    monkeypatch.setattr("train.hosts.__file__", str(tmp_path / "train" / "hosts.py"))
     found = set()
     for content in ("a", "b", "a"):
         (tmp_path / "train" / "x.py").write_text(content)
