@@ -30,6 +30,11 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is in an object store, such as gs://bucket/folder: no locks, no appending, no renaming of folders in one go."""
+    return "://" in os.fspath(path)
+
+
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part. Raises UserError if it cannot."""
     path = epath.Path(path)

@@ -76,6 +76,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
             with clock("step"):
                 state, metrics = train_step(state, batch)
             launched += 1
+            checkpoints.check()
             with clock("data"):
                 batch = next_batch()
             in_flight.append(metrics)
@@ -134,14 +135,15 @@ class StopSignal:
 
 
 def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, console: rich.console.Console) -> TrainState:
-    """The state of the newest checkpoint, or a new one; the folder's lines behind it are dropped.
+    """The state of the newest whole checkpoint, or a new one; the folder's lines behind it are dropped.
 
     Raises:
-      UserError: the folder belongs to another run.
+      UserError: the folder belongs to another run, or none of its checkpoints is whole.
     """
-    step = checkpoints.latest_step()
+    step = checkpoints.newest_whole(lambda line: console.print(line, soft_wrap=True))
     if step is not None:
         refuse_another_run(run, checkpoints.read_meta(step), setup.identity)
+        checkpoints.set_aside_after(step)
         state = checkpoints.restore(step, setup.program.shapes, setup.program.shardings)
         console.print(f"{run.path}: going on from step {step}")
     else:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -136,22 +137,22 @@ def model_flops_per_token(recipe: Recipe, vocab_size: int) -> dict[str, float]:
 
 
 def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
-    """The newest checkpoint of a run.
+    """The newest whole checkpoint of a run; a newer one that is damaged is told of on stderr.
 
     Args:
       run_dir: the run's folder; its own copy of the representation is used.
       corpus: a corpus store to take in place of the run's.
 
     Raises:
-      UserError: the folder is no run, or has no checkpoint.
+      UserError: the folder is no run, or has no whole checkpoint.
     """
     run = RunFolder(run_dir)
     recipe = run.recipe()
     if corpus:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpora=(corpus,), weights=()))
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, read_only=True)
     with contextlib.closing(checkpoints):
-        step = checkpoints.latest_step()
+        step = checkpoints.newest_whole(lambda line: print(f"toklab: {line}", file=sys.stderr))
         if step is None:
             raise UserError(f"{run.path} has no checkpoint yet; train it with 'toklab train RECIPE --run-dir {run.path}'")
         setup = set_up(_for_reading(recipe, run))
