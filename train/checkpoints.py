@@ -25,10 +25,12 @@ from jax.experimental import multihost_utils
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote
+from train import hosts
 from train.checksums import find_damage, write_checksums
 from train.step import TrainState
 
 _COMMIT_FILE = ocp.path.atomicity.COMMIT_SUCCESS_FILE  # comes last and says nothing, so that it has no checksum
+_SAVE_SECONDS = 3600  # in the background, checksums and all; Orbax would give up after 600
 
 
 class _WithChecksums:
@@ -57,6 +59,7 @@ class Checkpoints:
         self.folder = epath.Path(folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True, read_only=read_only,
+            async_options=ocp.options.AsyncOptions(timeout_secs=_SAVE_SECONDS),
             temporary_path_class=_Marked if is_remote(self.folder) else _Renamed)
         try:
             self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
@@ -95,17 +98,12 @@ class Checkpoints:
 
     def set_aside_after(self, step: int) -> None:
         """Renames the checkpoints of later steps, which are damaged, to STEP.damaged: those steps will be saved again."""
-        for later in [number for number in self._manager.all_steps() if number > step and jax.process_index() == 0]:
+        for later in [number for number in self._manager.all_steps() if number > step and hosts.is_first()]:
             aside = self.folder / f"{later}.damaged"
             aside.rmtree(missing_ok=True)
             (self.folder / str(later)).rename(aside)
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()
-
-    def check(self) -> None:
-        """Raises UserError if a save in the background has failed."""
-        with self._saving():
-            self._manager.check_for_errors()
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving; the state may be donated as soon as this returns. Raises UserError if this or the save before failed."""
@@ -114,6 +112,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.save(step, args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)))
+
+    def check(self) -> None:
+        """Raises UserError if the save in the background has failed by now."""
+        with self._saving():
+            self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Until the last save is committed. Raises UserError if it failed."""

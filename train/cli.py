@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130
+EXIT_BUG, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_HUNG, EXIT_INTERRUPTED = 1, 2, 75, 76, 130
 _ACCELERATOR_VENDORS = {"0x1ae0": "Google", "0x10de": "NVIDIA", "0x1002": "AMD"}  # PCI ids
 
 

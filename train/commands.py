@@ -3,7 +3,7 @@
 What takes seconds to import (jax) is imported by the commands that need it.
 
 Exit codes: 0 done, 2 the person can mend it (one line on stderr), 75 stopped by a signal, what was trained is saved (start it again),
-130 interrupted.
+76 another host was lost, or something took longer than its deadline (start it again), 130 interrupted.
 """
 
 import contextlib
@@ -24,9 +24,7 @@ import rich.progress
 import tyro
 
 from tokenizer_lab.errors import UserError
-from train.cli import EXIT_INTERRUPTED, EXIT_STOPPED, interruptible_import
-
-EXIT_BUG, EXIT_USER_ERROR = 1, 2
+from train.cli import EXIT_BUG, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, interruptible_import
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,16 +190,22 @@ def byte_language_model(options: Any, console: rich.console.Console) -> Any:
 def train(arguments: list[str]) -> int:
     """train a recipe; goes on by itself where the run folder has a checkpoint"""
     with interruptible_import():
+        from train import hosts
         from train.loop import STOPPED, train as run_training
         from train.recipe import to_json
+        from train.watchdog import Deadlines, Watchdog
 
-    options = parse_with_recipe("train", [("run_dir", pathlib.Path)], "--run-dir RUN", arguments)
+    fields = [("run_dir", pathlib.Path), ("deadlines", Deadlines, dataclasses.field(default=Deadlines()))]
+    options = parse_with_recipe("train", fields, "--run-dir RUN", arguments)
     if options is None:
         return 0
-    console = rich.console.Console()
-    show_config(to_json(options.recipe), console)
-    if run_training(options.recipe, str(options.run_dir), console) == STOPPED:
-        print("toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
+    with Watchdog(options.deadlines) as watchdog, hosts.joined(options.deadlines) as cluster:
+        console = rich.console.Console(quiet=not hosts.is_first())
+        show_config(to_json(options.recipe) | {"cluster": cluster}, console)
+        outcome = run_training(options.recipe, str(options.run_dir), console, watchdog)
+    if outcome == STOPPED:
+        if hosts.is_first():
+            print("toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
         return EXIT_STOPPED
     return 0
 

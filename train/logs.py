@@ -34,6 +34,28 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+class NoLog:
+    """What the processes beside the first one log."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def paused(self) -> contextlib.nullcontext:
+        return contextlib.nullcontext()
+
+    def step(self, numbers: dict[str, Any], data_seconds: float) -> None:
+        pass
+
+    def write_pending(self) -> None:
+        pass
+
+    def evaluation(self, line: dict[str, Any]) -> None:
+        pass
+
+
 class RunLog:
     """Adds steps up between log lines and writes the lines everywhere."""
 

@@ -18,11 +18,12 @@ import rich.console
 from data.rows import RowStreams, Source
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json, write_json
+from train import hosts
 from train.checkpoints import Checkpoints
 from train.evaluation import fixed_subset, held_out_documents, make_judge
-from train.logs import RunLog, Stopwatch
+from train.logs import NoLog, RunLog, Stopwatch
 from train.optimizer import from_limbs
-from train.recipe import Recipe, refused_changes
+from train.recipe import Recipe, flatten, refused_changes, to_json
 from train.run_folder import RunFolder, drop_lines_after, lock
 from train.setup import Setup, set_up
 from train.sharding import batch_sharding, cursor_sharding, local_rows, put_rows
@@ -31,8 +32,14 @@ from train.step import TrainState, make_train_step
 FINISHED, STOPPED = "finished", "stopped"
 
 
-def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
+def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Callable[[str], None] = lambda part: None) -> str:
     """Trains until the budget is spent; goes on from the newest checkpoint if the folder has one.
+
+    Args:
+      recipe: what to train.
+      run_dir: the run's folder, which all processes see.
+      console: where to say how it goes.
+      enter: told which part of the run begins: compile, step, evaluation, save (`train/watchdog.py`).
 
     Returns:
       FINISHED, or STOPPED if a signal asked for it and the state was saved.
@@ -44,14 +51,18 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         # 1. What is read and trained, and where it lives; refused before anything is written.
+        hosts.compare("code and config", hosts.code_version() | what_hosts_share(recipe))
         setup = set_up(recipe)
+        hosts.compare("data and devices", {name: value for name, value in setup.identity.items() if name != "config"}
+                      | {"devices of a host": jax.local_device_count()})
         # 2. Where the run stands.
-        stack.enter_context(lock(run_dir))
+        if hosts.is_first():
+            stack.enter_context(lock(run_dir))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep)))
         state = start_or_resume(setup, run, checkpoints, console)
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
         over = bool(setup.meter(state.step, state.bytes_seen)[1])
-        if over and is_summarized(run, first_step):
+        if hosts.first_decides("nothing left to do", over and is_summarized(run, first_step)):
             console.print(f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. {recipe.budget.twice}",
                           soft_wrap=True)
             return FINISHED
@@ -59,6 +70,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
         next_batch = open_batches(setup, state)
         evaluate = make_evaluate(setup)
         # 4. The step.
+        enter("compile")
         batch = next_batch()
         with clock("compile"), console.status("compiling the training step"):
             train_step = make_train_step(setup.program, recipe.objective, recipe.optimizer, setup.mesh, meter=setup.meter,
@@ -66,48 +78,56 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console) -> str:
         describe(setup, clock.seconds["compile"], console)
 
         # 5. The loop. One step is in flight while the host looks at the numbers of the one before it.
-        log = stack.enter_context(RunLog(run, recipe, console))
+        log = stack.enter_context(RunLog(run, recipe, console) if hosts.is_first() else NoLog())
         launched, in_flight = first_step, collections.deque()
+        any_host, stopped = hosts.make_any_host(setup.mesh), False
         checkpoint_due = lambda: launched % recipe.checkpoint.every_steps == 0  # noqa: E731
         evaluation_due = lambda: launched % recipe.evaluation.every_steps == 0  # noqa: E731
         started = time.perf_counter()
 
-        while not (over or stop.received):
+        while not (over or stopped):
+            enter("step")
+            checkpoints.check()
             with clock("step"):
                 state, metrics = train_step(state, batch)
+                in_flight.append((metrics, any_host(stop.received)))
             launched += 1
-            checkpoints.check()
             with clock("data"):
                 batch = next_batch()
-            in_flight.append(metrics)
             may_fly = 0 if checkpoint_due() or evaluation_due() or launched == setup.num_steps else 1
             while len(in_flight) > may_fly and not over:
                 with clock("step"):
-                    metrics = jax.device_get(in_flight.popleft())
+                    metrics, asked = jax.device_get(in_flight.popleft())
+                stopped |= bool(asked)
                 over = look_at(metrics, setup, log, clock)
             if evaluation_due() and not over:
+                enter("evaluation")
                 with clock("evaluation"), log.paused():
                     log.evaluation(evaluate(state))
             if checkpoint_due() and not over:
+                enter("save")
                 with clock("checkpoint"):
                     checkpoints.save(launched, state, setup.identity | {"counters": counters(setup, state)})
         with clock("step"):  # a step that was launched behind the end of the budget has changed nothing
             rest = [] if over else jax.device_get(list(in_flight))
-        for metrics in rest:
+        for metrics, _ in rest:
             over = look_at(metrics, setup, log, clock)
         seconds = time.perf_counter() - started
 
         # 6. The end: what the model is worth, and everything on disk.
         log.write_pending()
         if over:
+            enter("evaluation")
             with clock("last evaluation"):
                 log.evaluation(evaluate(state))
+        enter("save")
         if checkpoints.latest_step() != int(state.step):
             checkpoints.save(int(state.step), state, setup.identity | {"counters": counters(setup, state)})
         checkpoints.wait()
         outcome = FINISHED if over else STOPPED
         summary = summarize(setup, state, outcome, int(state.step) - first_step, from_limbs(state.bytes_seen) - first_bytes, seconds, clock.seconds)
-        write_json(run.summary, summary)
+        if hosts.is_first():
+            write_json(run.summary, summary)
         console.print(f"{recipe.name} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen, {summary['flops']:.3g} FLOPs, "
                       f"{seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the step), {summary['skipped_steps']} steps skipped",
                       soft_wrap=True)
@@ -134,13 +154,19 @@ class StopSignal:
         self.received = True
 
 
+def what_hosts_share(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's fields but for the paths of what it reads, whose content is compared."""
+    return {name: value for name, value in flatten(to_json(recipe)).items() if name not in ("representation", "data.corpora")}
+
+
 def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, console: rich.console.Console) -> TrainState:
     """The state of the newest whole checkpoint, or a new one; the folder's lines behind it are dropped.
 
     Raises:
       UserError: the folder belongs to another run, or none of its checkpoints is whole.
     """
-    step = checkpoints.newest_whole(lambda line: console.print(line, soft_wrap=True))
+    found = checkpoints.newest_whole(lambda line: console.print(line, soft_wrap=True)) if hosts.is_first() else None
+    step = hosts.first_decides("step to go on from", found)
     if step is not None:
         refuse_another_run(run, checkpoints.read_meta(step), setup.identity)
         checkpoints.set_aside_after(step)
@@ -152,10 +178,11 @@ def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, cons
         state = setup.program.init(np.asarray(jax.random.key_data(jax.random.key(setup.recipe.seed))))
         text = setup.corpora[0].documents("train")
         state = dataclasses.replace(state, params=setup.recipe.objective.learn_from_text(state.params, setup.representation, text))
-    setup.representation.save(run.representation)
-    write_json(run.config, setup.identity["config"])
-    for lines in (run.metrics, run.evaluations):
-        drop_lines_after(lines, step or 0)
+    if hosts.is_first():
+        setup.representation.save(run.representation)
+        write_json(run.config, setup.identity["config"])
+        for lines in (run.metrics, run.evaluations):
+            drop_lines_after(lines, step or 0)
     return state
 
 
