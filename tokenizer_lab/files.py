@@ -51,6 +51,13 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
+def copy_folder(source: epath.Path, target: epath.Path) -> None:
+    """Copies the files in a folder, and in those in it, each whole. Raises UserError if it cannot."""
+    for folder, _, names in source.walk():
+        for path in (epath.Path(folder) / name for name in names):
+            write_bytes(target / path.relative_to(source), path.read_bytes())
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
     """`write_bytes` of `value` as readable JSON."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

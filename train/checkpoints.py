@@ -15,22 +15,27 @@ before anything is read from it. The state's parts are one unit:
 import asyncio
 import contextlib
 import dataclasses
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
+from orbax.checkpoint._src.serialization import types as serialization_types  # as Orbax's own documentation has it
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote
 from train import hosts
 from train.checksums import find_damage, write_checksums
+from train.host_memory import MemoryGrowth
 from train.step import TrainState
 
 _COMMIT_FILE = ocp.path.atomicity.COMMIT_SUCCESS_FILE  # comes last and says nothing, so that it has no checksum
 _SAVE_SECONDS = 3600  # in the background, checksums and all; Orbax would give up after 600
+
+_POLL_SECONDS = 0.01
 
 
 class _WithChecksums:
@@ -52,19 +57,62 @@ class _Marked(_WithChecksums, ocp.path.atomicity.CommitFileTemporaryPath):
     """On object stores."""
 
 
-class Checkpoints:
-    """The checkpoints of one run. Saves run in the background; `check`, `wait` and the next save raise what went wrong in them."""
+class _Manager(ocp.CheckpointManager):
+    """Remembers at once why a save in the background failed. Orbax tells only when it is asked to wait, and among several processes not
+    before all have given up waiting for the one that failed; its `check_for_errors` takes the error from the thread that would otherwise
+    not go on to remove older checkpoints.
+    """
 
-    def __init__(self, folder: epath.PathLike, keep: int = 2, *, read_only: bool = False):
-        self.folder = epath.Path(folder)
+    failure: Exception | None = None
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+class _Transfers(serialization_types.DefaultSerializationStatusCallback):
+    """Tells Orbax whether to copy the whole state to the host before `save` returns, or in portions while it is written."""
+
+    in_portions = False
+
+    def key_priority(self, _: Any) -> serialization_types.TransferPriority:
+        priority = serialization_types.TransferPriority
+        return priority.ASYNCHRONOUS_DEPRIORITIZED if self.in_portions else priority.SYNCHRONOUS
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saves run in the background; `check`, `wait` and the next save raise what went wrong in them.
+
+    Args:
+      folder: where they are.
+      keep: as many of the newest stay.
+      host_gigabytes: a save copies this process's share of the state into the host's memory and returns. A share that is larger than
+        this is copied in portions that are not, or of one array each, and `save` returns when all is written.
+      read_only: nothing is made or cleaned up, as another process may be saving.
+    """
+
+    def __init__(self, folder: epath.PathLike, keep: int = 2, host_gigabytes: float = 32, *, read_only: bool = False):
+        self.folder, self._host_gigabytes, self._memory = epath.Path(folder), host_gigabytes, MemoryGrowth()
+        self._transfers = _Transfers()
+        arrays = ocp.type_handlers.create_type_handler_registry((jax.Array, ocp.type_handlers.ArrayHandler(callback=self._transfers)))
+        parts = {name: ocp.PyTreeCheckpointHandler(save_device_host_concurrent_gb=host_gigabytes / 2, type_handler_registry=arrays)
+                 for name in ("params", "rest")}
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True, read_only=read_only,
+            max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True, read_only=read_only, lightweight_initialize=True,
             async_options=ocp.options.AsyncOptions(timeout_secs=_SAVE_SECONDS),
             temporary_path_class=_Marked if is_remote(self.folder) else _Renamed)
         try:
-            self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+            self._manager = _Manager(self.folder.absolute(), options=options, item_handlers=parts | {"meta": ocp.JsonCheckpointHandler()})
         except OSError as error:
             raise UserError(f"cannot use {self.folder} for checkpoints: {error}; choose another --run-dir") from error
+
+    @property
+    def memory_growth_bytes(self) -> int:
+        """How far the resident memory of this process has risen during a save, at most."""
+        return self._memory.peak_bytes
 
     def latest_step(self) -> int | None:
         """The newest step that is committed or being saved."""
@@ -102,30 +150,43 @@ class Checkpoints:
             aside = self.folder / f"{later}.damaged"
             aside.rmtree(missing_ok=True)
             (self.folder / str(later)).rename(aside)
-        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        hosts.first_decides("damaged checkpoints are set aside", True)
         self._manager.reload()
 
     def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving; the state may be donated as soon as this returns. Raises UserError if this or the save before failed."""
         rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
+        self.wait()
+        share_bytes = sum(shard.data.nbytes for array in jax.tree.leaves(state) for shard in array.addressable_shards if shard.replica_id == 0)
+        self._transfers.in_portions = share_bytes > self._host_gigabytes * 1e9
         with self._saving():
-            self._manager.wait_until_finished()
+            handed_over = threading.Event()
+            self._memory.watch_until(lambda: handed_over.is_set() and not self._manager.is_saving_in_progress())
             self._manager.save(step, args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)))
+                params=ocp.args.PyTreeSave(state.params), rest=ocp.args.PyTreeSave(rest), meta=ocp.args.JsonSave(meta)))
+            handed_over.set()
+        if self._transfers.in_portions:  # they are read from the state meanwhile
+            self.wait()
 
     def check(self) -> None:
         """Raises UserError if the save in the background has failed by now."""
-        with self._saving():
-            self._manager.check_for_errors()
+        if self._manager.failure:
+            with self._saving():
+                raise self._manager.failure
 
     def wait(self) -> None:
         """Until the last save is committed. Raises UserError if it failed."""
+        while self._manager.is_saving_in_progress() and not self._manager.failure:
+            time.sleep(_POLL_SECONDS)
+        self.check()
         with self._saving():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a save that failed has been told of by `save` or `wait`
-            self._manager.close()
+        self._memory.end()
+        if not self._manager.failure:  # else the other processes still wait for this one
+            with contextlib.suppress(OSError, ValueError):  # a save that failed has been told of by `save` or `wait`
+                self._manager.close()
 
     def read_meta(self, step: int) -> dict[str, Any]:
         return self._restore(step, meta=ocp.args.JsonRestore())["meta"]
@@ -134,13 +195,13 @@ class Checkpoints:
         """The state of a step, laid out as `shardings` say; the mesh may be another than it was saved from."""
         target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
         rest = {field.name: getattr(target, field.name) for field in dataclasses.fields(target) if field.name != "params"}
-        restored = self._restore(step, params=ocp.args.StandardRestore(target.params), rest=ocp.args.StandardRestore(rest))
+        restored = self._restore(step, params=_restored_as(target.params), rest=_restored_as(rest))
         return TrainState(params=restored["params"], **restored["rest"])
 
     def restore_params(self, step: int, shapes: Any, shardings: Any) -> Any:
         """The weights alone."""
         target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
-        return self._restore(step, params=ocp.args.StandardRestore(target))["params"]
+        return self._restore(step, params=_restored_as(target))["params"]
 
     def _restore(self, step: int, **items: Any) -> Any:
         try:
@@ -159,3 +220,8 @@ class Checkpoints:
             kept = f"the newest there is of step {step}" if step is not None else "there is none yet"
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"saving a checkpoint in {self.folder} failed: {reason}; {kept}; mend that and run the same command again") from error
+
+
+def _restored_as(target: Any) -> ocp.args.PyTreeRestore:
+    """Arguments that give the arrays of a part the shapes, types and shardings of `target`."""
+    return ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))

@@ -192,17 +192,20 @@ def train(arguments: list[str]) -> int:
     with interruptible_import():
         from train import hosts
         from train.loop import STOPPED, train as run_training
+        from train.profiles import StepRange
         from train.recipe import to_json
         from train.watchdog import Deadlines, Watchdog
 
-    fields = [("run_dir", pathlib.Path), ("deadlines", Deadlines, dataclasses.field(default=Deadlines()))]
+    fields = [("run_dir", pathlib.Path), ("deadlines", Deadlines, dataclasses.field(default=Deadlines())),
+              ("profile", str | None, dataclasses.field(default=None))]
     options = parse_with_recipe("train", fields, "--run-dir RUN", arguments)
     if options is None:
         return 0
+    profile = StepRange.parse(options.profile) if options.profile is not None else None
     with Watchdog(options.deadlines) as watchdog, hosts.joined(options.deadlines) as cluster:
         console = rich.console.Console(quiet=not hosts.is_first())
         show_config(to_json(options.recipe) | {"cluster": cluster}, console)
-        outcome = run_training(options.recipe, str(options.run_dir), console, watchdog)
+        outcome = run_training(options.recipe, str(options.run_dir), console, watchdog, profile)
     if outcome == STOPPED:
         if hosts.is_first():
             print("toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)

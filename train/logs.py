@@ -20,10 +20,16 @@ from train.run_folder import RunFolder
 
 
 class Stopwatch:
-    """Seconds of wall time by what they were spent on."""
+    """Seconds of wall time by what they were spent on, by a clock that nobody can set."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @property
+    def total_seconds(self) -> float:
+        """Since it was made, whatever on."""
+        return time.perf_counter() - self._started
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:

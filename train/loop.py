@@ -21,8 +21,10 @@ from tokenizer_lab.files import read_json, write_json
 from train import hosts
 from train.checkpoints import Checkpoints
 from train.evaluation import fixed_subset, held_out_documents, make_judge
+from train.goodput import Timekeeper, account
 from train.logs import NoLog, RunLog, Stopwatch
 from train.optimizer import from_limbs
+from train.profiles import Profiler, StepRange
 from train.recipe import Recipe, flatten, refused_changes, to_json
 from train.run_folder import RunFolder, drop_lines_after, lock
 from train.setup import Setup, set_up
@@ -32,7 +34,8 @@ from train.step import TrainState, make_train_step
 FINISHED, STOPPED = "finished", "stopped"
 
 
-def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Callable[[str], None] = lambda part: None) -> str:
+def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Callable[[str], None] = lambda part: None,
+          profile: StepRange | None = None) -> str:
     """Trains until the budget is spent; goes on from the newest checkpoint if the folder has one.
 
     Args:
@@ -40,6 +43,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
       run_dir: the run's folder, which all processes see.
       console: where to say how it goes.
       enter: told which part of the run begins: compile, step, evaluation, save (`train/watchdog.py`).
+      profile: steps to trace.
 
     Returns:
       FINISHED, or STOPPED if a signal asked for it and the state was saved.
@@ -53,12 +57,14 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         # 1. What is read and trained, and where it lives; refused before anything is written.
         hosts.compare("code and config", hosts.code_version() | what_hosts_share(recipe))
         setup = set_up(recipe)
+        if profile:
+            profile.check(setup.num_steps)
         hosts.compare("data and devices", {name: value for name, value in setup.identity.items() if name != "config"}
                       | {"devices of a host": jax.local_device_count()})
         # 2. Where the run stands.
         if hosts.is_first():
             stack.enter_context(lock(run_dir))
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep)))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.host_gigabytes)))
         state = start_or_resume(setup, run, checkpoints, console)
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
         over = bool(setup.meter(state.step, state.bytes_seen)[1])
@@ -66,12 +72,14 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
             console.print(f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. {recipe.budget.twice}",
                           soft_wrap=True)
             return FINISHED
+        times = Timekeeper(run.times if hosts.is_first() else None, clock, first_step)
         # 3. The data from there, and the held-out text.
         next_batch = open_batches(setup, state)
         evaluate = make_evaluate(setup)
         # 4. The step.
         enter("compile")
         batch = next_batch()
+        clock.seconds["start-up"] = clock.total_seconds
         with clock("compile"), console.status("compiling the training step"):
             train_step = make_train_step(setup.program, recipe.objective, recipe.optimizer, setup.mesh, meter=setup.meter,
                                          num_microbatches=recipe.data.num_microbatches, kernels=recipe.kernels).lower(state, batch).compile()
@@ -79,6 +87,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
 
         # 5. The loop. One step is in flight while the host looks at the numbers of the one before it.
         log = stack.enter_context(RunLog(run, recipe, console) if hosts.is_first() else NoLog())
+        profiler = stack.enter_context(Profiler(profile if hosts.is_first() else None, run.profile, console))
         launched, in_flight = first_step, collections.deque()
         any_host, stopped = hosts.make_any_host(setup.mesh), False
         checkpoint_due = lambda: launched % recipe.checkpoint.every_steps == 0  # noqa: E731
@@ -88,7 +97,9 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         while not (over or stopped):
             enter("step")
             checkpoints.check()
-            with clock("step"):
+            with clock("profile"):
+                profiler.reach(launched, state)
+            with clock("step"), jax.profiler.StepTraceAnnotation("train", step_num=launched):
                 state, metrics = train_step(state, batch)
                 in_flight.append((metrics, any_host(stop.received)))
             launched += 1
@@ -100,6 +111,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
                     metrics, asked = jax.device_get(in_flight.popleft())
                 stopped |= bool(asked)
                 over = look_at(metrics, setup, log, clock)
+            times.note(launched - len(in_flight))
             if evaluation_due() and not over:
                 enter("evaluation")
                 with clock("evaluation"), log.paused():
@@ -121,13 +133,15 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
             with clock("last evaluation"):
                 log.evaluation(evaluate(state))
         enter("save")
-        if checkpoints.latest_step() != int(state.step):
-            checkpoints.save(int(state.step), state, setup.identity | {"counters": counters(setup, state)})
-        checkpoints.wait()
+        with clock("checkpoint"):
+            if checkpoints.latest_step() != int(state.step):
+                checkpoints.save(int(state.step), state, setup.identity | {"counters": counters(setup, state)})
+            checkpoints.wait()
         outcome = FINISHED if over else STOPPED
         summary = summarize(setup, state, outcome, int(state.step) - first_step, from_limbs(state.bytes_seen) - first_bytes, seconds, clock.seconds)
+        times.write(int(state.step), finished=over)
         if hosts.is_first():
-            write_json(run.summary, summary)
+            write_json(run.summary, summary | {"goodput": account(run.times), "save_memory_growth_bytes": checkpoints.memory_growth_bytes})
         console.print(f"{recipe.name} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen, {summary['flops']:.3g} FLOPs, "
                       f"{seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the step), {summary['skipped_steps']} steps skipped",
                       soft_wrap=True)

@@ -5,8 +5,10 @@
     checkpoints/     one folder a step: weights, optimizer, counters, cursors     train
     metrics.jsonl    a line every few steps                                       train
     eval.jsonl       a line an evaluation while training, on a part of the text   train
+    times/           a file a process: its time, what on, which steps             train
     summary.json     what the run was and what it cost, once it ends or stops     train
     tensorboard/     the same metrics for TensorBoard                             train
+    profile/         traces of steps, where `--profile` asked for them            train
     eval.json        bits per byte over all held-out text                         eval
     samples.json     texts drawn from the model                                   sample
     finetune/        one file a task: what the run came to when fine-tuned on it  finetune
@@ -36,6 +38,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "eval.jsonl"
+        self.times = self.path / "times"
+        self.profile = self.path / "profile"
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "eval.json"
