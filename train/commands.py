@@ -194,15 +194,14 @@ def train(arguments: list[str]) -> int:
         from train.loop import STOPPED, train as run_training
         from train.profiles import StepRange
         from train.recipe import to_json
-        from train.watchdog import Deadlines, Watchdog
+        from train.watchdog import Watchdog
 
-    fields = [("run_dir", pathlib.Path), ("deadlines", Deadlines, dataclasses.field(default=Deadlines())),
-              ("profile", str | None, dataclasses.field(default=None))]
+    fields = [("run_dir", pathlib.Path), ("profile", str | None, dataclasses.field(default=None))]
     options = parse_with_recipe("train", fields, "--run-dir RUN", arguments)
     if options is None:
         return 0
     profile = StepRange.parse(options.profile) if options.profile is not None else None
-    with Watchdog(options.deadlines) as watchdog, hosts.joined(options.deadlines) as cluster:
+    with Watchdog(options.recipe.deadlines) as watchdog, hosts.joined(options.recipe.deadlines) as cluster:
         console = rich.console.Console(quiet=not hosts.is_first())
         show_config(to_json(options.recipe) | {"cluster": cluster}, console)
         outcome = run_training(options.recipe, str(options.run_dir), console, watchdog, profile)

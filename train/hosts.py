@@ -12,9 +12,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import faulthandler
-import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
@@ -32,6 +30,7 @@ from jax._src import distributed  # its store of keys and values has no public n
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import sha256_of_parts
 from train.cli import EXIT_BUG, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR, interruptible_import
 from train.sharding import MESH_AXES, replicated
 from train.watchdog import Deadlines
@@ -39,6 +38,7 @@ from train.watchdog import Deadlines
 _OURS = ("TOKLAB_COORDINATOR", "TOKLAB_NUM_PROCESSES", "TOKLAB_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _END_KEY, _ENDED_KEYS = "toklab/end", "toklab/ended/"
+_LOST_WORDS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # of errors of collectives and of the coordinator
 _POLL_SECONDS, _ANSWER_SECONDS = 0.5, 10.0
 _FOREVER_MILLISECONDS = 7 * 24 * 3600 * 1000  # the watchdog's deadlines end what waits in vain
 _PACKAGES = ("tokenizer_lab", "models", "data", "train", "configs")
@@ -93,7 +93,7 @@ def _told_by_variables(environment: Mapping[str, str]) -> Cluster | None:
 def joined(deadlines: Deadlines) -> Iterator[str]:
     """Inside, this process is one of its cluster's, if there is one; yields a line that says what was recognized.
 
-    What is raised inside a process of several ends all of them. Raises UserError where the cluster cannot be joined.
+    Inside a process of several, all is `ending_together`. Raises UserError where the cluster cannot be joined.
     """
     cluster = recognize(os.environ)
     if cluster is None:
@@ -101,20 +101,32 @@ def joined(deadlines: Deadlines) -> Iterator[str]:
         return
     faulthandler.enable()  # JAX aborts a process whose peers are gone: it shall say what it was doing
     _join(cluster, deadlines)
-    listener = threading.Thread(target=_end_when_told, name="hosts", daemon=True)
+    left = threading.Event()
+    listener = threading.Thread(target=_end_when_told, args=(left,), name="hosts", daemon=True)
     listener.start()
-    try:
+    with ending_together():
         yield f"{num_hosts()} processes, named by {cluster.named_by}"
         jax.distributed.shutdown()  # once all have come here
-    except UserError as error:
-        _end_all(*((EXIT_HUNG, f"lost another host: {error.__cause__}") if _is_of_lost_host(error) else (EXIT_USER_ERROR, str(error))))
-    except KeyboardInterrupt:
-        _end_all(EXIT_INTERRUPTED, "interrupted; what was committed before is whole")
-    except Exception as error:
+    left.set()
+    listener.join()  # Python cannot end while a thread is in native code
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Of several processes, all end with what one of them raises inside. Nothing outside is left in order: the others cannot help with it."""
+    try:
+        yield
+    except BaseException as error:
+        if num_hosts() == 1:
+            raise
         if _is_of_lost_host(error):
-            _end_all(EXIT_HUNG, f"lost another host: {' '.join(str(error).split())[:300]}; start again")
+            _end_all(EXIT_HUNG, f"another host is lost: {' '.join(str(error).split())[:300]}; the same command goes on from the newest checkpoint")
+        if isinstance(error, UserError):
+            _end_all(EXIT_USER_ERROR, str(error))
+        if isinstance(error, KeyboardInterrupt):
+            _end_all(EXIT_INTERRUPTED, "interrupted; what was committed before is whole")
         traceback.print_exc()
-        _end_all(EXIT_BUG, f"{type(error).__name__}: {error}")
+        _end_all(EXIT_BUG, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _join(cluster: Cluster, deadlines: Deadlines) -> None:
@@ -172,13 +184,15 @@ def _short(fact: Any) -> str:
 
 
 def code_version() -> dict[str, str]:
-    """What decides how this process computes: a hash of our source files, and the versions of what it uses most."""
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        folder = pathlib.Path(importlib.util.find_spec(package).submodule_search_locations[0])
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{package}/{path.relative_to(folder)}\n".encode() + path.read_bytes())
-    return {"source files": digest.hexdigest()} | {name: importlib.metadata.version(name) for name in ("tokenizer-lab", "jax", "jaxlib", "numpy")}
+    """What decides how this process computes: our source files, and the versions of what it uses most."""
+    return {"code": code_fingerprint()} | {name: importlib.metadata.version(name) for name in ("tokenizer-lab", "jax", "jaxlib", "numpy")}
+
+
+def code_fingerprint() -> str:
+    """SHA-256 of the source of our packages, as it is installed here."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    files = sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py"))
+    return sha256_of_parts(part for path in files for part in (path.relative_to(root).as_posix().encode(), path.read_bytes()))
 
 
 def make_any_host(mesh: Mesh) -> Callable[[bool], Any]:
@@ -195,11 +209,7 @@ def make_any_host(mesh: Mesh) -> Callable[[bool], Any]:
 
 def _is_of_lost_host(error: BaseException | None) -> bool:
     """Whether an error only says that another process is gone. On CPUs collectives say so at once, on TPUs the heartbeat does."""
-    while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            return True
-        error = error.__cause__
-    return False
+    return error is not None and (any(word in str(error) for word in _LOST_WORDS) or _is_of_lost_host(error.__cause__))
 
 
 def _end_all(code: int, line: str) -> None:
@@ -211,18 +221,19 @@ def _end_all(code: int, line: str) -> None:
     os._exit(code)
 
 
-def _end_when_told() -> None:
-    client = distributed.global_state.client
-    while True:
-        time.sleep(_POLL_SECONDS)
+def _end_when_told(left: threading.Event) -> None:
+    client, told = distributed.global_state.client, None
+    while told is None:
+        if left.wait(_POLL_SECONDS):
+            return
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is nothing yet
-            code, host, line = json.loads(client.key_value_try_get(_END_KEY))
-            break
+            told = client.key_value_try_get(_END_KEY)
+    code, host, line = json.loads(told)
     if is_first():
         _say(host, line)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         client.key_value_set(f"{_ENDED_KEYS}{this_host()}", "")
-        give_up = time.monotonic() + _ANSWER_SECONDS
+        give_up = time.monotonic() + (_POLL_SECONDS * 4 if code == EXIT_HUNG else _ANSWER_SECONDS)  # a lost one will not answer
         while is_first() and time.monotonic() < give_up and len(client.key_value_dir_get(_ENDED_KEYS)) < num_hosts():
             time.sleep(0.1)  # the store is in this process
     os._exit(code)

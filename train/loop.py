@@ -56,15 +56,16 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         stop = stack.enter_context(StopSignal())
         # 1. What is read and trained, and where it lives; refused before anything is written.
         hosts.compare("code and config", hosts.code_version() | what_hosts_share(recipe))
+        hosts.compare("devices", {"the number of its devices": jax.local_device_count()})
         setup = set_up(recipe)
         if profile:
             profile.check(setup.num_steps)
-        hosts.compare("data and devices", {name: value for name, value in setup.identity.items() if name != "config"}
-                      | {"devices of a host": jax.local_device_count()})
+        hosts.compare("data", {name: value for name, value in setup.identity.items() if name != "config"})
         # 2. Where the run stands.
         if hosts.is_first():
             stack.enter_context(lock(run_dir))
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.host_gigabytes)))
+        stack.enter_context(hosts.ending_together())  # before the checkpoints are closed, which waits for all hosts
         state = start_or_resume(setup, run, checkpoints, console)
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
         over = bool(setup.meter(state.step, state.bytes_seen)[1])

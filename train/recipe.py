@@ -21,6 +21,7 @@ from tokenizer_lab.errors import UserError
 from train.objectives import Causal, Objective
 from train.optimizer import Budget, OptimizerConfig
 from train.sharding import MeshConfig
+from train.watchdog import Deadlines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,7 @@ class Recipe:
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
+    deadlines: Deadlines = Deadlines()
     kernels: Literal["auto", "reference"] = "auto"
     """"reference": plain JAX in place of every kernel; the same numbers up to rounding, with logits and attention weights in memory."""
     seed: int = 0
@@ -143,7 +145,7 @@ class Recipe:
 
 # What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run longer.
 MAY_CHANGE_ON_RESUME = (
-    "budget", "mesh", "kernels", "checkpoint", "evaluation", "logging", "representation",  # of the representation, the fingerprint decides
+    "budget", "mesh", "kernels", "checkpoint", "evaluation", "logging", "deadlines", "representation",  # of the representation, the fingerprint decides
     "data.corpora", "data.num_microbatches", "data.num_workers", "data.prefetch_batches", "model.remat",  # of corpora, their content
 )
 

@@ -19,15 +19,15 @@ _TICK_SECONDS = 0.5
 class Deadlines:
     """Seconds after which a run that does not come forward ends itself; see "Many hosts" in docs/pods.md."""
 
-    start_seconds: float = 900
+    start_seconds: float = 900.0
     """From the first moment until the step is compiled: finding the other hosts, opening the data, restoring a checkpoint."""
-    compile_seconds: float = 1800
+    compile_seconds: float = 1800.0
     """Compiling the step."""
-    step_seconds: float = 600
+    step_seconds: float = 600.0
     """One step with its data."""
-    evaluation_seconds: float = 3600
+    evaluation_seconds: float = 3600.0
     """One evaluation while training."""
-    save_seconds: float = 1800
+    save_seconds: float = 1800.0
     """Handing a checkpoint over to be written, the one before included; at the end of a run, writing all of it."""
     heartbeat_seconds: int = 100
     """A host that the others have not heard of for so long is lost."""
@@ -47,17 +47,19 @@ class Watchdog:
 
     def __init__(self, deadlines: Deadlines, end: Callable[[int], Any] = os._exit):
         self._deadlines, self._end, self._closed = dataclasses.asdict(deadlines), end, threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self("start")
 
     def __call__(self, part: str) -> None:
         self._part = _Part(part, self._deadlines[f"{part}_seconds"])
 
     def __enter__(self) -> "Watchdog":
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._closed.set()
+        self._thread.join()
 
     def _watch(self) -> None:
         before = time.monotonic()
