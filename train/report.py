@@ -36,6 +36,7 @@ _SUMMARY = {
     "parameters": {"total": float, ...: float}, "flops_per_token": {"total": float, ...: float},
     "steps": float, "bytes_seen": float, "tokens_seen": float, "flops": float, "seconds": float, "skipped_steps": float,
     "flops_per_byte": float, "bytes_per_second": float, "tokens_per_second": float, "outside_step_share": float,
+    "goodput": {"seconds": float, "share": float, "starts": float, "seconds_by_part": {...: float}}, "save_memory_growth_bytes": float,
 }
 _POINT = {"step": float, "bytes_seen": float, "flops": float, "bits_per_byte": float}
 _SCORE = {"bits_per_byte": float, "interval_95": (float, float), "num_bytes": float, "num_documents": float}
@@ -45,7 +46,10 @@ _EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: 
 _FINETUNED = {"task": str, "num_train": float, "num_dev": float, "finetune_flops": float,
               "metrics": {...: {"median": float, "low": float, "high": float, "values": [float]}}}
 _MINIMAL_PAIRS = {"accuracy": float, "num_pairs": float, "score": str}
-_MAY_LACK = {"bits_per_byte": None, "encoder": {}}  # of points and evaluations: what encoders or decoders do not have
+_MAY_LACK = {  # what encoders or decoders do not have, or runs of before it was written down
+    "bits_per_byte": None, "encoder": {}, "save_memory_growth_bytes": None,
+    "goodput": {"seconds": None, "share": None, "starts": None, "seconds_by_part": {}},
+}
 _SETTINGS = {"temperature": float, "top_k": float, "top_p": float, "seed": float, "step": float}
 _SAMPLES = [{"prompt": str, "text": str} | _SETTINGS]
 _FORM_NAMES = {
@@ -178,6 +182,10 @@ class Arm:
             "tokens_per_second": summary["tokens_per_second"],
             "seconds": summary["seconds"],
             "outside_step_share": summary["outside_step_share"],
+            "goodput": summary["goodput"]["share"],
+            "life_seconds": summary["goodput"]["seconds"],
+            "starts": summary["goodput"]["starts"],
+            "save_memory_growth_bytes": summary["save_memory_growth_bytes"],
             "skipped_steps": summary["skipped_steps"],
             "device": summary["device"],
             "objective": self.objective,
@@ -383,7 +391,7 @@ def _checked(value: Any, form: Any, where: str) -> Any:
             forms = form if kind is tuple else form * len(value)
             return [_checked(item, item_form, where) for item, item_form in zip(value, forms, strict=True)]
         case dict():
-            value = {key: default for key, default in _MAY_LACK.items() if "step" in form and key in form} | value
+            value = {key: default for key, default in _MAY_LACK.items() if form.keys() & {"step", "steps"} and key in form} | value
             if missing := [key for key in form if key is not ... and key not in value]:
                 raise UserError(f"{where} lacks {', '.join(missing)}; {remedy}")
             forms = {key: form.get(key, form.get(...)) for key in value if key in form or ... in form}
@@ -512,5 +520,6 @@ def _json(report: Report) -> dict:
         "findings": report.findings,
         "budgets": [group.budget for group in report.groups],
         "warnings": report.warnings,
-        "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve, "finetuned": arm.finetuned} for arm in report.ranked_arms],
+        "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve, "finetuned": arm.finetuned, "seconds_by_part": arm.summary["goodput"]["seconds_by_part"]}
+                 for arm in report.ranked_arms],
     }

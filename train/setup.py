@@ -16,6 +16,7 @@ from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 from train.checkpoints import Checkpoints
+from train.hardware import keep_compiled_programs
 from train.optimizer import Budget, make_meter, total_steps
 from train.recipe import Recipe, to_json
 from train.run_folder import RunFolder
@@ -106,6 +107,7 @@ def set_up(recipe: Recipe) -> Setup:
                         "spent, which counts too; raise it, or give the budget in steps or bytes")
     corpora = [Corpus.open(path) for path in data.corpora]
     mesh = make_mesh(recipe.mesh)
+    keep_compiled_programs()
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
     check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length)
     return Setup(recipe, representation, corpora, mesh, lay_out(recipe, representation.vocab_size, mesh))
