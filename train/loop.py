@@ -186,7 +186,7 @@ def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, cons
         refuse_another_run(run, checkpoints.read_meta(step), setup.identity)
         checkpoints.set_aside_after(step)
         state = checkpoints.restore(step, setup.program.shapes, setup.program.shardings)
-        console.print(f"{run.path}: going on from step {step}")
+        console.print(f"{run.path}: going on from step {step}", soft_wrap=True)
     else:
         if run.config.exists():
             refuse_another_run(run, setup.identity | {"config": read_json(run.config, "run's config")}, setup.identity)
