@@ -1,5 +1,6 @@
 """Small files that are there as a whole or not at all, and names that stay in their folder."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -8,7 +9,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,29 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+@contextlib.contextmanager
+def remote_errors(path: epath.PathLike) -> Iterator[None]:
+    """Turns what an object store, or the library that speaks to it, complains about inside into one line. Nothing for a local path."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # those libraries have hundreds of their own
+        if not is_remote(path):
+            raise
+        if isinstance(error, ImportError):
+            raise UserError(f"{os.fspath(path)} needs the client of its object store: pip install 'tokenizer-lab[gcs]' for gs://") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"cannot use {os.fspath(path)}: {reason}; is there such a bucket, and may these credentials write to it?") from error
+
+
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part. Raises UserError if it cannot."""
     path = epath.Path(path)
+    if is_remote(path):  # an object appears when it is whole
+        with remote_errors(path):
+            path.write_bytes(content)
+        return
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +72,17 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
+def files_in(folder: epath.Path) -> dict[str, epath.Path]:
+    """Name relative to the folder -> path, of the files in it and in the folders in it, sorted by name. Raises OSError."""
+    top = os.fspath(folder).rpartition("://")[2]  # `walk` of an object store leaves the gs:// out
+    found = {os.path.normpath(os.path.join(os.path.relpath(root, top), name)) for root, _, names in folder.walk() for name in names}
+    return {name: folder / name for name in sorted(found)}
+
+
 def copy_folder(source: epath.Path, target: epath.Path) -> None:
     """Copies the files in a folder, and in those in it, each whole. Raises UserError if it cannot."""
-    for folder, _, names in source.walk():
-        for path in (epath.Path(folder) / name for name in names):
-            write_bytes(target / path.relative_to(source), path.read_bytes())
+    for name, path in files_in(source).items():
+        write_bytes(target / name, path.read_bytes())
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

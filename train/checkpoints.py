@@ -105,7 +105,7 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(timeout_secs=_SAVE_SECONDS),
             temporary_path_class=_Marked if is_remote(self.folder) else _Renamed)
         try:
-            self._manager = _Manager(self.folder.absolute(), options=options, item_handlers=parts | {"meta": ocp.JsonCheckpointHandler()})
+            self._manager = _Manager(self.folder if is_remote(self.folder) else self.folder.absolute(), options=options, item_handlers=parts | {"meta": ocp.JsonCheckpointHandler()})
         except OSError as error:
             raise UserError(f"cannot use {self.folder} for checkpoints: {error}; choose another --run-dir") from error
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from etils import epath
 
-from tokenizer_lab.files import write_bytes
+from tokenizer_lab.files import files_in, write_bytes
 
 CHECKSUMS = "checksums.sha256"
 _NUM_THREADS = 8  # SHA-256 lets go of Python's lock; a checkpoint's large files have up to 2 GB each
@@ -39,10 +39,9 @@ def find_damage(folder: epath.Path, leave_out: Collection[str]) -> str | None:
 
 def _sha256_of_files(folder: epath.Path, leave_out: Collection[str]) -> dict[str, str]:
     """Path in the folder -> SHA-256 as hex, sorted."""
-    paths = {str(epath.Path(root).relative_to(folder) / name): epath.Path(root) / name for root, _, names in folder.walk() for name in names}
-    names = sorted(paths.keys() - {CHECKSUMS, *leave_out})
+    paths = {name: path for name, path in files_in(folder).items() if name not in {CHECKSUMS, *leave_out}}
     with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as threads:
-        return dict(zip(names, threads.map(lambda name: _sha256(paths[name]), names)))
+        return dict(zip(paths, threads.map(_sha256, paths.values())))
 
 
 def _sha256(path: epath.Path) -> str:

@@ -186,20 +186,21 @@ def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(r
 
 @pytest.mark.usefixtures("one_device")
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_bit_identical(recipe, write_recipe, tmp_path, capsys):
-    longer, damaged_file = change(recipe, budget=Budget(steps=15)), pathlib.Path("rest", "manifest.ocdbt")
-    train(longer, tmp_path / "straight", CONSOLE)
+    damaged_file = pathlib.Path("rest", "manifest.ocdbt")
     train(recipe, tmp_path / "run", CONSOLE)  # saves steps 5, 10 and 12
+    before = final_state(recipe, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "12" / damaged_file).write_bytes(b"")
-    arguments = [write_recipe(longer), "--run-dir", str(tmp_path / "run")]
+    arguments = [write_recipe(recipe), "--run-dir", str(tmp_path / "run")]
     assert commands.run(["eval", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().err.count("checkpoints/12 is damaged: rest/manifest.ocdbt is not what was saved; the one before, of step 10, is used\n") == 1
     assert json.loads(RunFolder(tmp_path / "run").evaluation.read_text())["step"] == 10
     assert commands.run(["train", *arguments]) == 0
     shown = capsys.readouterr().out
     assert shown.count("checkpoints/12 is damaged: ") == 1 and "going on from step 10" in shown
-    assert_same(final_state(longer, tmp_path / "straight"), final_state(longer, tmp_path / "run"))
-    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
-        (checkpoint / damaged_file).unlink()
+    assert_same(before, final_state(recipe, tmp_path / "run"))
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "12", "12.damaged"]
+    for step in ("10", "12"):
+        (tmp_path / "run" / "checkpoints" / step / damaged_file).unlink()
     for command_line in (["train", *arguments], ["eval", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--prompt", "a"]):
         assert commands.run(command_line) == 2
         complaint = capsys.readouterr().err
