@@ -93,20 +93,21 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 def read_bytes(path: epath.PathLike, what: str, max_bytes: int) -> bytes:
     """The content of a file that may come from a stranger. Raises UserError naming `what` and the file."""
     path = epath.Path(path)
-    try:
-        with path.open("rb") as file:
-            size_bytes = file.seek(0, os.SEEK_END)
-            if size_bytes > max_bytes:
-                raise UserError(
-                    f"{path} has {size_bytes:,} bytes, more than the {max_bytes:,} of a {what}; "
-                    "it is damaged or something else"
-                )
-            file.seek(0)
-            return file.read(size_bytes)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} does not exist; is {path.parent} the folder of a {what}?") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}; a {what} is a readable file there") from error
+    with remote_errors(path):
+        try:
+            with path.open("rb") as file:
+                size_bytes = file.seek(0, os.SEEK_END)
+                if size_bytes > max_bytes:
+                    raise UserError(
+                        f"{path} has {size_bytes:,} bytes, more than the {max_bytes:,} of a {what}; "
+                        "it is damaged or something else"
+                    )
+                file.seek(0)
+                return file.read(size_bytes)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"{path} does not exist; is {path.parent} the folder of a {what}?") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {_reason(error)}; a {what} is a readable file there") from error
 
 
 def read_json(path: epath.PathLike, what: str) -> Any:

@@ -26,7 +26,7 @@ from etils import epath
 from orbax.checkpoint._src.serialization import types as serialization_types  # as Orbax's own documentation has it
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import is_remote
+from tokenizer_lab.files import cannot_write, is_remote, remote_errors
 from train import hosts
 from train.checksums import find_damage, write_checksums
 from train.host_memory import MemoryGrowth
@@ -105,7 +105,8 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(timeout_secs=_SAVE_SECONDS),
             temporary_path_class=_Marked if is_remote(self.folder) else _Renamed)
         try:
-            self._manager = _Manager(self.folder if is_remote(self.folder) else self.folder.absolute(), options=options, item_handlers=parts | {"meta": ocp.JsonCheckpointHandler()})
+            with remote_errors(self.folder):
+                self._manager = _Manager(self.folder if is_remote(self.folder) else self.folder.absolute(), options=options, item_handlers=parts | {"meta": ocp.JsonCheckpointHandler()})
         except OSError as error:
             raise UserError(f"cannot use {self.folder} for checkpoints: {error}; choose another --run-dir") from error
 
@@ -130,7 +131,8 @@ class Checkpoints:
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                damage = find_damage(self.folder / str(step), {_COMMIT_FILE})
+                with remote_errors(self.folder):
+                    damage = find_damage(self.folder / str(step), {_COMMIT_FILE})
             except OSError as error:
                 raise UserError(f"cannot read {self.folder / str(step)}: {error.strerror or error}; mend that, or remove the folder to go on "
                                 "from the checkpoint before") from error
@@ -148,8 +150,13 @@ class Checkpoints:
         """Renames the checkpoints of later steps, which are damaged, to STEP.damaged: those steps will be saved again."""
         for later in [number for number in self._manager.all_steps() if number > step and hosts.is_first()]:
             aside = self.folder / f"{later}.damaged"
-            aside.rmtree(missing_ok=True)
-            (self.folder / str(later)).rename(aside)
+            try:
+                with remote_errors(aside):
+                    if aside.exists():
+                        aside.rmtree()
+                    (self.folder / str(later)).rename(aside)
+            except OSError as error:
+                raise cannot_write(aside, error) from error
         hosts.first_decides("damaged checkpoints are set aside", True)
         self._manager.reload()
 
@@ -215,7 +222,9 @@ class Checkpoints:
         """Turns whatever a failed save raises into one line that says what is still there."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            if not isinstance(error, OSError | ValueError) and not is_remote(self.folder):  # the clients of object stores have errors of their own
+                raise
             step = max(self._manager.all_steps(read=True), default=None)
             kept = f"the newest there is of step {step}" if step is not None else "there is none yet"
             reason = " ".join(str(error).split())[:300]

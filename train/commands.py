@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import rich.console
 import rich.progress
 import tyro
+from etils import epath
 
 from tokenizer_lab.errors import UserError
 from train.cli import EXIT_BUG, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, interruptible_import
@@ -31,9 +32,9 @@ from train.cli import EXIT_BUG, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR,
 class EvalOptions:
     """Score every held-out byte of a corpus with a trained run."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: tyro.conf.Positional[epath.Path]
     """The run's folder."""
-    corpus: pathlib.Path | None = None
+    corpus: epath.Path | None = None
     """Corpus store to score; the run's own if none is given."""
 
 
@@ -41,7 +42,7 @@ class EvalOptions:
 class SampleOptions:
     """Draw text from a trained run."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: tyro.conf.Positional[epath.Path]
     """The run's folder."""
     prompt: str
     """The text to go on from; with subwords, best ended where a word ends (see train/sampling.py)."""
@@ -151,7 +152,7 @@ def fit(arguments: list[str]) -> int:
     kind, *arguments = arguments
     fit_options = sys.modules[kind_class(kind).__module__].FIT_OPTIONS
     command = dataclasses.make_dataclass(
-        "Fit", [("corpus", pathlib.Path), ("out", pathlib.Path), ("options", Annotated[fit_options, tyro.conf.arg(name="")])],
+        "Fit", [("corpus", epath.Path), ("out", epath.Path), ("options", Annotated[fit_options, tyro.conf.arg(name="")])],
         kw_only=True, frozen=True)
     command.__doc__ = f"Fit a {kind} representation on a corpus's train split."
     options, console = parse(command, arguments, f"fit {kind}"), rich.console.Console()
@@ -196,7 +197,7 @@ def train(arguments: list[str]) -> int:
         from train.recipe import to_json
         from train.watchdog import Watchdog
 
-    fields = [("run_dir", pathlib.Path), ("profile", str | None, dataclasses.field(default=None))]
+    fields = [("run_dir", epath.Path), ("profile", str | None, dataclasses.field(default=None))]
     options = parse_with_recipe("train", fields, "--run-dir RUN", arguments)
     if options is None:
         return 0

@@ -17,7 +17,7 @@ import rich.console
 
 from data.rows import RowStreams, Source
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_json, write_json
+from tokenizer_lab.files import is_remote, read_json, write_json
 from train import hosts
 from train.checkpoints import Checkpoints
 from train.evaluation import fixed_subset, held_out_documents, make_judge
@@ -64,6 +64,8 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         # 2. Where the run stands.
         if hosts.is_first():
             stack.enter_context(lock(run_dir))
+            if is_remote(run_dir):
+                console.print(f"{run_dir} is in an object store, which has no locks: let no other job train in it", soft_wrap=True)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.host_gigabytes)))
         stack.enter_context(hosts.ending_together())  # before the checkpoints are closed, which waits for all hosts
         state = start_or_resume(setup, run, checkpoints, console)

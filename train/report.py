@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import math
-import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -67,9 +66,9 @@ _EMBEDDINGS = ("embedding", "softmax")
 class ReportOptions:
     """Write one page that compares runs, and the same numbers as CSV and JSON."""
 
-    runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    runs: tyro.conf.Positional[tuple[epath.Path, ...]]
     """Folders of runs, as `toklab train` makes them."""
-    out: pathlib.Path = pathlib.Path("report")
+    out: epath.Path = epath.Path("report")
     """Folder for index.html, report.csv and report.json."""
 
 
@@ -326,7 +325,9 @@ def read_arm(folder: epath.PathLike) -> Arm:
     """Reads one run folder. Raises UserError where it is not one or a file in it is damaged."""
     folder = epath.Path(folder)
     command = f"`toklab train RECIPE --run-dir {folder}`"
-    if not (folder / "config.json").exists():
+    with files.remote_errors(folder):
+        is_run = (folder / "config.json").exists()
+    if not is_run:
         what = "has no config.json" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} is not a run: it {what}; make one with {command}")
     if not (folder / "summary.json").exists():
@@ -415,7 +416,7 @@ def _by_step(points: Iterator[dict]) -> list[dict]:
 
 
 def _with_distinct_labels(arms: list[Arm]) -> list[Arm]:
-    folders = collections.Counter(str(epath.Path(arm.folder).resolve()) for arm in arms)
+    folders = collections.Counter(arm.folder if files.is_remote(arm.folder) else str(epath.Path(arm.folder).resolve()) for arm in arms)
     labels = collections.Counter(arm.label for arm in arms)
     for folder, times in folders.items():
         if times > 1:

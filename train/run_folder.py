@@ -15,16 +15,19 @@
     blimp.json       how often the better sentence of a pair had the better score blimp
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
-from typing import Any, IO
+import socket
+import time
+from typing import Any
 
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, read_json, write_bytes
+from tokenizer_lab.files import cannot_write, is_remote, read_json, remote_errors, write_bytes, write_json
 from train.recipe import Recipe, from_json
 
 
@@ -49,13 +52,21 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """The recipe the run was made with. Raises UserError where this is no run."""
-        if not self.config.exists():
+        with remote_errors(self.path):
+            is_run = self.config.exists()
+        if not is_run:
             raise UserError(f"{self.path} is not a run: it has no config.json; make one with 'toklab train RECIPE --run-dir {self.path}'")
         return from_json(Recipe, read_json(self.config, "run's config"), str(self.config))
 
 
-def lock(folder: epath.PathLike) -> IO:
-    """Takes the folder for this process until the returned file is closed. Raises UserError if another has it, or none can be written."""
+def lock(folder: epath.PathLike) -> contextlib.AbstractContextManager:
+    """Takes the folder for this process inside the returned context. Raises UserError if another has it, or none can be written.
+
+    An object store has no locks: there it is only tried whether the folder can be written.
+    """
+    if is_remote(folder):
+        write_json(epath.Path(folder) / ".last_start.json", {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()})
+        return contextlib.nullcontext()
     path = pathlib.Path(os.fspath(folder))
     try:
         path.mkdir(parents=True, exist_ok=True)
