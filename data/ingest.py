@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import tyro
+from etils import epath
 
 from data.embedded import embedded_documents
 from data.sources import SourceFile, find_files, read_records
 from data.store import Split, write_corpus
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import check_name
+from tokenizer_lab.files import check_name, is_remote
 
 EMBEDDED = "embedded"
 
@@ -25,8 +26,8 @@ class IngestOptions:
     sources: tyro.conf.Positional[tuple[str, ...]]
     """Files, directories, globs (text, .jsonl, .parquet; also .gz .zst .xz), or "embedded": text that is in Python."""
 
-    out: pathlib.Path
-    """The corpus folder: a new one, or one that gets a further domain."""
+    out: epath.Path
+    """The corpus folder, on this machine: a new one, or one that gets a further domain."""
 
     domain: str = "text"
     """Name under which these documents are counted and evaluated."""
@@ -48,6 +49,11 @@ class IngestOptions:
 
     def __post_init__(self):
         check_name(self.domain, "domain")
+        if is_remote(self.out):
+            raise UserError(
+                f"--out {self.out} is in an object store, where a corpus cannot be locked and committed; ingest into a "
+                f"folder here and copy it, e.g. gcloud storage cp --recursive FOLDER {self.out}"
+            )
         if not 0 <= self.test_fraction <= 1:
             raise UserError(f"--test-fraction {self.test_fraction} is not a share; use a number from 0 to 1")
         if self.max_document_bytes < 1:
@@ -66,7 +72,7 @@ class IngestResult:
       num_skipped: empty documents left out, as `on_empty` said.
     """
 
-    folder: pathlib.Path
+    folder: epath.PathLike
     changed: bool
     num_documents: dict[tuple[str, Split], int]
     num_bytes: dict[tuple[str, Split], int]
@@ -96,7 +102,7 @@ def ingest(
     num_documents: dict[tuple[str, Split], int] = {}
     num_bytes: dict[tuple[str, Split], int] = {}
     num_skipped = 0
-    with write_corpus(options.out, options.test_fraction) as writer:
+    with write_corpus(pathlib.Path(options.out), options.test_fraction) as writer:
         for domain, name, document in _documents(options, files_of, report):
             if not document and options.on_empty == "skip":
                 num_skipped += 1
@@ -139,7 +145,7 @@ def _find_all(options: IngestOptions) -> dict[str, list[SourceFile]]:
     files_of: dict[str, list[SourceFile]] = {}
     source_of: dict[pathlib.Path, str] = {}
     for source in options.sources:
-        files_of[source] = [] if source == EMBEDDED else find_files(source, leave_out=options.out)
+        files_of[source] = [] if source == EMBEDDED else find_files(source, leave_out=pathlib.Path(options.out))
         for file in files_of[source]:
             # Under two names a document could be in both splits.
             if other := source_of.get(real_path := file.path.resolve()):

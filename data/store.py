@@ -31,7 +31,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, check_name, read_json, sha256_of_parts, write_json
+from tokenizer_lab.files import cannot_write, check_name, is_remote, read_json, sha256_of_parts, write_json
 
 Split = Literal["train", "test"]
 
@@ -91,6 +91,11 @@ class Corpus:
           UserError: there is none, or one that is half-written, incomplete, or of another format.
         """
         folder = epath.Path(folder)
+        if is_remote(folder):
+            raise UserError(
+                f"{folder} is in an object store, from which ArrayRecord's reader does not read; copy it to this host "
+                f"(gcloud storage cp --recursive {folder} FOLDER) or mount the bucket (gcsfuse), and give that path"
+            )
         try:
             return cls(folder, *_read_store(folder))
         except OSError as error:

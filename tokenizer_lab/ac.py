@@ -6,12 +6,12 @@ make the code the same on every machine; a model that trains on it finds nothing
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from etils import epath
 
 from tokenizer_lab import arithmetic_coder, lockstep
 from tokenizer_lab.arithmetic_coder import END, NUM_SYMBOLS
@@ -102,7 +102,7 @@ class ACFit:
 
     id_bits: int = 8
     """Bits of the code in an id, 8 or 16."""
-    lm: pathlib.Path | None = None
+    lm: epath.Path | None = None
     """The run of a byte language model to compress with; by default one is trained into the folder OUT-lm."""
     lm_recipe: str = "compressor_3m"
     """The recipe it is trained with: a name in configs/, or a Python file."""

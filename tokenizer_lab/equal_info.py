@@ -10,12 +10,12 @@ of ids cut short, stands for no bytes.
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
+from etils import epath
 
 from tokenizer_lab import window_code, window_stream
 from tokenizer_lab.byte_lm import PROBABILITY_BITS, ByteLM
@@ -207,7 +207,7 @@ class EqualInfoFit:
     """Bits of a window in an id, 8 or 16."""
     rule: Rule = "exact"
     """The exact window code; or the paper's, which loses some bytes, or its variant that delays bytes; for comparisons."""
-    lm: pathlib.Path | None = None
+    lm: epath.Path | None = None
     """The run of a byte language model to compress with; by default one is trained into the folder OUT-lm."""
     lm_recipe: str = "compressor_3m"
     """The recipe it is trained with: a name in configs/, or a Python file."""

@@ -1,5 +1,6 @@
 """Small files that are there as a whole or not at all, and names that stay in their folder."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -8,7 +9,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,34 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is in an object store, such as gs://bucket/folder: no locks, no appending, no renaming of folders in one go."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def remote_errors(path: epath.PathLike) -> Iterator[None]:
+    """Turns what an object store, or the library that speaks to it, complains about inside into one line. Nothing for a local path."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # those libraries have hundreds of their own
+        if not is_remote(path):
+            raise
+        if isinstance(error, ImportError):
+            raise UserError(f"{os.fspath(path)} needs the client of its object store: pip install 'tokenizer-lab[gcs]' for gs://") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"cannot use {os.fspath(path)}: {reason}; is there such a bucket, and may these credentials write to it?") from error
+
+
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part. Raises UserError if it cannot."""
     path = epath.Path(path)
+    if is_remote(path):  # an object appears when it is whole
+        with remote_errors(path):
+            path.write_bytes(content)
+        return
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +72,19 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
+def files_in(folder: epath.Path) -> dict[str, epath.Path]:
+    """Name relative to the folder -> path, of the files in it and in the folders in it, sorted by name. Raises OSError."""
+    top = os.fspath(folder).rpartition("://")[2]  # `walk` of an object store leaves the gs:// out
+    found = {os.path.normpath(os.path.join(os.path.relpath(root, top), name)) for root, _, names in folder.walk() for name in names}
+    return {name: folder / name for name in sorted(found)}
+
+
+def copy_folder(source: epath.Path, target: epath.Path) -> None:
+    """Copies the files in a folder, and in those in it, each whole. Raises UserError if it cannot."""
+    for name, path in files_in(source).items():
+        write_bytes(target / name, path.read_bytes())
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
     """`write_bytes` of `value` as readable JSON."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
@@ -54,20 +93,21 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 def read_bytes(path: epath.PathLike, what: str, max_bytes: int) -> bytes:
     """The content of a file that may come from a stranger. Raises UserError naming `what` and the file."""
     path = epath.Path(path)
-    try:
-        with path.open("rb") as file:
-            size_bytes = file.seek(0, os.SEEK_END)
-            if size_bytes > max_bytes:
-                raise UserError(
-                    f"{path} has {size_bytes:,} bytes, more than the {max_bytes:,} of a {what}; "
-                    "it is damaged or something else"
-                )
-            file.seek(0)
-            return file.read(size_bytes)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} does not exist; is {path.parent} the folder of a {what}?") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}; a {what} is a readable file there") from error
+    with remote_errors(path):
+        try:
+            with path.open("rb") as file:
+                size_bytes = file.seek(0, os.SEEK_END)
+                if size_bytes > max_bytes:
+                    raise UserError(
+                        f"{path} has {size_bytes:,} bytes, more than the {max_bytes:,} of a {what}; "
+                        "it is damaged or something else"
+                    )
+                file.seek(0)
+                return file.read(size_bytes)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"{path} does not exist; is {path.parent} the folder of a {what}?") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {_reason(error)}; a {what} is a readable file there") from error
 
 
 def read_json(path: epath.PathLike, what: str) -> Any:

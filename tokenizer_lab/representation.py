@@ -27,7 +27,7 @@ import numpy.typing as npt
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, check_name, read_bytes, read_json, sha256_of_parts, write_json
+from tokenizer_lab.files import cannot_write, check_name, is_remote, read_bytes, read_json, sha256_of_parts, write_bytes, write_json
 
 FORMAT = "tokenizer-lab representation 2"
 MAX_FILE_BYTES = 4 << 30
@@ -121,7 +121,8 @@ class Representation(abc.ABC):
         if folder.exists():
             if (folder / "manifest.json").exists() and load(folder).fingerprint == self.fingerprint:
                 return
-            raise UserError(f"{folder} already exists and is not this artifact; choose another folder or remove it")
+            if not is_remote(folder) or (folder / "manifest.json").exists():
+                raise UserError(f"{folder} already exists and is not this artifact; choose another folder or remove it")
         files = self.to_files()
         manifest = {
             "format": FORMAT,
@@ -133,13 +134,19 @@ class Representation(abc.ABC):
             "statistics": dict(self.statistics),
             "files": {name: _sha256(files[name]) for name in sorted(files)},
         }
+        manifest |= {"manifest_sha256": _manifest_sha256(manifest)}
+        if is_remote(folder):  # which cannot rename a folder in one go: without its manifest, which comes last, it is no artifact
+            for name, content in files.items():
+                write_bytes(folder / check_name(name, "artifact file"), content)
+            write_json(folder / "manifest.json", manifest)
+            return
         partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
         try:
             partial.mkdir(parents=True)
             try:
                 for name, content in files.items():
                     (partial / check_name(name, "artifact file")).write_bytes(content)
-                write_json(partial / "manifest.json", manifest | {"manifest_sha256": _manifest_sha256(manifest)})
+                write_json(partial / "manifest.json", manifest)
                 partial.rename(folder)
             except BaseException:
                 partial.rmtree(missing_ok=True)

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import rich.console
 import rich.progress
 import tyro
+from etils import epath
 
 from tokenizer_lab.errors import UserError
 from train.cli import EXIT_BUG, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, interruptible_import
@@ -31,9 +32,9 @@ from train.cli import EXIT_BUG, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR,
 class EvalOptions:
     """Score every held-out byte of a corpus with a trained run."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: tyro.conf.Positional[epath.Path]
     """The run's folder."""
-    corpus: pathlib.Path | None = None
+    corpus: epath.Path | None = None
     """Corpus store to score; the run's own if none is given."""
 
 
@@ -41,7 +42,7 @@ class EvalOptions:
 class SampleOptions:
     """Draw text from a trained run."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: tyro.conf.Positional[epath.Path]
     """The run's folder."""
     prompt: str
     """The text to go on from; with subwords, best ended where a word ends (see train/sampling.py)."""
@@ -151,7 +152,7 @@ def fit(arguments: list[str]) -> int:
     kind, *arguments = arguments
     fit_options = sys.modules[kind_class(kind).__module__].FIT_OPTIONS
     command = dataclasses.make_dataclass(
-        "Fit", [("corpus", pathlib.Path), ("out", pathlib.Path), ("options", Annotated[fit_options, tyro.conf.arg(name="")])],
+        "Fit", [("corpus", epath.Path), ("out", epath.Path), ("options", Annotated[fit_options, tyro.conf.arg(name="")])],
         kw_only=True, frozen=True)
     command.__doc__ = f"Fit a {kind} representation on a corpus's train split."
     options, console = parse(command, arguments, f"fit {kind}"), rich.console.Console()
@@ -192,16 +193,19 @@ def train(arguments: list[str]) -> int:
     with interruptible_import():
         from train import hosts
         from train.loop import STOPPED, train as run_training
+        from train.profiles import StepRange
         from train.recipe import to_json
         from train.watchdog import Watchdog
 
-    options = parse_with_recipe("train", [("run_dir", pathlib.Path)], "--run-dir RUN", arguments)
+    fields = [("run_dir", epath.Path), ("profile", str | None, dataclasses.field(default=None))]
+    options = parse_with_recipe("train", fields, "--run-dir RUN", arguments)
     if options is None:
         return 0
+    profile = StepRange.parse(options.profile) if options.profile is not None else None
     with Watchdog(options.recipe.deadlines) as watchdog, hosts.joined(options.recipe.deadlines) as cluster:
         console = rich.console.Console(quiet=not hosts.is_first())
         show_config(to_json(options.recipe) | {"cluster": cluster}, console)
-        outcome = run_training(options.recipe, str(options.run_dir), console, watchdog)
+        outcome = run_training(options.recipe, str(options.run_dir), console, watchdog, profile)
     if outcome == STOPPED:
         if hosts.is_first():
             print("toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)

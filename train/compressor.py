@@ -1,11 +1,11 @@
 """The byte language model behind a compressed representation: trained like any other run, then quantized."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
 import rich.console
+from etils import epath
 
 from data.store import Corpus
 from tokenizer_lab.byte import ByteRepresentation
@@ -17,7 +17,7 @@ from train.run_folder import RunFolder
 from train.setup import load_run
 
 
-def train_byte_lm(recipe_name: str, corpus_path: pathlib.Path, run_dir: pathlib.Path, console: rich.console.Console) -> bool:
+def train_byte_lm(recipe_name: str, corpus_path: epath.Path, run_dir: epath.Path, console: rich.console.Console) -> bool:
     """Trains a byte language model on a corpus's train split, or goes on with it; whether it has finished.
 
     Raises:
@@ -35,7 +35,7 @@ def train_byte_lm(recipe_name: str, corpus_path: pathlib.Path, run_dir: pathlib.
     return train(recipe, str(run_dir), console) == FINISHED
 
 
-def load_byte_lm(run_dir: pathlib.Path) -> tuple[ByteLM, float]:
+def load_byte_lm(run_dir: epath.Path) -> tuple[ByteLM, float]:
     """The quantized language model of a run, and the FLOPs that training it took.
 
     Raises:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from etils import epath
 from flax import nnx
 
 from data.encoder_rows import MIN_LENGTH, RowBuilder
@@ -40,7 +41,7 @@ Batch = dict[str, np.ndarray]
 class FinetuneOptions:
     """Fine-tune a run on a task, once for each seed, and say how good it became."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: tyro.conf.Positional[epath.Path]
     """The run's folder; the results go into its `finetune/`."""
     task: pathlib.Path
     """Examples to learn from: .jsonl with 'label' and 'sentence', or 'sentence1' and 'sentence2'; or .tsv."""

@@ -1,6 +1,8 @@
 """What accelerators can do: peaks for model FLOPs utilization (MFU), and for plans what a TPU has of everything."""
 
 import dataclasses
+import os
+import pathlib
 
 import jax
 
@@ -76,3 +78,14 @@ def model_flops_utilization(flops_per_second: float, devices: list[jax.Device]) 
     """MFU (PaLM, arXiv 2204.02311, appendix B), or None where the chip's peak is not known."""
     peak = PEAK_FLOPS_PER_SECOND.get(devices[0].device_kind)
     return flops_per_second / (peak * len(devices)) if peak else None
+
+
+def keep_compiled_programs() -> None:
+    """Lets later processes load what this one compiles, from $XDG_CACHE_HOME/tokenizer-lab/compiled or where JAX_COMPILATION_CACHE_DIR says.
+
+    JAX's keys hold its version, the program, the chips and the compiler's options, so that nothing is loaded that would not be compiled
+    the same. Not on CPUs, unless asked for: there compiling takes seconds, and a program may not run on another model that shares the folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
+        caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(caches) / "tokenizer-lab" / "compiled"))

@@ -10,20 +10,27 @@ from typing import Any
 import jax
 import rich.console
 import rich.progress
+from etils import epath
 from tensorboardX import SummaryWriter
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write
+from tokenizer_lab.files import cannot_write, is_remote, remote_errors, write_bytes
 from train.hardware import model_flops_utilization
 from train.recipe import Recipe, to_json
 from train.run_folder import RunFolder
 
 
 class Stopwatch:
-    """Seconds of wall time by what they were spent on."""
+    """Seconds of wall time by what they were spent on, by a clock that nobody can set."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @property
+    def total_seconds(self) -> float:
+        """Since it was made, whatever on."""
+        return time.perf_counter() - self._started
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -56,6 +63,33 @@ class NoLog:
         pass
 
 
+class _LineFile:
+    """A file that grows by a line at a time. An object cannot grow: in an object store it is written anew, with all lines so far."""
+
+    def __init__(self, path: epath.Path):
+        self._path, self._file, self._lines = path, None, ""
+        if not is_remote(path):
+            self._file = open(path, "a")
+        elif path.exists():
+            self._lines = path.read_text()
+
+    def write(self, line: str) -> None:
+        """Raises UserError if it cannot."""
+        if self._file is None:
+            self._lines += line
+            write_bytes(self._path, self._lines.encode())
+            return
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
 class RunLog:
     """Adds steps up between log lines and writes the lines everywhere."""
 
@@ -63,8 +97,9 @@ class RunLog:
         self._every, self._console, self._name, self._figures = recipe.logging.every_steps, console, recipe.name, recipe.objective.figures
         self._files = {}
         try:
-            self._files = {"metrics": open(run.metrics, "a"), "evaluations": open(run.evaluations, "a")}
-            self._tensorboard = SummaryWriter(str(run.tensorboard)) if recipe.logging.tensorboard else None
+            self._files = {"metrics": _LineFile(run.metrics), "evaluations": _LineFile(run.evaluations)}
+            with remote_errors(run.tensorboard):
+                self._tensorboard = SummaryWriter(str(run.tensorboard)) if recipe.logging.tensorboard else None
         except OSError as error:
             raise cannot_write(run.path, error) from error
         self._wandb = _start_wandb(recipe, run) if recipe.logging.wandb_project else None
@@ -147,12 +182,7 @@ class RunLog:
         self._console.print(f"{self._name}  step {line['step']}  held-out {'  '.join(figures)} over {line['num_bytes']:,} bytes", soft_wrap=True)
 
     def _write(self, name: str, line: dict[str, Any], prefix: str = "") -> None:
-        file = self._files[name]
-        try:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-        except OSError as error:
-            raise cannot_write(file.name, error) from error
+        self._files[name].write(json.dumps(line) + "\n")
         numbers = {prefix + key: value for key, value in line.items() if key != "step" and value is not None}
         if self._tensorboard is not None:
             for key, value in numbers.items():

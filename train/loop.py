@@ -17,12 +17,14 @@ import rich.console
 
 from data.rows import RowStreams, Source
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_json, write_json
+from tokenizer_lab.files import is_remote, read_json, write_json
 from train import hosts
 from train.checkpoints import Checkpoints
 from train.evaluation import fixed_subset, held_out_documents, make_judge
+from train.goodput import Timekeeper, account
 from train.logs import NoLog, RunLog, Stopwatch
 from train.optimizer import from_limbs
+from train.profiles import Profiler, StepRange
 from train.recipe import Recipe, flatten, refused_changes, to_json
 from train.run_folder import RunFolder, drop_lines_after, lock
 from train.setup import Setup, set_up
@@ -32,7 +34,8 @@ from train.step import TrainState, make_train_step
 FINISHED, STOPPED = "finished", "stopped"
 
 
-def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Callable[[str], None] = lambda part: None) -> str:
+def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Callable[[str], None] = lambda part: None,
+          profile: StepRange | None = None) -> str:
     """Trains until the budget is spent; goes on from the newest checkpoint if the folder has one.
 
     Args:
@@ -40,6 +43,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
       run_dir: the run's folder, which all processes see.
       console: where to say how it goes.
       enter: told which part of the run begins: compile, step, evaluation, save (`train/watchdog.py`).
+      profile: steps to trace.
 
     Returns:
       FINISHED, or STOPPED if a signal asked for it and the state was saved.
@@ -54,11 +58,15 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         hosts.compare("code and config", hosts.code_version() | what_hosts_share(recipe))
         hosts.compare("devices", {"the number of its devices": jax.local_device_count()})
         setup = set_up(recipe)
+        if profile:
+            profile.check(setup.num_steps)
         hosts.compare("data", {name: value for name, value in setup.identity.items() if name != "config"})
         # 2. Where the run stands.
         if hosts.is_first():
             stack.enter_context(lock(run_dir))
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep)))
+            if is_remote(run_dir):
+                console.print(f"{run_dir} is in an object store, which has no locks: let no other job train in it", soft_wrap=True)
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.host_gigabytes)))
         stack.enter_context(hosts.ending_together())  # before the checkpoints are closed, which waits for all hosts
         state = start_or_resume(setup, run, checkpoints, console)
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
@@ -67,12 +75,14 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
             console.print(f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. {recipe.budget.twice}",
                           soft_wrap=True)
             return FINISHED
+        times = Timekeeper(run.times if hosts.is_first() else None, clock, first_step)
         # 3. The data from there, and the held-out text.
         next_batch = open_batches(setup, state)
         evaluate = make_evaluate(setup)
         # 4. The step.
         enter("compile")
         batch = next_batch()
+        clock.seconds["start-up"] = clock.total_seconds
         with clock("compile"), console.status("compiling the training step"):
             train_step = make_train_step(setup.program, recipe.objective, recipe.optimizer, setup.mesh, meter=setup.meter,
                                          num_microbatches=recipe.data.num_microbatches, kernels=recipe.kernels).lower(state, batch).compile()
@@ -80,6 +90,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
 
         # 5. The loop. One step is in flight while the host looks at the numbers of the one before it.
         log = stack.enter_context(RunLog(run, recipe, console) if hosts.is_first() else NoLog())
+        profiler = stack.enter_context(Profiler(profile if hosts.is_first() else None, run.profile, console))
         launched, in_flight = first_step, collections.deque()
         any_host, stopped = hosts.make_any_host(setup.mesh), False
         checkpoint_due = lambda: launched % recipe.checkpoint.every_steps == 0  # noqa: E731
@@ -89,7 +100,9 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         while not (over or stopped):
             enter("step")
             checkpoints.check()
-            with clock("step"):
+            with clock("profile"):
+                profiler.reach(launched, state)
+            with clock("step"), jax.profiler.StepTraceAnnotation("train", step_num=launched):
                 state, metrics = train_step(state, batch)
                 in_flight.append((metrics, any_host(stop.received)))
             launched += 1
@@ -101,6 +114,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
                     metrics, asked = jax.device_get(in_flight.popleft())
                 stopped |= bool(asked)
                 over = look_at(metrics, setup, log, clock)
+            times.note(launched - len(in_flight))
             if evaluation_due() and not over:
                 enter("evaluation")
                 with clock("evaluation"), log.paused():
@@ -122,13 +136,15 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
             with clock("last evaluation"):
                 log.evaluation(evaluate(state))
         enter("save")
-        if checkpoints.latest_step() != int(state.step):
-            checkpoints.save(int(state.step), state, setup.identity | {"counters": counters(setup, state)})
-        checkpoints.wait()
+        with clock("checkpoint"):
+            if checkpoints.latest_step() != int(state.step):
+                checkpoints.save(int(state.step), state, setup.identity | {"counters": counters(setup, state)})
+            checkpoints.wait()
         outcome = FINISHED if over else STOPPED
         summary = summarize(setup, state, outcome, int(state.step) - first_step, from_limbs(state.bytes_seen) - first_bytes, seconds, clock.seconds)
+        times.write(int(state.step), finished=over)
         if hosts.is_first():
-            write_json(run.summary, summary)
+            write_json(run.summary, summary | {"goodput": account(run.times), "save_memory_growth_bytes": checkpoints.memory_growth_bytes})
         console.print(f"{recipe.name} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen, {summary['flops']:.3g} FLOPs, "
                       f"{seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the step), {summary['skipped_steps']} steps skipped",
                       soft_wrap=True)
@@ -161,16 +177,18 @@ def what_hosts_share(recipe: Recipe) -> dict[str, Any]:
 
 
 def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, console: rich.console.Console) -> TrainState:
-    """The state of the newest checkpoint, or a new one; the folder's lines behind it are dropped.
+    """The state of the newest whole checkpoint, or a new one; the folder's lines behind it are dropped.
 
     Raises:
-      UserError: the folder belongs to another run.
+      UserError: the folder belongs to another run, or none of its checkpoints is whole.
     """
-    step = hosts.first_decides("step to go on from", checkpoints.latest_step())
+    found = checkpoints.newest_whole(lambda line: console.print(line, soft_wrap=True)) if hosts.is_first() else None
+    step = hosts.first_decides("step to go on from", found)
     if step is not None:
         refuse_another_run(run, checkpoints.read_meta(step), setup.identity)
+        checkpoints.set_aside_after(step)
         state = checkpoints.restore(step, setup.program.shapes, setup.program.shardings)
-        console.print(f"{run.path}: going on from step {step}")
+        console.print(f"{run.path}: going on from step {step}", soft_wrap=True)
     else:
         if run.config.exists():
             refuse_another_run(run, setup.identity | {"config": read_json(run.config, "run's config")}, setup.identity)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from etils import epath
 from flax import nnx
 
 from data.encoder_rows import RowBuilder
@@ -33,7 +34,7 @@ from train.sharding import placement, put_batch, replicated
 class MinimalPairsOptions:
     """Score pairs of a better and a worse sentence."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: tyro.conf.Positional[epath.Path]
     """The run's folder."""
     pairs: pathlib.Path
     """A .jsonl file with the fields 'sentence_good' and 'sentence_bad', or a folder of them, one for each paradigm."""

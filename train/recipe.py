@@ -69,6 +69,15 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 2
     """Newest checkpoints that stay."""
+    host_gigabytes: float = 32.0
+    """What a save may copy at once into a host's memory; where the host has more to save, training waits until all is written."""
+
+    def __post_init__(self):
+        for name in ("every_steps", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.host_gigabytes > 0:
+            raise UserError(f"checkpoint.host_gigabytes is {self.host_gigabytes}; it must be more than 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import math
-import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,6 +35,7 @@ _SUMMARY = {
     "parameters": {"total": float, ...: float}, "flops_per_token": {"total": float, ...: float},
     "steps": float, "bytes_seen": float, "tokens_seen": float, "flops": float, "seconds": float, "skipped_steps": float,
     "flops_per_byte": float, "bytes_per_second": float, "tokens_per_second": float, "outside_step_share": float,
+    "goodput": {"seconds": float, "share": float, "starts": float, "seconds_by_part": {...: float}}, "save_memory_growth_bytes": float,
 }
 _POINT = {"step": float, "bytes_seen": float, "flops": float, "bits_per_byte": float}
 _SCORE = {"bits_per_byte": float, "interval_95": (float, float), "num_bytes": float, "num_documents": float}
@@ -45,7 +45,10 @@ _EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: 
 _FINETUNED = {"task": str, "num_train": float, "num_dev": float, "finetune_flops": float,
               "metrics": {...: {"median": float, "low": float, "high": float, "values": [float]}}}
 _MINIMAL_PAIRS = {"accuracy": float, "num_pairs": float, "score": str}
-_MAY_LACK = {"bits_per_byte": None, "encoder": {}}  # of points and evaluations: what encoders or decoders do not have
+_MAY_LACK = {  # what encoders or decoders do not have, or runs of before it was written down
+    "bits_per_byte": None, "encoder": {}, "save_memory_growth_bytes": None,
+    "goodput": {"seconds": None, "share": None, "starts": None, "seconds_by_part": {}},
+}
 _SETTINGS = {"temperature": float, "top_k": float, "top_p": float, "seed": float, "step": float}
 _SAMPLES = [{"prompt": str, "text": str} | _SETTINGS]
 _FORM_NAMES = {
@@ -63,9 +66,9 @@ _EMBEDDINGS = ("embedding", "softmax")
 class ReportOptions:
     """Write one page that compares runs, and the same numbers as CSV and JSON."""
 
-    runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    runs: tyro.conf.Positional[tuple[epath.Path, ...]]
     """Folders of runs, as `toklab train` makes them."""
-    out: pathlib.Path = pathlib.Path("report")
+    out: epath.Path = epath.Path("report")
     """Folder for index.html, report.csv and report.json."""
 
 
@@ -178,6 +181,10 @@ class Arm:
             "tokens_per_second": summary["tokens_per_second"],
             "seconds": summary["seconds"],
             "outside_step_share": summary["outside_step_share"],
+            "goodput": summary["goodput"]["share"],
+            "life_seconds": summary["goodput"]["seconds"],
+            "starts": summary["goodput"]["starts"],
+            "save_memory_growth_bytes": summary["save_memory_growth_bytes"],
             "skipped_steps": summary["skipped_steps"],
             "device": summary["device"],
             "objective": self.objective,
@@ -318,7 +325,9 @@ def read_arm(folder: epath.PathLike) -> Arm:
     """Reads one run folder. Raises UserError where it is not one or a file in it is damaged."""
     folder = epath.Path(folder)
     command = f"`toklab train RECIPE --run-dir {folder}`"
-    if not (folder / "config.json").exists():
+    with files.remote_errors(folder):
+        is_run = (folder / "config.json").exists()
+    if not is_run:
         what = "has no config.json" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} is not a run: it {what}; make one with {command}")
     if not (folder / "summary.json").exists():
@@ -383,7 +392,7 @@ def _checked(value: Any, form: Any, where: str) -> Any:
             forms = form if kind is tuple else form * len(value)
             return [_checked(item, item_form, where) for item, item_form in zip(value, forms, strict=True)]
         case dict():
-            value = {key: default for key, default in _MAY_LACK.items() if "step" in form and key in form} | value
+            value = {key: default for key, default in _MAY_LACK.items() if form.keys() & {"step", "steps"} and key in form} | value
             if missing := [key for key in form if key is not ... and key not in value]:
                 raise UserError(f"{where} lacks {', '.join(missing)}; {remedy}")
             forms = {key: form.get(key, form.get(...)) for key in value if key in form or ... in form}
@@ -407,7 +416,7 @@ def _by_step(points: Iterator[dict]) -> list[dict]:
 
 
 def _with_distinct_labels(arms: list[Arm]) -> list[Arm]:
-    folders = collections.Counter(str(epath.Path(arm.folder).resolve()) for arm in arms)
+    folders = collections.Counter(arm.folder if files.is_remote(arm.folder) else str(epath.Path(arm.folder).resolve()) for arm in arms)
     labels = collections.Counter(arm.label for arm in arms)
     for folder, times in folders.items():
         if times > 1:
@@ -512,5 +521,6 @@ def _json(report: Report) -> dict:
         "findings": report.findings,
         "budgets": [group.budget for group in report.groups],
         "warnings": report.warnings,
-        "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve, "finetuned": arm.finetuned} for arm in report.ranked_arms],
+        "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve, "finetuned": arm.finetuned, "seconds_by_part": arm.summary["goodput"]["seconds_by_part"]}
+                 for arm in report.ranked_arms],
     }

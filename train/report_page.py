@@ -332,6 +332,18 @@ def _samples(arm: "Arm") -> str:
     return f"<h3>{_e(arm.label)}</h3>{figures}" if figures else ""
 
 
+def _goodput(summary: dict) -> str:
+    """How much of the run's life went into steps that count, and where the rest went."""
+    goodput = summary["goodput"]
+    if goodput["seconds"] is None:
+        return _NOTHING
+    parts = sorted(((seconds or 0, part) for part, seconds in goodput["seconds_by_part"].items()), reverse=True)
+    listed = ", ".join(f"{part} {seconds:,.1f} s" for seconds, part in parts if seconds)
+    grown = summary["save_memory_growth_bytes"]
+    memory = "" if grown is None else f"; saves took up to {si(grown, 'B')} of memory"
+    return f"{percent(goodput['share'])} of {goodput['seconds']:,.1f} s over {_some(int(goodput['starts'] or 0), 'start')}: {listed}{memory}"
+
+
 def _run(arm: "Arm") -> str:
     summary, row = arm.summary, arm.row
     corpora = [f"{corpus['path']} ({short(corpus['content_hash'])})" for corpus in summary["corpora"]]
@@ -347,6 +359,7 @@ def _run(arm: "Arm") -> str:
         "Representation": f"{row['representation']}, fingerprint {short(row['fingerprint'])}",
         "Device": row["device"],
         "Time": f"{fixed(row['seconds'])} s, {rate} tokens/s, {outside} outside the step",
+        "Goodput": _goodput(summary),
         "Versions": ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
     }
     listed = "".join(f"<div><dt>{name}</dt><dd>{_e(value)}</dd></div>" for name, value in facts.items())

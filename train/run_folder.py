@@ -5,8 +5,10 @@
     checkpoints/     one folder a step: weights, optimizer, counters, cursors     train
     metrics.jsonl    a line every few steps                                       train
     eval.jsonl       a line an evaluation while training, on a part of the text   train
+    times/           a file a process: its time, what on, which steps             train
     summary.json     what the run was and what it cost, once it ends or stops     train
     tensorboard/     the same metrics for TensorBoard                             train
+    profile/         traces of steps, where `--profile` asked for them            train
     eval.json        bits per byte over all held-out text                         eval
     samples.json     texts drawn from the model                                   sample
     finetune/        one file a task: what the run came to when fine-tuned on it  finetune
@@ -15,16 +17,19 @@
     logs/            what each process wrote, where submit started them           submit
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
-from typing import Any, IO
+import socket
+import time
+from typing import Any
 
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, read_json, write_bytes
+from tokenizer_lab.files import cannot_write, is_remote, read_json, remote_errors, write_bytes, write_json
 from train.recipe import Recipe, from_json
 
 
@@ -38,6 +43,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "eval.jsonl"
+        self.times = self.path / "times"
+        self.profile = self.path / "profile"
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "eval.json"
@@ -49,13 +56,21 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """The recipe the run was made with. Raises UserError where this is no run."""
-        if not self.config.exists():
+        with remote_errors(self.path):
+            is_run = self.config.exists()
+        if not is_run:
             raise UserError(f"{self.path} is not a run: it has no config.json; make one with 'toklab train RECIPE --run-dir {self.path}'")
         return from_json(Recipe, read_json(self.config, "run's config"), str(self.config))
 
 
-def lock(folder: epath.PathLike) -> IO:
-    """Takes the folder for this process until the returned file is closed. Raises UserError if another has it, or none can be written."""
+def lock(folder: epath.PathLike) -> contextlib.AbstractContextManager:
+    """Takes the folder for this process inside the returned context. Raises UserError if another has it, or none can be written.
+
+    An object store has no locks: there it is only tried whether the folder can be written.
+    """
+    if is_remote(folder):
+        write_json(epath.Path(folder) / ".last_start.json", {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()})
+        return contextlib.nullcontext()
     path = pathlib.Path(os.fspath(folder))
     try:
         path.mkdir(parents=True, exist_ok=True)

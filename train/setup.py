@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 from train.checkpoints import Checkpoints
+from train.hardware import keep_compiled_programs
 from train.optimizer import Budget, make_meter, total_steps
 from train.recipe import Recipe, to_json
 from train.run_folder import RunFolder
@@ -105,6 +107,7 @@ def set_up(recipe: Recipe) -> Setup:
                         "spent, which counts too; raise it, or give the budget in steps or bytes")
     corpora = [Corpus.open(path) for path in data.corpora]
     mesh = make_mesh(recipe.mesh)
+    keep_compiled_programs()
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
     check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length)
     return Setup(recipe, representation, corpora, mesh, lay_out(recipe, representation.vocab_size, mesh))
@@ -136,22 +139,22 @@ def model_flops_per_token(recipe: Recipe, vocab_size: int) -> dict[str, float]:
 
 
 def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
-    """The newest checkpoint of a run.
+    """The newest whole checkpoint of a run; a newer one that is damaged is told of on stderr.
 
     Args:
       run_dir: the run's folder; its own copy of the representation is used.
       corpus: a corpus store to take in place of the run's.
 
     Raises:
-      UserError: the folder is no run, or has no checkpoint.
+      UserError: the folder is no run, or has no whole checkpoint.
     """
     run = RunFolder(run_dir)
     recipe = run.recipe()
     if corpus:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpora=(corpus,), weights=()))
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpoints(run.checkpoints, read_only=True)
     with contextlib.closing(checkpoints):
-        step = checkpoints.latest_step()
+        step = checkpoints.newest_whole(lambda line: print(f"toklab: {line}", file=sys.stderr))
         if step is None:
             raise UserError(f"{run.path} has no checkpoint yet; train it with 'toklab train RECIPE --run-dir {run.path}'")
         setup = set_up(_for_reading(recipe, run))

@@ -19,7 +19,7 @@ import rich.console
 
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
-from train import cli, loop
+from train import cli, commands, loop
 from train.checkpoints import Checkpoints
 from train.loop import FINISHED, STOPPED, train
 from train.objectives import Replaced
@@ -182,6 +182,39 @@ def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(r
     with pytest.raises(UserError, match="the last 3 steps, up to step 3, were skipped because their gradients were not finite"):
         train(bad, tmp_path / "bad", CONSOLE)
     assert Checkpoints(RunFolder(tmp_path / "run").checkpoints).latest_step() == 2
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_bit_identical(recipe, write_recipe, tmp_path, capsys):
+    damaged_file = pathlib.Path("rest", "manifest.ocdbt")
+    train(recipe, tmp_path / "run", CONSOLE)  # saves steps 5, 10 and 12
+    before = final_state(recipe, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "12" / damaged_file).write_bytes(b"")
+    arguments = [write_recipe(recipe), "--run-dir", str(tmp_path / "run")]
+    assert commands.run(["eval", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().err.count("checkpoints/12 is damaged: rest/manifest.ocdbt is not what was saved; the one before, of step 10, is used\n") == 1
+    assert json.loads(RunFolder(tmp_path / "run").evaluation.read_text())["step"] == 10
+    assert commands.run(["train", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("checkpoints/12 is damaged: ") == 1 and "going on from step 10" in shown
+    assert_same(before, final_state(recipe, tmp_path / "run"))
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "12", "12.damaged"]
+    for step in ("10", "12"):
+        (tmp_path / "run" / "checkpoints" / step / damaged_file).unlink()
+    for command_line in (["train", *arguments], ["eval", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--prompt", "a"]):
+        assert commands.run(command_line) == 2
+        complaint = capsys.readouterr().err
+        assert "no checkpoint in " in complaint and complaint.count("\n") == 1, complaint
+
+
+def test_a_save_that_failed_in_the_background_stops_the_run_at_the_next_step(recipe, tmp_path, monkeypatch):
+    def failed(_):
+        raise UserError("saving a checkpoint failed")
+
+    monkeypatch.setattr(Checkpoints, "check", failed)
+    with pytest.raises(UserError, match="saving a checkpoint failed"):
+        train(recipe, tmp_path / "run", CONSOLE)
+    assert read_lines(RunFolder(tmp_path / "run").metrics) == []
 
 
 def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path):

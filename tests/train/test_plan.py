@@ -9,6 +9,7 @@ import jax
 import pytest
 import rich.console
 
+from models import attention, layers
 from models.decoder import DecoderConfig
 from tokenizer_lab.errors import UserError
 from train import commands, plan
@@ -218,8 +219,10 @@ def test_memory_is_what_is_allocated(make_recipe):
 
 
 @pytest.mark.parametrize("remat, num_microbatches", [("none", 2), ("full", 1)])
-def test_flops_of_the_compiled_step_are_the_models(make_recipe, remat, num_microbatches):
-    """Layers and microbatches are loops; `full` computes a layer's forward pass again, but for its last product. CPUs attend to the whole square."""
+def test_flops_of_the_compiled_step_are_the_models(make_recipe, remat, num_microbatches, monkeypatch):
+    """Layers and microbatches are loops; `full` computes a layer's forward pass again, but for its last product. The whole square is attended to."""
+    for module in (attention, layers):  # as on more than one CPU device
+        monkeypatch.setattr(module, "on_one_cpu", lambda: False)
     model = DecoderConfig(num_layers=3, embed_dim=256, num_heads=2, num_kv_heads=2, head_dim=128, mlp_dim=768, compute_dtype="float32", remat=remat)
     recipe = make_recipe(model=model, data=DataConfig(corpora=("none",), batch_rows=8, sequence_length=256, num_microbatches=num_microbatches))
     found = compile_step(recipe, 2048, jax.devices()[:1])

@@ -235,6 +235,18 @@ def test_different_training_corpora_and_devices_are_stated(runs, tmp_path):
     assert "trained on different corpora" in says and "ran on different devices" in says
 
 
+def test_goodput_is_shown_with_where_the_rest_went(runs, tmp_path):
+    edit(runs[0] / "summary.json", save_memory_growth_bytes=2_500_000, goodput={
+        "seconds": 1000.0, "share": 0.75, "starts": 3, "seconds_by_part": {"step": 750.0, "repeated": 50.0, "down": 200.0, "data": 0.0}})
+    report = write_report(runs, tmp_path / "out")
+    assert "75.0 % of 1,000.0 s over 3 starts: step 750.0 s, down 200.0 s, repeated 50.0 s; saves took up to 2.5" in text_of(report)
+    row = next(row for row in report.rows if row["folder"] == str(runs[0]))
+    assert (row["goodput"], row["life_seconds"], row["starts"]) == (0.75, 1000.0, 3)
+    arms = json.loads((tmp_path / "out" / "report.json").read_text())["arms"]
+    assert [arm["seconds_by_part"].get("down") for arm in arms if arm["folder"] == str(runs[0])] == [200.0]
+    assert {row["goodput"] for row in report.rows if row["folder"] != str(runs[0])} == {None}  # of before it was written down
+
+
 def test_runs_of_one_name_are_told_apart_by_folder(tmp_path):
     names = {"one": "byte", "two": "byte", "three": "other"}
     folders = [make_run(tmp_path / folder, name) for folder, name in names.items()]

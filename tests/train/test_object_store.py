@@ -1,0 +1,101 @@
+"""A run in an object store is the one in a folder, and what cannot be done there is one line."""
+
+import json
+import socket
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+from etils import epath
+
+import tokenizer_lab
+from train import commands
+from train.loop import train
+from train.run_folder import RunFolder, read_lines
+from train.setup import load_run
+
+pytest.importorskip("gcsfs")
+emulator = pytest.importorskip("gcp_storage_emulator.server")
+
+CONSOLE = rich.console.Console(quiet=True)
+TIMELESS = ("step", "bytes_seen", "loss", "bits_per_byte", "grad_norm")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bucket():
+    """gs://bucket on loopback, for gcsfs and tensorstore."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+            patch.setenv(name, f"http://127.0.0.1:{port}")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would ask the emulator's bucket for its kind, with credentials
+        yield "gs://bucket"
+    server.stop()
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert commands.run(arguments) == 2, arguments
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("toklab: ") and complaint.count("\n") == 1, complaint
+    return complaint
+
+
+def saved(run_dir) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(load_run(run_dir).params)[0]}
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_in_a_bucket_is_the_one_in_a_folder_over_a_damaged_checkpoint_and_a_resume(recipe, write_recipe, tmp_path, bucket, capsys):
+    train(recipe, str(tmp_path / "run"), CONSOLE)
+    expected, remote = saved(str(tmp_path / "run")), RunFolder(f"{bucket}/runs/a")
+    train(recipe, str(remote.path), CONSOLE)
+    assert {path.name for path in remote.checkpoints.iterdir()} == {"10", "12"}
+    (remote.checkpoints / "12" / "params" / "manifest.ocdbt").write_bytes(b"x")
+    capsys.readouterr()
+    assert commands.run(["train", write_recipe(recipe), "--run-dir", str(remote.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "gs://bucket/runs/a/checkpoints/12 is damaged: params/manifest.ocdbt is not what was saved" in shown and "has no locks" in shown
+    assert {path.name for path in remote.checkpoints.iterdir()} == {"10", "12", "12.damaged"}
+    found = saved(str(remote.path))
+    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+    for lines in ("metrics.jsonl", "eval.jsonl"):
+        local, stored = ([{name: line.get(name) for name in TIMELESS} for line in read_lines(epath.Path(folder) / lines)] for folder in (tmp_path / "run", remote.path))
+        assert local == stored, lines
+    assert json.loads(remote.summary.read_text())["goodput"]["starts"] == 2
+    assert commands.run(["eval", str(remote.path)]) == 0
+    assert json.loads(remote.evaluation.read_text())["step"] == 12
+    assert commands.run(["report", str(remote.path), "--out", f"{bucket}/report"]) == 0
+    assert "tiny" in (epath.Path(bucket) / "report" / "index.html").read_text()
+
+
+def test_an_artifact_in_a_bucket_is_the_one_in_a_folder(byte_artifact, bucket):
+    representation = tokenizer_lab.load(byte_artifact)
+    for _ in range(2):  # the same again changes nothing
+        representation.save(f"{bucket}/artifacts/byte")
+    assert tokenizer_lab.load(f"{bucket}/artifacts/byte").fingerprint == representation.fingerprint
+
+
+def test_what_is_not_there_or_cannot_be_done_there_is_one_line(recipe, write_recipe, tmp_path, bucket, capsys, corpus):
+    recipe_file = write_recipe(recipe)
+    assert "cannot use gs://no-such-bucket/run/.last_start.json: " in refused(capsys, "train", recipe_file, "--run-dir", "gs://no-such-bucket/run")
+    for command in (["eval", "gs://no-such-bucket/run"], ["report", "gs://no-such-bucket/run"], ["eval", f"{bucket}/nothing"]):
+        assert "gs://" in refused(capsys, *command)
+    complaint = refused(capsys, "train", recipe_file, "--run-dir", str(tmp_path / "run"), "--data.corpora", f"{bucket}/corpus")
+    assert "from which ArrayRecord's reader does not read; copy it to this host" in complaint
+    assert "ingest into a folder here and copy it" in refused(capsys, "ingest", "embedded", "--out", f"{bucket}/corpus")
+    assert "cannot use gs://no-such-bucket/a" in refused(capsys, "fit", "byte", "--corpus", str(corpus), "--out", "gs://no-such-bucket/a")
+    assert not list(tmp_path.glob("gs:*"))
+
+
+def test_a_bucket_without_permission_is_one_line(recipe, tmp_path, monkeypatch, capsys, write_recipe):
+    def forbidden(*_, **__):
+        raise PermissionError("Forbidden: https://storage.googleapis.com/upload/storage/v1/b/other/o\nthe account has no storage.objects.create access")
+
+    monkeypatch.setattr("etils.epath.backend._FileSystemSpecBackend.open", forbidden)
+    assert "cannot use gs://other/run/.last_start.json: PermissionError: Forbidden" in refused(
+        capsys, "train", write_recipe(recipe), "--run-dir", "gs://other/run")
