@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +173,7 @@ def test_reading_leaves_a_save_of_another_process_alone(two_saved, tmp_path):
     shutil.copytree(two_saved / "10", copy / "15.orbax-checkpoint-tmp")
     with opened(copy, read_only=True) as checkpoints:
         assert checkpoints.newest_whole(pytest.fail) == 10
+        checkpoints._manager._maybe_await_cleanup_tmp_directory()
     assert (copy / "15.orbax-checkpoint-tmp").exists()
     with opened(copy) as checkpoints:
         checkpoints.save(20, state_of(20), {})  # waits until what a run that was cut off has left is cleared away
@@ -180,9 +182,10 @@ def test_reading_leaves_a_save_of_another_process_alone(two_saved, tmp_path):
 
 
 def test_saving_does_not_wait_for_checksums_and_older_ones_stay_until_then(tmp_path, monkeypatch):
-    go_on, write_checksums = threading.Event(), checkpoints_module.write_checksums
+    asked, go_on, write_checksums = threading.Event(), threading.Event(), checkpoints_module.write_checksums
 
     def waiting(*arguments):
+        asked.set()
         assert go_on.wait(60)
         write_checksums(*arguments)
 
@@ -191,6 +194,7 @@ def test_saving_does_not_wait_for_checksums_and_older_ones_stay_until_then(tmp_p
         checkpoints.wait()
         monkeypatch.setattr(checkpoints_module, "write_checksums", waiting)
         checkpoints.save(10, state_of(10), {})
+        assert asked.wait(60)
         checkpoints.check()
         assert not (tmp_path / "checkpoints" / "10").exists() and (tmp_path / "checkpoints" / "5").exists()
         go_on.set()
@@ -208,8 +212,9 @@ def test_a_save_that_fails_in_the_background_is_raised_by_the_next_check(tmp_pat
         monkeypatch.setattr(checkpoints_module, "write_checksums", no_space)
         checkpoints.save(10, state_of(10), {})
         with pytest.raises(UserError, match="No space left on device; the newest there is of step 5; ") as error:
-            while True:
+            for _ in range(6000):
                 checkpoints.check()
+                time.sleep(0.01)
         assert "\n" not in str(error.value)
     with opened(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.newest_whole(pytest.fail) == 5
