@@ -87,7 +87,7 @@ class Crash:
 
 
 def main(options: Options) -> None:
-    console, random_ = rich.console.Console(highlight=False), random.Random(options.seed)
+    console, random_ = rich.console.Console(highlight=False, soft_wrap=True), random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         prepare(folder, options)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -337,3 +338,22 @@ def test_no_disk_space_during_a_save_is_said_and_the_checkpoint_before_stays_who
     assert "/train/" not in full.stderr, f"a traceback of ours (tensorstore prints some of its own from its threads): {full.stderr}"
     assert_same(before, final_state(recipe, tmp_path / "run"))
     assert run_command(arguments).returncode == 0
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_save_that_fails_in_the_background_ends_the_run_before_the_next_one(recipe, tmp_path):
+    recipe = change(recipe, budget=Budget(steps=2000), checkpoint={"every_steps": 300}, evaluation={"every_steps": 5000}, logging={"every_steps": 50})
+    before, save = resource.getrlimit(resource.RLIMIT_FSIZE), Checkpoints.save
+
+    def save_onto_a_full_disk(*arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
+        save(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_onto_a_full_disk)
+        try:
+            with pytest.raises(UserError, match="saving a checkpoint in .* failed"):
+                train(recipe, tmp_path / "run", CONSOLE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert 300 <= read_lines(RunFolder(tmp_path / "run").metrics)[-1]["step"] < 600
