@@ -45,7 +45,8 @@ class _WithChecksums:
         if self._checkpoint_metadata_store is not None:
             await asyncio.to_thread(self._checkpoint_metadata_store.wait_until_finished)
             self._checkpoint_metadata_store = None  # no time of commit is written into a file that has its checksum
-        await asyncio.to_thread(write_checksums, self.get(), {_COMMIT_FILE})
+        if self.get_final().name.isdecimal():  # a step's folder; each part in it is committed before, in the same way
+            await asyncio.to_thread(write_checksums, self.get(), {_COMMIT_FILE})
         await super().finalize()
 
 

@@ -132,6 +132,7 @@ def test_the_checksums_are_those_that_sha256sum_knows(two_saved):
     assert {"meta/metadata", "params/manifest.ocdbt", "_CHECKPOINT_METADATA"} < {line.split("  ")[1] for line in lines}
     for digest, name in (line.split("  ") for line in lines):
         assert hashlib.sha256((two_saved / "10" / name).read_bytes()).hexdigest() == digest
+    assert len(list((two_saved / "10").rglob(CHECKSUMS))) == 1  # the files of a part are not read twice
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--check", "--strict", "--quiet", CHECKSUMS], cwd=two_saved / "10", check=True)
 
