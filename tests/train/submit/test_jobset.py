@@ -269,7 +269,9 @@ def test_a_job_that_fails_says_why(cluster, job):
     assert "JobSet mine has failed: exit code 2 matching FailJob rule; mend" in refused(job)
 
 
-def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(cluster, job, capsys):
+def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(cluster, job, capsys, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     cluster.script, cluster.pods, cluster.logs, cluster.hold_logs = iter([status(ready=1)]), [pod("a")], {"pod-a": ["step 1"]}, True
 
     def interrupt():
