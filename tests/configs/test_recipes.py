@@ -24,12 +24,10 @@ from tokenizer_lab.byte import ByteFit
 from tokenizer_lab.equal_info import EqualInfoRepresentation
 from tokenizer_lab.subword import SubwordFit
 from tokenizer_lab.window_code import build_tree
-from train import loop
 from train.loop import train
 from train.optimizer import Budget
 from train.recipe import Recipe, from_json, load_recipe, recipe_names, to_json
 from train.run_folder import RunFolder, read_lines
-from train.step import make_train_step
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 HOW_TO_UPDATE = "if this is meant, write it anew with UPDATE_GOLDENS=1 make test TESTS=tests/configs (and make test-slow), and say in the commit why"
@@ -60,11 +58,11 @@ def byte_counts(corpus: Corpus):
     return lambda contexts: np.broadcast_to(shares.astype(np.int32), (len(contexts), 256))
 
 
-def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path, num_steps: int = NUM_STEPS) -> list[float]:
+def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> list[float]:
     """The losses of the first steps of a recipe, on the fixed corpus instead of its own, and no more rows than a CPU can."""
     recipe = dataclasses.replace(
         recipe, model=dataclasses.replace(recipe.model, compute_dtype="float32", remat="none"),  # what bfloat16 rounds depends on the compiler
-        representation=str(fixed / pathlib.Path(recipe.representation).name), budget=Budget(steps=num_steps),
+        representation=str(fixed / pathlib.Path(recipe.representation).name), budget=Budget(steps=NUM_STEPS),
         data=dataclasses.replace(recipe.data, corpora=(str(fixed / "corpus"),), batch_rows=8, sequence_length=min(recipe.data.sequence_length, 512)),
         logging=dataclasses.replace(recipe.logging, every_steps=1, tensorboard=False),
         evaluation=dataclasses.replace(recipe.evaluation, max_bytes=1, batch_rows=8))
@@ -85,18 +83,6 @@ def test_first_losses_are_as_committed(name, fixed, tmp_path):
         golden.write_text(json.dumps({"config": to_json(recipe), "first_losses": losses}, indent=2) + "\n")
     expected = read_golden(name)["first_losses"]
     np.testing.assert_allclose(losses, expected, rtol=1e-4, err_msg=f"the first losses of {name} changed; {HOW_TO_UPDATE}")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("name", QUICK)
-def test_a_run_with_kernels_learns_as_one_without(name, fixed, tmp_path, monkeypatch):
-    recipe = load_recipe(name)
-    plain = first_losses(dataclasses.replace(recipe, kernels="reference"), fixed, tmp_path / "plain", num_steps=100)
-    monkeypatch.setattr(loop, "make_train_step", lambda *args, **options: make_train_step(*args, **options | {"kernels": "interpreted"}))
-    by_kernels = first_losses(recipe, fixed, tmp_path / "kernels", num_steps=100)
-    print(f"{name}: losses differ by {np.max(np.abs(np.array(by_kernels) - plain)):.2g} at most in 100 steps, {plain[0]:.3f} to {plain[-1]:.3f}")
-    np.testing.assert_allclose(by_kernels, plain, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", recipe_names())
