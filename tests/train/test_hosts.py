@@ -78,7 +78,8 @@ def start(recipe_file: str, run: pathlib.Path, num_processes: int, *options: str
 
     def process(number: int) -> subprocess.Popen:
         named = {"TOKLAB_COORDINATOR": f"127.0.0.1:{port}", "TOKLAB_NUM_PROCESSES": str(num_processes), "TOKLAB_PROCESS_ID": str(number)}
-        own = {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # the latter as in conftest.py
+        own = {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the latter as in conftest.py
+               "JAX_COMPILATION_CACHE_DIR": str(run.parent / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
         return subprocess.Popen([sys.executable, "-m", "train.cli", "train", recipe_file, "--run-dir", str(run), *options, *(different or {}).get(number, ())],
                                 env=os.environ | own | (environment(number, port) or named), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -122,8 +123,8 @@ def assert_same_run(recipe, run, other) -> None:
 def mixture(recipe, make_corpus, tmp_path):
     """The small recipe over a mixture of two corpora."""
     data = dataclasses.replace(recipe.data, corpora=(*recipe.data.corpora, str(make_corpus(tmp_path / "second", seed=1))), weights=(2.0, 1.0))
-    return dataclasses.replace(recipe, data=data, budget=Budget(steps=150), checkpoint=dataclasses.replace(recipe.checkpoint, every_steps=4),
-                               evaluation=dataclasses.replace(recipe.evaluation, every_steps=50),
+    return dataclasses.replace(recipe, data=data, budget=Budget(steps=90), checkpoint=dataclasses.replace(recipe.checkpoint, every_steps=4),
+                               evaluation=dataclasses.replace(recipe.evaluation, every_steps=60),
                                deadlines=dataclasses.replace(recipe.deadlines, heartbeat_seconds=HEARTBEAT_SECONDS))
 
 
@@ -133,8 +134,16 @@ def use_devices(monkeypatch, count: int) -> None:
     monkeypatch.setattr(jax, "device_count", lambda *_: count)
 
 
-def test_one_and_two_processes_in_turn_stopped_and_killed_end_bit_identical_to_one_undisturbed(mixture, write_recipe, tmp_path, monkeypatch):
-    use_devices(monkeypatch, 2)  # the sum of two devices' gradients is the same wherever they are
+@pytest.fixture
+def two_devices(monkeypatch, compiled_once):
+    """As the fixture `one_device`. The sum of two devices' gradients is the same wherever they are."""
+    use_devices(monkeypatch, 2)
+    with compiled_once():
+        yield
+
+
+@pytest.mark.usefixtures("two_devices")
+def test_one_and_two_processes_in_turn_stopped_and_killed_end_bit_identical_to_one_undisturbed(mixture, write_recipe, tmp_path):
     assert train(mixture, tmp_path / "straight", CONSOLE) == FINISHED
     run, recipe_file = tmp_path / "run", write_recipe(mixture)
     with pytest.MonkeyPatch.context() as patch:
