@@ -39,6 +39,8 @@ class Generations(emulator.Router):
         name = query.get("name") or (match and urllib.parse.unquote(match[2] or ""))
         if not name:
             return super().handle(method)
+        if "/moveTo/" in url.path:
+            return self.answer(405)  # gcsfs copies instead; the emulator's own answer is one that it tries again for a minute
         try:
             generation = request.storage.get_file_obj(match[1], name)["generation"]
         except NotFound:
