@@ -13,6 +13,8 @@ import types
 import typing
 from typing import Any, Literal
 
+from jax.sharding import AbstractMesh
+
 from data.encoder_rows import PairRow
 from data.rows import CausalRow, Row
 from models.decoder import DecoderConfig
@@ -20,7 +22,7 @@ from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from train.objectives import Causal, Objective
 from train.optimizer import Budget, OptimizerConfig
-from train.sharding import MeshConfig
+from train.sharding import MeshConfig, check_batch, mesh_sizes
 from train.watchdog import Deadlines
 
 
@@ -141,6 +143,11 @@ class Recipe:
     def layout(self) -> type[Row]:
         """How rows are filled."""
         return PairRow if self.data.segment_pairs else self.objective.layout
+
+    def check_devices(self, num_devices: int, num_slices: int = 1) -> None:
+        """Raises UserError where the mesh does not cover so many devices in TPU slices, or the batch cannot be split over it."""
+        sizes = mesh_sizes(self.mesh, num_devices, num_slices)
+        check_batch(AbstractMesh(tuple(sizes.values()), tuple(sizes)), self.data.batch_rows, self.data.sequence_length, self.data.num_microbatches)
 
 
 # What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run longer.

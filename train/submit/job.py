@@ -17,8 +17,6 @@ from train.hosts import code_fingerprint
 from train.recipe import Recipe, flatten, recipe_names, refused_changes, to_json
 from train.run_folder import RunFolder
 
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -89,11 +87,6 @@ def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"{prefix}{field}" if value else f"{prefix}no-{field}"]
     return [f"{prefix}{field}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is of an object store."""
-    return bool(_REMOTE.match(path))
 
 
 def check_reachable_recipe(job: Job) -> None:
