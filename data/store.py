@@ -31,7 +31,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, check_name, is_remote, read_json, sha256_of_parts, write_json
+from tokenizer_lab.files import cache_folder, cannot_write, check_name, fetch, is_remote, read_json, remote_errors, sha256_of_parts, write_json
 
 Split = Literal["train", "test"]
 
@@ -85,19 +85,15 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: epath.PathLike) -> Self:
-        """Opens the corpus in `folder`.
+        """Opens the corpus in `folder`; one in an object store is copied to this machine's cache, a shard when a document of it is first read.
 
         Raises:
           UserError: there is none, or one that is half-written, incomplete, or of another format.
         """
         folder = epath.Path(folder)
-        if is_remote(folder):
-            raise UserError(
-                f"{folder} is in an object store, from which ArrayRecord's reader does not read; copy it to this host "
-                f"(gcloud storage cp --recursive {folder} FOLDER) or mount the bucket (gcsfuse), and give that path"
-            )
         try:
-            return cls(folder, *_read_store(folder))
+            with remote_errors(folder):
+                return cls(folder, *_read_store(folder))
         except OSError as error:
             raise UserError(f"cannot read {folder}: {error.strerror or error}; check its permissions") from error
 
@@ -108,7 +104,7 @@ class Corpus:
             raise UserError(
                 f"{self.folder} has no {split} documents; ingest more, or use another --test-fraction with a new --out"
             )
-        return Documents(self.folder, shards)
+        return Documents(self.folder, shards, cache_folder("corpora") / self.content_hash if is_remote(self.folder) else None)
 
 
 class Documents(Sequence[bytes]):
@@ -119,17 +115,20 @@ class Documents(Sequence[bytes]):
       content_hash: over all of them in order, with their domain and split.
     """
 
-    def __init__(self, folder: epath.Path, shards: tuple[Shard, ...]):
+    def __init__(self, folder: epath.Path, shards: tuple[Shard, ...], cache: epath.Path | None = None):
         self._folder = folder
         self._shards = shards
+        self._cache = cache
+        self._here = cache or folder
+        self._remedy = f"remove {self._here} and {'start again' if cache else 'ingest it again'}"
         self._ends = list(itertools.accumulate(shard.num_documents for shard in shards))
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._lock = threading.Lock()
+        self._readers: list[ArrayRecordReader | None] = [None] * len(shards)
+        self._locks = [threading.Lock() for _ in shards]
         self.num_bytes = sum(shard.num_bytes for shard in shards)
         self.content_hash = _content_hash(shards)
 
     def __reduce__(self):
-        return Documents, (self._folder, self._shards)
+        return Documents, (self._folder, self._shards, self._cache)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -141,10 +140,8 @@ class Documents(Sequence[bytes]):
         try:
             return reader.read(record, record + 1)[0]  # `read([record])` takes ten times as long
         except Exception as error:  # array_record has no error type of its own
-            path = self._folder / self._shards[shard_index].file
-            raise UserError(
-                f"{path}, record {record}, is damaged ({error}); remove {self._folder} and ingest it again"
-            ) from error
+            path = self._here / self._shards[shard_index].file
+            raise UserError(f"{path}, record {record}, is damaged ({error}); {self._remedy}") from error
 
     def domain(self, index: int) -> str:
         """The domain of a document."""
@@ -159,27 +156,31 @@ class Documents(Sequence[bytes]):
         return shard_index, index - self._ends[shard_index] + self._shards[shard_index].num_documents
 
     def _reader(self, shard_index: int) -> ArrayRecordReader:
-        with self._lock:
-            if shard_index not in self._readers:
-                self._readers[shard_index] = _open_reader(self._folder, self._shards[shard_index])
+        with self._locks[shard_index]:
+            if self._readers[shard_index] is None:
+                self._readers[shard_index] = self._open_reader(self._shards[shard_index])
             return self._readers[shard_index]
 
+    def _open_reader(self, shard: Shard) -> ArrayRecordReader:
+        path = self._here / shard.file
+        if self._cache and not (path.exists() and path.stat().length == shard.file_bytes):
+            fetch(self._folder / shard.file, path)  # ArrayRecord's library reads files of this machine only
+        return _open_reader(path, shard, self._remedy)
 
-def _open_reader(folder: epath.Path, shard: Shard) -> ArrayRecordReader:
-    path = folder / shard.file
+
+def _open_reader(path: epath.Path, shard: Shard, remedy: str) -> ArrayRecordReader:
     try:
         with path.open("rb"):  # array_record would take a file that cannot be opened for an empty one
             pass
     except OSError as error:
-        remedy = "allow more open files with `ulimit -n`" if error.errno == errno.EMFILE else "check its permissions"
-        raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+        what_helps = "allow more open files with `ulimit -n`" if error.errno == errno.EMFILE else "check its permissions"
+        raise UserError(f"cannot read {path}: {error.strerror}; {what_helps}") from error
     reader = ArrayRecordReader(
         os.fspath(path), "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=32 << 10
     )
     if reader.num_records() != shard.num_documents:
         raise UserError(
-            f"{path} is damaged: {reader.num_records()} documents can be found, {shard.num_documents} should be there; "
-            f"remove {folder} and ingest it again"
+            f"{path} is damaged: {reader.num_records()} documents can be found, {shard.num_documents} should be there; {remedy}"
         )
     return reader
 

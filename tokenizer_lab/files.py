@@ -19,6 +19,7 @@ from tokenizer_lab.errors import UserError
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MAX_JSON_BYTES = 64 << 20
+_CHUNK_BYTES = 8 << 20
 
 
 def check_name(name: str, what: str) -> str:
@@ -59,17 +60,41 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
         with remote_errors(path):
             path.write_bytes(content)
         return
+    with _appearing_whole(path) as partial:
+        partial.write_bytes(content)
+
+
+def fetch(source: epath.Path, target: epath.Path) -> None:
+    """Copies a large file, of an object store say, to this machine. Raises UserError if it cannot."""
+    def chunks() -> Iterator[bytes]:
+        with remote_errors(source), source.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    with _appearing_whole(target) as partial, partial.open("wb") as copy:
+        for chunk in chunks():
+            copy.write(chunk)
+
+
+@contextlib.contextmanager
+def _appearing_whole(path: epath.Path) -> Iterator[epath.Path]:
+    """Where to write what becomes the local file `path` in one go. Raises UserError if it cannot."""
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(content)
+            yield partial
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def cache_folder(name: str) -> epath.Path:
+    """A folder of this machine for what can be made again: $XDG_CACHE_HOME/tokenizer-lab/<name>."""
+    return epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenizer-lab" / name
 
 
 def files_in(folder: epath.Path) -> dict[str, epath.Path]:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import os
-import pathlib
 
 import jax
+
+from tokenizer_lab.files import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,5 +88,4 @@ def keep_compiled_programs() -> None:
     the same. Not on CPUs, unless asked for: there compiling takes seconds, and a program may not run on another model that shares the folder.
     """
     if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
-        caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(caches) / "tokenizer-lab" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", os.fspath(cache_folder("compiled")))

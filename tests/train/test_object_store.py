@@ -14,6 +14,9 @@ import rich.console
 from etils import epath
 
 import tokenizer_lab
+from data.store import Corpus
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import copy_folder
 from train import commands
 from train.loop import train
 from train.optimizer import Budget
@@ -120,13 +123,29 @@ def test_an_artifact_in_a_bucket_is_the_one_in_a_folder(byte_artifact, bucket):
     assert tokenizer_lab.load(f"{bucket}/artifacts/byte").fingerprint == representation.fingerprint
 
 
+def test_a_corpus_in_a_bucket_is_copied_here_once(corpus, tmp_path, bucket, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy_folder(epath.Path(corpus), epath.Path(f"{bucket}/corpus"))
+    local, remote = (Corpus.open(folder).documents("train") for folder in (corpus, f"{bucket}/corpus"))
+    assert not (tmp_path / "cache").exists(), "only what is read"
+    assert list(remote) == list(local) and remote.content_hash == local.content_hash
+    cached = sorted((tmp_path / "cache").rglob("*.array_record"))
+    assert cached and all("train" in path.name for path in cached)
+    for path in epath.Path(f"{bucket}/corpus").glob("*-train-*"):
+        path.write_bytes(b"x" * path.stat().length)  # so that one who reads it again reads something else
+    assert list(Corpus.open(f"{bucket}/corpus").documents("train")) == list(local)
+    cached[0].write_bytes(cached[0].read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"cache.* is damaged: .*; remove .*cache.* and start again"):
+        list(Corpus.open(f"{bucket}/corpus").documents("train"))
+
+
 def test_what_is_not_there_or_cannot_be_done_there_is_one_line(recipe, write_recipe, tmp_path, bucket, capsys, corpus):
     recipe_file = write_recipe(recipe)
     assert "cannot use gs://no-such-bucket/run/.last_start.json: " in refused(capsys, "train", recipe_file, "--run-dir", "gs://no-such-bucket/run")
     for command in (["eval", "gs://no-such-bucket/run"], ["report", "gs://no-such-bucket/run"], ["eval", f"{bucket}/nothing"]):
         assert "gs://" in refused(capsys, *command)
-    complaint = refused(capsys, "train", recipe_file, "--run-dir", str(tmp_path / "run"), "--data.corpora", f"{bucket}/corpus")
-    assert "from which ArrayRecord's reader does not read; copy it to this host" in complaint
+    complaint = refused(capsys, "train", recipe_file, "--run-dir", str(tmp_path / "run"), "--data.corpora", f"{bucket}/no-corpus")
+    assert "gs://bucket/no-corpus is not a corpus: it has no manifest.json" in complaint
     assert "ingest into a folder here and copy it" in refused(capsys, "ingest", "embedded", "--out", f"{bucket}/corpus")
     assert "cannot use gs://no-such-bucket/a" in refused(capsys, "fit", "byte", "--corpus", str(corpus), "--out", "gs://no-such-bucket/a")
     assert not list(tmp_path.glob("gs:*"))
