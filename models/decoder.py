@@ -46,10 +46,10 @@ class Decoder(nnx.Module):
 
     @property
     def output_table(self) -> jax.Array:
-        """f32[V, D], the table that hidden states are projected onto, in the layout for that."""
+        """f[V, D], the table that hidden states are projected onto, in their type and in the layout for that."""
         table_vd = self.embedding if self.config.tied_embeddings else self.unembedding
         # Split over vocab only, so that a loss in chunks gathers it, and sums its gradient up over devices, once and not for every chunk.
-        return constrain(table_vd[...], "vocab", None)
+        return constrain(table_vd.astype(self.config.compute_dtype), "vocab", None)
 
     def __call__(self, ids_bt: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array) -> jax.Array:
         """i32[B, T] ids, documents (0 is padding) and positions within them -> f[B, T, D] hidden states, normed."""
