@@ -210,6 +210,16 @@ def make_any_host(mesh: Mesh) -> Callable[[bool], Any]:
     return lambda asked: any_asked(jax.make_array_from_callback((mesh.size,), everywhere, lambda _: np.full(1, asked)))
 
 
+def make_first_number(mesh: Mesh) -> Callable[[float], jax.Array]:
+    """A function (number, at least 0) -> f32[] process 0's number on all devices, which every process calls equally often."""
+    if num_hosts() == 1:
+        return lambda number: jax.device_put(np.float32(number), replicated(mesh))
+    everywhere = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+    largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
+    own = lambda number: np.full(1, number if is_first() else 0, np.float32)  # noqa: E731
+    return lambda number: largest(jax.make_array_from_callback((mesh.size,), everywhere, lambda _: own(number)))
+
+
 def _is_of_lost_host(error: BaseException | None) -> bool:
     """Whether an error only says that another process is gone. On CPUs collectives say so at once, on TPUs the heartbeat does."""
     return error is not None and (any(word in str(error) for word in _LOST_WORDS) or _is_of_lost_host(error.__cause__))

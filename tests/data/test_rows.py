@@ -300,7 +300,7 @@ def test_a_state_is_not_changed_by_reading_on():
     iterator = iter(Setting([Source([b"some text"])], ByteRepresentation(), 1, 0).open(4))
     batch, state = next(iterator), iterator.get_state()
     next(iterator)
-    assert batch["cursors"].tolist() == state["cursors"].tolist() == [[0, 4]]
+    assert batch["cursors"].tolist() == state["cursors"].tolist() == [[0, 4, 0, 0]]
 
 
 @any_run(max_examples=15)
@@ -389,7 +389,7 @@ def test_wrong_byte_lengths_are_a_bug():
 
 
 def test_a_cursor_behind_the_end_of_its_document_is_a_bug():
-    streams = Setting([Source([b"text"])], ByteRepresentation(), 1, 0).open(4, cursors=[[0, 5]])
+    streams = Setting([Source([b"text"])], ByteRepresentation(), 1, 0).open(4, cursors=[[0, 5, 0, 0]])
     with pytest.raises(AssertionError, match="position 5"):
         next(iter(streams))
 

@@ -106,7 +106,7 @@ def test_limbs_hold_any_count_in_two_int32(number):
 @example(2**LIMB_BITS, 2**LIMB_BITS)
 def test_a_byte_budget_ends_at_the_very_byte(budget, seen):
     """The share is a float32, but whether the budget is spent is not decided by it."""
-    share, over = make_meter(Budget(bytes=budget), 1.0)(jnp.array(0), jnp.array(limbs(seen), jnp.int32))
+    share, over = make_meter(Budget(bytes=budget), 1.0)(jnp.array(0), jnp.array(limbs(seen), jnp.int32), jnp.array(0.0))
     assert bool(over) == (seen >= budget)
     assert float(share) == pytest.approx(seen / budget, rel=1e-6)
 
@@ -117,7 +117,7 @@ def test_a_byte_budget_ends_at_the_very_byte(budget, seen):
 @example(2**31 - 1, 2**31 - 2)
 def test_a_step_budget_ends_at_the_very_step(budget, step):
     for meter in (make_meter(Budget(steps=budget), 1.0), make_meter(Budget(flops=(budget - 0.5) * 2e15), 2e15)):
-        share, over = meter(jnp.array(step, jnp.int32), jnp.zeros(2, jnp.int32))
+        share, over = meter(jnp.array(step, jnp.int32), jnp.zeros(2, jnp.int32), jnp.array(0.0))
         assert bool(over) == (step >= budget)
         assert float(share) == pytest.approx(step / budget, rel=1e-6)
 
