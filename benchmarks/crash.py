@@ -14,7 +14,6 @@ import pathlib
 import pydoc_data.topics
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from train.cli import EXIT_HUNG  # noqa: E402
 from train.recipe import load_recipe  # noqa: E402
 from train.run_folder import RunFolder, read_lines  # noqa: E402
 from train.setup import set_up  # noqa: E402
+from train.submit.local import Local, free_port, newest_step  # noqa: E402
 
 HEARTBEAT_SECONDS, START_SECONDS = 10, 90
 MARGIN_SECONDS = 20  # for a machine that has other things to do
@@ -140,15 +140,11 @@ def toklab(folder: pathlib.Path, *arguments: str) -> None:
 
 
 def start(folder: pathlib.Path, run: str, num_processes: int) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    named = {"TOKLAB_COORDINATOR": f"127.0.0.1:{port}", "TOKLAB_NUM_PROCESSES": str(num_processes), "JAX_NUM_CPU_DEVICES": "1"}
-    processes = []
+    port, processes, place = free_port(), [], Local(num_processes=num_processes, devices_per_process=1)
     for number in range(num_processes):
         with open(folder / f"{run}-{number}.log", "a") as log:
             processes.append(subprocess.Popen([sys.executable, "-m", "train.cli", "train", str(folder / "recipe.py"), "--run-dir", str(folder / run)],
-                                              env=os.environ | named | {"TOKLAB_PROCESS_ID": str(number)}, stdout=log, stderr=subprocess.STDOUT))
+                                              env=os.environ | place.environment(number, port), stdout=log, stderr=subprocess.STDOUT))
     return processes
 
 
@@ -156,7 +152,7 @@ def crash_once(folder: pathlib.Path, run: str, num_processes: int, random_: rand
     """Starts the processes and disturbs one of them; None if they had come to the end of the run by then."""
     path, moment, how, victim = folder / run, random_.choice(MOMENTS), random_.choice([signal.SIGKILL, signal.SIGSTOP]), random_.randrange(num_processes)
     delay_seconds = random_.uniform(0, {"start": start_seconds, "step": 0.2, "save": 0.02}[moment])
-    checkpoint = max((int(found.name) for found in (path / "checkpoints").glob("[0-9]*") if found.name.isdigit()), default=0)
+    checkpoint = max(0, newest_step(str(path)))
     processes = start(folder, run, num_processes)
     if moment != "start":
         wait_for_writes(path / "metrics.jsonl", random_.randrange(2, 12), processes)

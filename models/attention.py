@@ -55,7 +55,7 @@ def _attend_in_blocks(q_bthd, k_bshd, v_bshd, segment_ids_bt):
     size = max(_QUERY_BLOCK, -(-length // _MAX_QUERY_BLOCKS))
 
     def block(first: int):
-        queries, keys = slice(first, min(first + size, length)), slice(0, min(first + size, length))
+        queries, keys = slice(first, first + size), slice(0, first + size)
         visible_bts = segment_ids_bt[:, queries, None] == segment_ids_bt[:, None, keys]
         visible_bts &= jnp.tril(jnp.ones((length, length), bool))[queries, keys]
         return jax.nn.dot_product_attention(q_bthd[:, queries], k_bshd[:, keys], v_bshd[:, keys], mask=visible_bts[:, None])

@@ -59,7 +59,7 @@ CHIPS = {
     "v5e": Chip("TPU v5 lite", 197e12, round(15.75 * 2**30), 819e9, 200e9, 3.125e9, _TORUS_2D,
                 Hosting("tpu-v5-lite-podslice", 8, "v5litepod-{chips}", "v2-alpha-tpuv5-lite")),
     "v5p": Chip("TPU v5", 459e12, round(95.74 * 2**30), 2765e9, 600e9, 6.25e9, _TORUS_3D, Hosting("tpu-v5p-slice", 4, "v5p-{cores}", "v2-alpha-tpuv5")),
-    "v6e": Chip("TPU v6 lite", 918e12, round(31.25 * 2**30), 1600e9, 400e9, 12.5e9, _TORUS_2D,
+    "v6e": Chip("TPU v6 lite", 918e12, round(31.25 * 2**30), 1638e9, 400e9, 12.5e9, _TORUS_2D,
                 Hosting("tpu-v6e-slice", 8, "v6e-{chips}", "v2-alpha-tpuv6e")),
     "tpu7x": Chip("TPU7x", 1153.5e12, round(94.75 * 2**30), 3690e9, 300e9, 6.25e9, _TORUS_3D, Hosting("tpu7x", 4), devices_per_chip=2),
 }

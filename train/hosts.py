@@ -41,7 +41,7 @@ _END_KEY, _ENDED_KEYS = "toklab/end", "toklab/ended/"
 _LOST_WORDS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # of errors of collectives and of the coordinator
 _POLL_SECONDS, _ANSWER_SECONDS = 0.5, 10.0
 _FOREVER_MILLISECONDS = 7 * 24 * 3600 * 1000  # the watchdog's deadlines end what waits in vain
-_PACKAGES = ("tokenizer_lab", "models", "data", "train", "configs")
+_PACKAGES = ("tokenizer_lab", "models", "data", "train")  # without configs, which are compared as what they come to
 
 
 @dataclasses.dataclass(frozen=True)

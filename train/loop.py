@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import platform
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
 from train import hosts
 from train.checkpoints import Checkpoints
+from train.cli import stop_signals_to
 from train.document_hashes import DocumentHashes
 from train.evaluation import fixed_subset, held_out_documents, make_judge
 from train.goodput import Timekeeper, account
@@ -54,7 +54,8 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
     """
     run, clock = RunFolder(run_dir), Stopwatch()
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignal())
+        stop = StopSignal()
+        stack.enter_context(stop_signals_to(stop.note))
         # 1. What is read and trained, and where it lives; refused before anything is written.
         hosts.compare("code and config", hosts.code_version() | what_hosts_share(recipe))
         hosts.compare("devices", {"the number of its devices": jax.local_device_count()})
@@ -162,15 +163,7 @@ class StopSignal:
     def __init__(self):
         self.received = False
 
-    def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, *_: Any) -> None:
+    def note(self, *_: Any) -> None:
         if self.received:
             raise KeyboardInterrupt
         self.received = True

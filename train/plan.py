@@ -19,14 +19,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jax.sharding import AbstractMesh
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import read_manifest
 from train.hardware import CHIPS, Chip
 from train.recipe import Recipe, nearest, to_json
 from train.setup import model_flops_per_token
-from train.sharding import check_batch, mesh_sizes
 
 ASSUMPTIONS = (
     "time is that of the slowest of matrix units, HBM, ICI and DCN if they all work at once (hidden), or of all of them one after the other (exposed)",
@@ -121,8 +119,7 @@ def on_pod(recipe: Recipe, pod: Pod) -> Recipe:
     """The recipe with a replica on each slice, if its mesh has not said otherwise. Raises UserError where mesh or batch do not fit the chips."""
     if recipe.mesh.replica == 1 and pod.num_slices > 1:
         recipe = dataclasses.replace(recipe, mesh=dataclasses.replace(recipe.mesh, replica=pod.num_slices))
-    sizes = mesh_sizes(recipe.mesh, pod.num_devices, pod.num_slices)
-    check_batch(AbstractMesh(tuple(sizes.values()), tuple(sizes)), recipe.data.batch_rows, recipe.data.sequence_length, recipe.data.num_microbatches)
+    recipe.check_devices(pod.num_devices, pod.num_slices)
     return recipe
 
 

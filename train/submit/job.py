@@ -12,12 +12,10 @@ from typing import Any, Protocol
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_json, write_json
+from tokenizer_lab.files import is_remote, read_json, write_json
 from train.hosts import code_fingerprint
 from train.recipe import Recipe, flatten, recipe_names, refused_changes, to_json
 from train.run_folder import RunFolder
-
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Job:
 
     name: str
     recipe_name: str
-    """As the person gave it: a name in `configs/`, or a file."""
+    """As `toklab train` takes it: a name in `configs/`, or a file."""
     overrides: tuple[str, ...]
     """Options that make the named recipe this one."""
     recipe: Recipe
@@ -91,14 +89,9 @@ def _option(name: str, value: Any) -> list[str]:
     return [f"{prefix}{field}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is of an object store."""
-    return bool(_REMOTE.match(path))
-
-
 def check_reachable_recipe(job: Job) -> None:
     """Raises UserError for a recipe's file that other machines cannot be expected to have."""
-    if job.recipe_name not in recipe_names() and not pathlib.PurePosixPath(job.recipe_name).is_absolute():
+    if job.recipe_name not in recipe_names() and not is_remote(job.recipe_name) and not pathlib.PurePosixPath(job.recipe_name).is_absolute():
         raise UserError(f"recipe {job.recipe_name} is a file of this machine; put it into configs/ of the image and give its name, or give the absolute "
                         "path that it has here and there")
 

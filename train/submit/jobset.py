@@ -13,10 +13,10 @@ import rich.console
 import yaml
 
 from tokenizer_lab.errors import UserError
-from train.cli import EXIT_INTERRUPTED, EXIT_STOPPED
-from train.cli import EXIT_USER_ERROR
+from tokenizer_lab.files import is_remote
+from train.cli import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 from train.recipe import flatten
-from train.submit.job import Job, check_name, check_reachable_recipe, environment, is_remote, record_from_afar, refuse_another_config
+from train.submit.job import Job, check_name, check_reachable_recipe, environment, record_from_afar, refuse_another_config
 from train.submit.pod import OnPod, check_shared_run_dir
 
 _PREFIX = "tokenizer-lab"

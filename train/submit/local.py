@@ -20,15 +20,13 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, BinaryIO
 
 import rich.console
-from jax.sharding import AbstractMesh
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write
-from train.cli import EXIT_STOPPED, EXIT_USER_ERROR
+from tokenizer_lab.files import cannot_write, is_remote
+from train.cli import EXIT_STOPPED, EXIT_USER_ERROR, stop_signals_to
 from train.recipe import Recipe
 from train.run_folder import RunFolder, lock
-from train.sharding import check_batch, mesh_sizes
-from train.submit.job import Job, is_remote, record
+from train.submit.job import Job, record
 
 EXIT_DONE = 0
 _POLL_SECONDS = 0.05
@@ -56,8 +54,7 @@ class Local:
 
     def place(self, recipe: Recipe) -> Recipe:
         if self.devices_per_process:
-            sizes = mesh_sizes(recipe.mesh, self.num_processes * self.devices_per_process, num_slices=1)
-            check_batch(AbstractMesh(tuple(sizes.values()), tuple(sizes)), recipe.data.batch_rows, recipe.data.sequence_length, recipe.data.num_microbatches)
+            recipe.check_devices(self.num_processes * self.devices_per_process)
         return recipe
 
     def render(self, job: Job) -> str:
@@ -66,7 +63,7 @@ class Local:
         return "\n".join([*lines, f"# output: {logs_folder(job)}/worker-N.log; restarts: {self.max_restarts}"])
 
     def submit(self, job: Job, console: rich.console.Console) -> int:
-        with contextlib.closing(lock(logs_folder(job))):
+        with lock(logs_folder(job)):
             record(job, "local", console)
             return launch(job.command(sys.executable, "-m", "train.cli"), self, logs_folder(job), lambda: newest_step(job.run_dir), console)
 
@@ -107,8 +104,8 @@ def launch(command: Sequence[str], options: Local, logs: pathlib.Path, progress:
     Raises:
       UserError: the restarts are used up.
     """
-    restarts, reached = 0, progress()
-    with StopRequests() as stop:
+    restarts, reached, stop = 0, progress(), StopRequests()
+    with stop_signals_to(stop.note):
         while True:
             ended = run_once(command, options, logs, stop)
             if ended.code in (EXIT_DONE, EXIT_USER_ERROR):
@@ -143,15 +140,7 @@ class StopRequests:
     def __init__(self):
         self.num_received = 0
 
-    def __enter__(self) -> "StopRequests":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, *_: Any) -> None:
+    def note(self, *_: Any) -> None:
         self.num_received += 1
 
 

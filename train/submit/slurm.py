@@ -6,13 +6,11 @@ import pathlib
 import sys
 
 import rich.console
-from jax.sharding import AbstractMesh
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import write_bytes
+from tokenizer_lab.files import is_remote, write_bytes
 from train.recipe import Recipe
-from train.sharding import check_batch, mesh_sizes
-from train.submit.job import Job, check_name, environment, is_remote, record, shell_values
+from train.submit.job import Job, check_name, environment, record, shell_values
 
 _BODY = pathlib.Path(__file__).with_name("slurm.sh")
 
@@ -45,8 +43,7 @@ class Slurm:
         for name, least in (("nodes", 1), ("gpus_per_node", 0), ("max_restarts", 0), ("grace_seconds", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
-        sizes = mesh_sizes(recipe.mesh, self.nodes * self.tasks_per_node, num_slices=1)
-        check_batch(AbstractMesh(tuple(sizes.values()), tuple(sizes)), recipe.data.batch_rows, recipe.data.sequence_length, recipe.data.num_microbatches)
+        recipe.check_devices(self.nodes * self.tasks_per_node)
         return recipe
 
     def render(self, job: Job) -> str:
