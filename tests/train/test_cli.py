@@ -81,7 +81,7 @@ def test_unknown_words_name_the_nearest(capsys, recipe_file):
 def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
     assert "--model.num-layers" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "four")
     assert "model.num_layers is 0" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "0")
-    assert "exactly one of steps, bytes and flops" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--budget.bytes", "10")
+    assert "exactly one of steps, bytes, flops and seconds" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--budget.bytes", "10")
     assert "--run-dir" in refused(capsys, "train", recipe_file)
     assert "the recipe comes first" in refused(capsys, "train", "--run-dir", "x")
     assert "is not a corpus" in refused(capsys, "fit", "byte", "--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))

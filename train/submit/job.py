@@ -78,10 +78,11 @@ def check_name(name: str, max_length: int) -> None:
 def overrides(base: Recipe, wanted: Recipe) -> list[str]:
     """Options of `toklab train` that turn one recipe into another of the same kinds."""
     old, new = flatten(to_json(base)), flatten(to_json(wanted))
-    return [word for name, value in new.items() if value != old[name] for word in _option(name, value)]
+    return [word for name, value in new.items() if value != old[name] for word in option_words(name, value)]
 
 
-def _option(name: str, value: Any) -> list[str]:
+def option_words(name: str, value: Any) -> list[str]:
+    """A field of a config as an option on the command line."""
     section, _, field = name.replace("_", "-").rpartition(".")
     prefix = f"--{section}." if section else "--"
     if isinstance(value, bool):
