@@ -127,6 +127,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
                 enter("save")
                 with clock("checkpoint"):
                     document_hashes.write()
+                    state = on_clock(state)
                     checkpoints.save(launched, state, setup.identity | {"counters": counters(setup, state)})
         with clock("step"):  # a step that was launched behind the end of the budget has changed nothing
             rest = [] if over else jax.device_get(list(in_flight))
@@ -143,6 +144,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         enter("save")
         with clock("checkpoint"):
             document_hashes.write()
+            state = on_clock(state)
             if checkpoints.latest_step() != int(state.step):
                 checkpoints.save(int(state.step), state, setup.identity | {"counters": counters(setup, state)})
             checkpoints.wait()
