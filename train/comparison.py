@@ -30,7 +30,7 @@ import tokenizer_lab
 from data.rows import CausalRow
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_json, write_json
+from tokenizer_lab.files import is_remote, read_json, write_json
 from tokenizer_lab.representation import Representation
 from train.cli import EXIT_STOPPED, EXIT_USER_ERROR
 from train.evaluation import fixed_subset
@@ -154,6 +154,7 @@ def refuse(problems: Sequence[str]) -> None:
 
 def toklab(words: Sequence[str], logs: epath.Path, console: rich.console.Console) -> int:
     """Runs a command of `toklab` in a process of its own and shows what it says; returns its exit code. Raises UserError where it fails."""
+    logs = epath.Path("toklab-logs") / logs.name if is_remote(logs) else logs
     return launch([sys.executable, "-m", "train.cli", *words], Local(max_restarts=0), logs, lambda: 0, console)
 
 
@@ -211,8 +212,8 @@ def other_runs_there(runs: Sequence[Run], out: epath.Path) -> list[str]:
             continue
         stored = read_json(folder.config, "run's config")
         differing = refused_changes(stored, wanted)
-        if stored["budget"] != wanted["budget"]:
-            differing.append(f"budget: {stored['budget']} -> {wanted['budget']}")
+        if stored.get("budget") != wanted["budget"]:
+            differing.append(f"budget: {stored.get('budget')} -> {wanted['budget']}")
         if differing:
             problems.append(f"{folder.path} holds another run than the experiment's ({'; '.join(differing)}); remove or rename the folder")
     return problems
@@ -345,10 +346,11 @@ def show(experiment: Experiment, plan: Plan, measured: Mapping[str, Measured], c
     states = [planned.state for planned in plan.runs]
     left = [planned.cost.flops_left for planned in plan.runs if planned.state != DONE]
     counted = ", ".join(f"{states.count(state)} {state}" for state in (DONE, UNSCORED, CUT_OFF, MISSING) if state in states)
-    time = "time not known" if plan.seconds is None else f"about {duration(plan.seconds)}, by {plan.clock}" if plan.clock else "no time"
-    flops = "FLOPs not known" if None in left else f"{sum(left):.3g} FLOPs to do"
+    time = "time not known" if plan.seconds is None else f"about {duration(plan.seconds)}, by {plan.clock}"
+    flops = "FLOPs not known" if None in left else f"{sum(left):.3g} FLOPs"
+    to_do = f"to do: {flops}, {time}" if left else "nothing to do"
     context = f"rows of about {experiment.context_bytes:,} bytes" if experiment.context_bytes else "rows as long as the recipes say"
-    for line in (f"{experiment.name}: {len(states)} runs: {counted}; {context}; {flops}, {time}", *(f"note: {note}" for note in plan.notes)):
+    for line in (f"{experiment.name}: {len(states)} runs: {counted}; {context}; {to_do}", *(f"note: {note}" for note in plan.notes)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -404,15 +406,14 @@ def run_all(plan: Plan, out: epath.Path, target: Target, console: rich.console.C
 def do(planned: PlannedRun, out: epath.Path, target: Target, console: rich.console.Console) -> int:
     """Trains and evaluates a run, or goes on with it; the exit code of what ended it."""
     recipe, folder = planned.run.recipe, planned.folder
-    if planned.state != UNSCORED:
-        try:
+    try:
+        if planned.state != UNSCORED:
             path = write_recipe(recipe, out / "recipes" / f"{planned.run.folder_name}.json")
-            job = make_job(path, recipe, target.place(recipe), str(folder.path))
-            if code := target.submit(job, console):
+            if code := target.submit(make_job(path, recipe, target.place(recipe), str(folder.path)), console):
                 return code
-        except UserError as error:
-            console.print(f"{recipe.name}: {error}", soft_wrap=True, markup=False)
-            return EXIT_USER_ERROR
-    if state_of(folder)[0] != UNSCORED:  # it was handed over to others, who are at it
-        return EXIT_DONE
-    return toklab(["eval", str(folder.path)], folder.logs / "eval", console)
+        if state_of(folder)[0] != UNSCORED:  # it was handed over to others, who are at it
+            return EXIT_DONE
+        return toklab(["eval", str(folder.path)], folder.logs / "eval", console)
+    except UserError as error:
+        console.print(f"{recipe.name}: {error}", soft_wrap=True, markup=False)
+        return EXIT_USER_ERROR

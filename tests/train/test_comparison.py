@@ -5,6 +5,9 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import rich.console
@@ -14,14 +17,15 @@ from data.store import Corpus
 from models.encoder import EncoderConfig
 from tokenizer_lab.byte import ByteFit
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import write_json
 from tokenizer_lab.subword import SubwordFit
 from train import commands, comparison, loop
 from train.comparison import CUT_OFF, DONE, MISSING, CompareOptions, compare
 from train.document_hashes import read_hashes
-from train.experiment import Arm, Experiment, Measured, Size, Text, check, fit_of, load_experiment, open_text, resolve
+from train.experiment import Arm, Experiment, Measured, Size, Text, check, fit_of, open_text, resolve
 from train.objectives import Replaced
 from train.optimizer import Budget
-from train.recipe import load_recipe
+from train.recipe import to_json
 from train.run_folder import RunFolder
 from train.submit.local import Local
 
@@ -34,7 +38,7 @@ def experiment(make_recipe) -> Experiment:
     recipe = make_recipe()
     return Experiment(
         name="tiny", arms=(Arm(name="byte", recipe=recipe, fit=ByteFit()), Arm(name="subword", recipe=recipe, fit=SubwordFit(vocab_size=280))),
-        sizes=(Size(name="xs", budget=Budget(bytes=1500), model={"num_layers": 1}),), seeds=(0, 1), context_bytes=48)
+        sizes=(Size(name="xs", budget=Budget(bytes=4000), model={"num_layers": 1}),), seeds=(0, 1), context_bytes=48)
 
 
 @pytest.fixture
@@ -72,7 +76,7 @@ def test_rows_hold_about_as_much_text_in_every_arm(experiment, text):
     assert lengths == {"byte": 48, "subword": 24}  # 49.0 and 20.9 positions, to a multiple of 8
     own = resolve(dataclasses.replace(experiment, context_bytes=None), text, MEASURED, [])
     assert {run.recipe.data.sequence_length for run in own} == {32}
-    assert {run.recipe.model.num_layers for run in own} == {1} and {run.recipe.budget for run in own} == {Budget(bytes=1500)}
+    assert {run.recipe.model.num_layers for run in own} == {1} and {run.recipe.budget for run in own} == {Budget(bytes=4000)}
 
 
 @pytest.mark.parametrize("what", ["optimizer", "artifact", "logging"])
@@ -158,6 +162,50 @@ def test_a_budget_that_the_fit_has_spent_is_refused(experiment, text):
     assert len(problems) == 1 and "arm subword, size xs: its budget of 1e+09 FLOPs is no more than the 1e+09 that fitting" in problems[0]
 
 
+@pytest.mark.parametrize("budget, steps, flops", [(Budget(bytes=4000), 11, 11 * 8 * 48), (Budget(flops=1e6), 3, 3 * 8 * 48), (Budget(seconds=20.0), 5, 5 * 8 * 48)])
+def test_the_cost_of_a_run_is_that_of_its_budget(experiment, text, monkeypatch, budget, steps, flops):
+    """At 1,000 FLOPs a position and 1e5 a second; the byte arm's step is of 8 x 48 positions and 376 bytes."""
+    monkeypatch.setattr(comparison, "model_flops_per_token", lambda recipe, vocab_size: {"total": 1000.0})
+    run = resolve(dataclasses.replace(experiment, sizes=(Size(name="s", budget=budget),)), text, MEASURED, [])[0]
+    cost = comparison.cost_of(run.recipe, MEASURED["byte"], text, 0, MISSING, 1e5)
+    assert (cost.steps, cost.flops) == (steps, flops * 1000.0) and cost.num_bytes == pytest.approx(steps * 376.3, rel=1e-3)
+    held_out = text.corpora[0].documents("test").num_bytes
+    evaluated = held_out + (steps // 6 + 1) * 500
+    assert cost.flops_left == pytest.approx(flops * 1000 + evaluated / 0.98 * 1000 / 3)
+    assert comparison.cost_of(run.recipe, MEASURED["byte"], text, steps, DONE, 1e5).flops_left == 0
+    after_one = comparison.cost_of(run.recipe, MEASURED["byte"], text, 6, CUT_OFF, 1e5).flops_left
+    assert after_one < cost.flops_left
+    unknown = comparison.cost_of(run.recipe, MEASURED["byte"], text, 0, MISSING, None)
+    assert (unknown.flops is None) == (budget.seconds is not None)
+
+
+def test_runs_of_another_version_of_the_code_are_named(experiment, text, tmp_path, monkeypatch):
+    runs = resolve(experiment, text, MEASURED, [])
+    for run, code in zip(runs, ("ours", "theirs", "theirs")):
+        path = comparison.folder_of(run, epath.Path(tmp_path)).job
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"code": code}))
+    monkeypatch.setattr(comparison, "code_fingerprint", lambda: "ours")
+    [note] = comparison.make_plan(experiment, text, runs, MEASURED, epath.Path(tmp_path)).notes
+    assert note.startswith("2 runs are of another version of the code (theirs, here ours): subword-xs-s0, byte-xs-s1; remove their folders")
+
+
+def test_a_folder_that_holds_another_run_is_named(experiment, text, tmp_path):
+    runs = resolve(experiment, text, MEASURED, [])
+    for run, budget in zip(runs, (Budget(bytes=4000), Budget(bytes=3000))):
+        write_json(comparison.folder_of(run, epath.Path(tmp_path)).config, to_json(dataclasses.replace(run.recipe, budget=budget)))
+    [problem] = comparison.other_runs_there(runs, epath.Path(tmp_path))
+    assert "subword-xs-s0" in problem and "holds another run than the experiment's (budget:" in problem
+
+
+def test_an_arm_without_bits_per_byte_is_told_of(experiment, text, tmp_path):
+    model = EncoderConfig(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48, compute_dtype="float32")
+    replaced = dataclasses.replace(experiment.arms[1].recipe, model=model, objective=Replaced(generator_share=0.5))
+    experiment = change(experiment, 1, recipe=replaced)
+    [note] = comparison.make_plan(experiment, text, resolve(experiment, text, MEASURED, []), MEASURED, epath.Path(tmp_path)).notes
+    assert "arm subword: objective 'replaced' has no bits per byte" in note
+
+
 # Doing it.
 
 
@@ -221,7 +269,7 @@ def test_only_what_is_missing_is_run_and_the_report_proves_the_order(experiment,
     slower = dataclasses.replace(experiment.arms[1].recipe, optimizer=dataclasses.replace(experiment.arms[1].recipe.optimizer, learning_rate=1e-3))
     with pytest.raises(UserError, match="would take about .* more than --max-hours 1e-09"):
         run_it(change(experiment, 1, recipe=slower), max_hours=1e-9)
-    assert run_it(change(experiment, 1, recipe=slower)) == (0, ["subword-xs-s0", "subword-xs-s1"])
+    assert states(out) == [("byte", DONE), ("subword", MISSING)] * 2, "the changed arm alone"
 
     path = next((out / "runs").glob("byte-xs-s0-*")) / "documents" / "00000.json"
     noted = json.loads(path.read_text())
@@ -234,7 +282,48 @@ def test_only_what_is_missing_is_run_and_the_report_proves_the_order(experiment,
 
 def stop_after_a_step(train) -> int:
     """What a SIGTERM does while the first step is being looked at."""
-    look_at = loop.look_at
+    look_at, looked = loop.look_at, []
+
+    def look_and_stop(*arguments):
+        if not looked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        looked.append(None)
+        return look_at(*arguments)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "look_at", lambda *arguments: (os.kill(os.getpid(), signal.SIGTERM), look_at(*arguments))[1])
+        patch.setattr(loop, "look_at", look_and_stop)
         return train()
+
+
+EXPERIMENT_FILE = """
+from tokenizer_lab.byte import ByteFit
+from tokenizer_lab.subword import SubwordFit
+from train.experiment import Arm, Experiment, Size
+from train.optimizer import Budget
+from train.recipe import load_recipe
+
+def experiment():
+    recipe = load_recipe({path!r})
+    return Experiment(name="tiny", arms=(Arm(name="byte", recipe=recipe, fit=ByteFit()), Arm(name="subword", recipe=recipe, fit=SubwordFit(vocab_size=280))),
+                      sizes=(Size(name="xs", budget=Budget({budget})),), seeds=(0,), context_bytes=48)
+"""
+
+
+@pytest.mark.slow
+def test_the_command_trains_in_processes_of_their_own_and_stops_when_told(recipe, tmp_path):
+    write_json(tmp_path / "recipe.json", to_json(recipe))
+    (tmp_path / "tiny.py").write_text(EXPERIMENT_FILE.format(path=str(tmp_path / "recipe.json"), budget="bytes=60_000"))
+    command = [sys.executable, "-m", "train.cli", "compare", str(tmp_path / "tiny.py"), "--out", str(tmp_path / "out")]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    with subprocess.Popen(command, env=environment) as stopped:
+        runs = tmp_path / "out" / "runs"
+        while not list(runs.glob("byte-*/metrics.jsonl")):
+            assert stopped.poll() is None
+            time.sleep(0.1)
+        stopped.send_signal(signal.SIGTERM)
+        assert stopped.wait() == 75
+    planned = subprocess.run([*command, "--plan-only"], env=environment, capture_output=True, text=True)
+    assert planned.returncode == 0 and "2 runs: 1 cut off, 1 missing" in planned.stdout, planned
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "going on from step" in done.stdout, done
+    assert len(list(runs.iterdir())) == 2 and (tmp_path / "out" / "report" / "index.html").exists()
