@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.rows import cursor_width
 from models.decoder import DecoderConfig
 from train.cli import keep_memory
 from train.objectives import Causal
@@ -52,7 +53,7 @@ class OwnStep:
         ids, ones = shape.ids(), np.ones((shape.batch_rows, shape.sequence_length), np.int32)
         self._batch = put_batch(mesh, {
             "ids": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": ones, "positions": ones * np.arange(shape.sequence_length, dtype=np.int32),
-            "num_bytes": ones[:, 0], "cursors": np.zeros((shape.batch_rows, 2), np.int32)})
+            "num_bytes": ones[:, 0], "cursors": np.zeros((shape.batch_rows, cursor_width(1)), np.int32)})
         self.compiled = step.lower(self._state, self._batch).compile()
 
     @property

@@ -58,9 +58,9 @@ class EncoderRow(Row):
         row, seed, num_bytes = RowBuilder(self.streams.representation.vocab_size, self.streams.sequence_length), row_seed(self), 0
         while True:
             ids, lengths = self.open_document()
-            start = int(self.cursor[-1])
+            start = self.position
             if (take := row.room_for(len(ids) - start)) is None:
-                return row.arrays | {"num_bytes": np.int32(num_bytes), "row_seeds": seed, "cursors": self.cursor.copy()}
+                return row.arrays | {"num_bytes": np.int32(num_bytes), "row_seeds": seed, "cursors": self.cursor}
             row.add(ids[start : start + take])
             num_bytes += int(lengths[start : start + take].sum())
             self.advance(start + take, len(ids))
@@ -80,7 +80,7 @@ class PairRow(Row):
 
     def next_sequence(self) -> Batch:
         length, seed = self.streams.sequence_length, row_seed(self)
-        lines, start = self.open_document(), int(self.cursor[-1])
+        lines, start = self.open_document(), self.position
         target = 5 + self._chance("length") % (length - 4) if self._uniform("short") < _SHORT_TARGET_SHARE else length
         end, num_ids = start, 0
         while end < len(lines) and num_ids < target:
@@ -93,7 +93,7 @@ class PairRow(Row):
         row.add(first[0], second[0] if len(second[0]) else None)
         self.advance(end, len(lines))
         num_bytes = first[1].sum() + second[1].sum()
-        return row.arrays | {"num_bytes": np.int32(num_bytes), "row_seeds": seed, "cursors": self.cursor.copy()}
+        return row.arrays | {"num_bytes": np.int32(num_bytes), "row_seeds": seed, "cursors": self.cursor}
 
     def _split(self, lines: list[Encoded], target: int) -> tuple[Encoded, Encoded]:
         """Two segments: a line goes to the first if that is empty, or has room, or by a coin's fall as what fills it.
@@ -112,7 +112,7 @@ class PairRow(Row):
         return _joined(segments[0]), _joined(segments[1])
 
     def _chance(self, *what: str) -> int:
-        return self.chance(str(self.cursor[-1]), *what)
+        return self.chance(str(self.position), *what)
 
     def _uniform(self, *what: str) -> float:
         return self._chance(*what) / 2**64
@@ -120,7 +120,7 @@ class PairRow(Row):
 
 def row_seed(row: Row) -> np.uint32:
     """The chance of the sequence that a row is about to make."""
-    return np.uint32(row.chance("row", str(row.cursor[-1])) % 2**32)
+    return np.uint32(row.chance("row", str(row.position)) % 2**32)
 
 
 def _joined(lines: list[Encoded]) -> Encoded:

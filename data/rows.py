@@ -12,8 +12,13 @@ The way of the data, step by step; each step's state is what the next needs to g
 4. A row takes the next T positions of its stream; where a document ends the next begins. Attention stays in a document by
    `segment_ids`, and `num_bytes` says how many source bytes the targets carry.
 
-So the cursor of a row is `i32[S + 1]`: documents finished per source, and positions done in the current document. It does not know
+So the position of a row is S + 1 integers: documents finished per source, and positions done in the current document. It does not know
 how many hosts there are, how long T is, or how many workers encode.
+
+5. A row keeps a running hash of the documents it has finished, of their numbers and their bytes, one after the other: two runs whose hashes
+   agree after n documents have read the same n documents in the same order, whatever they encode them to. State: the hash, two integers.
+
+Together that is the cursor of a row, `i32[S + 3]`.
 """
 
 import abc
@@ -49,6 +54,14 @@ class Source:
 
     documents: Documents
     weight: float = 1.0
+
+
+_HASH_WORDS = 2
+
+
+def cursor_width(num_sources: int) -> int:
+    """Integers in a row's cursor: documents finished of each source, positions done in the current document, and the hash."""
+    return num_sources + 1 + _HASH_WORDS
 
 
 def draw_source(seed: int, row: int, draw: int, weights: Sequence[float]) -> int:
@@ -89,7 +102,7 @@ class RowStreams(grain.IterDataset):
     """An endless dataset of batches for some rows of the global batch.
 
     Each batch is a dict of numpy arrays for the R rows asked for: `ids`, `targets`, `segment_ids` (1, 2, ... within the row),
-    `positions` (from 0 in each piece of a document), all i32[R, T]; `num_bytes` i32[R]; and `cursors` i32[R, S + 1], from which the
+    `positions` (from 0 in each piece of a document), all i32[R, T]; `num_bytes` i32[R]; and `cursors` i32[R, S + 3], from which the
     row goes on *after* this batch.
     """
 
@@ -106,6 +119,7 @@ class RowStreams(grain.IterDataset):
         piece_length: int = 0,
         num_workers: int = 1,
         layout: "type[Row] | None" = None,
+        note_hash: "NoteHash" = lambda row, num_documents, digest: None,
     ):
         """
         Args:
@@ -115,11 +129,12 @@ class RowStreams(grain.IterDataset):
           sequence_length: T.
           seed: of the shuffles and of the draws.
           rows: which of the B rows to read; all by default.
-          cursors: i32[R, S + 1] from where to go on; the beginning by default.
+          cursors: i32[R, S + 3] from where to go on; the beginning by default.
           piece_length: if not 0, documents are cut, from a random place on, into pieces of at most this many positions, none of
             which sees what is before it: each has a segment id of its own and begins with the end-of-document id.
           num_workers: threads that read and encode (tokenizers release the interpreter lock); changes nothing but the speed.
           layout: how rows are filled, `CausalRow` by default; those for encoders are in `data/encoder_rows.py`.
+          note_hash: told a row's running hash, by the thread that fills it, where `is_noted` says so.
         """
         super().__init__()
         assert sources and batch_rows > 0 and sequence_length > 0 and num_workers > 0
@@ -131,9 +146,10 @@ class RowStreams(grain.IterDataset):
             raise UserError("a corpus without documents cannot be trained on; ingest some text into it, or take it out of the mixture")
         self.shuffled = [
             grain.MapDataset.source(source.documents).shuffle(seed=_shuffle_seed(seed, number)) for number, source in enumerate(sources)]
-        self.cursors = np.zeros((len(self.rows), len(sources) + 1), np.int32) if cursors is None else np.array(cursors, np.int32)
-        assert self.cursors.shape == (len(self.rows), len(sources) + 1), self.cursors.shape
-        self.piece_length, self.num_workers, self.layout = piece_length, num_workers, layout or CausalRow
+        shape = len(self.rows), cursor_width(len(sources))
+        self.cursors = np.zeros(shape, np.int32) if cursors is None else np.array(cursors, np.int32)
+        assert self.cursors.shape == shape, self.cursors.shape
+        self.piece_length, self.num_workers, self.layout, self.note_hash = piece_length, num_workers, layout or CausalRow, note_hash
 
     def __iter__(self) -> "RowStreamIterator":
         return RowStreamIterator(self)
@@ -163,20 +179,22 @@ class RowStreamIterator(grain.DatasetIterator):
 
 
 Draw = tuple[int, int]  # a source, and the number of a document in its shuffled order
+Opened = tuple[bytes, Any]  # a document's hash, and the document as the layout takes it
 
 
 class _EncodeOneByOne:
-    """Encodes each document when its row opens it."""
+    """Reads and encodes each document when its row opens it."""
 
     def __init__(self, streams: RowStreams):
         self._streams = streams
 
-    def __call__(self, draw: Draw) -> Any:
-        return self._streams.layout.encode(self._streams.representation, [self._read(draw)])[0]
+    def __call__(self, draw: Draw) -> Opened:
+        return self._open([draw])[0]
 
-    def _read(self, draw: Draw) -> bytes:
-        source, ordinal = draw
-        return self._streams.shuffled[source][ordinal]
+    def _open(self, draws: Sequence[Draw]) -> list[Opened]:
+        documents = [self._streams.shuffled[source][ordinal] for source, ordinal in draws]
+        hashes = [_hash(f"{source}/{ordinal}/".encode(), document) for (source, ordinal), document in zip(draws, documents)]
+        return list(zip(hashes, self._streams.layout.encode(self._streams.representation, documents), strict=True))
 
 
 class _EncodeAhead(_EncodeOneByOne):
@@ -186,20 +204,37 @@ class _EncodeAhead(_EncodeOneByOne):
         super().__init__(streams)
         self._num_documents, self._rows, self._ready = num_documents, rows, {}
 
-    def __call__(self, draw: Draw) -> Any:
+    def __call__(self, draw: Draw) -> Opened:
         if draw not in self._ready:
             per_row = -(-self._num_documents // len(self._rows))
             draws = [draw for row in self._rows for draw in row.next_draws(per_row) if draw not in self._ready]
-            documents = [self._read(draw) for draw in draws]
-            self._ready |= zip(draws, self._streams.layout.encode(self._streams.representation, documents), strict=True)
+            self._ready |= zip(draws, self._open(draws), strict=True)
         return self._ready.pop(draw)
+
+
+NoteHash = Callable[[int, int, bytes], None]  # of a row, the documents it has finished, and their running hash
+
+
+def is_noted(num_documents: int) -> bool:
+    """Whether a row's hash after so many documents is noted: where that number has three binary digits and then zeros, or is below 8.
+
+    Few are kept, and of two rows that have come to n documents or further, both have noted one of more than 4/5 n, or of n itself.
+    """
+    return num_documents % (1 << max(0, num_documents.bit_length() - 3)) == 0
+
+
+def _hash(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=4 * _HASH_WORDS)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 class Row(abc.ABC):
     """One row's stream: where it stands, and the document that it is in. Only ever used by one thread at a time."""
 
-    def __init__(self, streams: RowStreams, row: int, cursor: np.ndarray, encode: Callable[[Draw], Any]):
-        self.streams, self.row, self._encode = streams, row, encode
+    def __init__(self, streams: RowStreams, row: int, cursor: np.ndarray, open_: Callable[[Draw], Opened]):
+        self.streams, self.row, self._open = streams, row, open_
         self.move_to(cursor)
 
     @staticmethod
@@ -212,12 +247,19 @@ class Row(abc.ABC):
         """The next T positions, and the cursor behind them."""
 
     def move_to(self, cursor: np.ndarray) -> None:
-        self.cursor = np.array(cursor, np.int32)
+        cursor = np.array(cursor, np.int32)
+        self._finished, self.position = cursor[: -1 - _HASH_WORDS], int(cursor[-1 - _HASH_WORDS])
+        self._hash = cursor[-_HASH_WORDS:].tobytes()
         self._document: Any = None  # the current one, read when it is needed
+
+    @property
+    def cursor(self) -> np.ndarray:
+        """i32[S + 3], where the row stands."""
+        return np.concatenate([self._finished, [self.position], np.frombuffer(self._hash, np.int32)], dtype=np.int32)
 
     def next_draws(self, count: int) -> list[Draw]:
         """What the row draws next, the current document first unless it is open."""
-        streams, finished = self.streams, self.cursor[:-1].copy()
+        streams, finished = self.streams, self._finished.copy()
         draws = []
         for _ in range(count + (self._document is not None)):
             source = draw_source(streams.seed, self.row, int(finished.sum()), streams.weights)
@@ -230,21 +272,23 @@ class Row(abc.ABC):
         if self._document is None:
             [draw] = self.next_draws(1)
             self._source = draw[0]
-            self._document = self._encode(draw)
+            self._document_hash, self._document = self._open(draw)
         return self._document
 
     def advance(self, position: int, end: int) -> None:
         """Moves to a position of the current document, or to the next document if that is its end."""
+        self.position = position
         if position < end:
-            self.cursor[-1] = position
-        else:
-            self.cursor[self._source] += 1
-            self.cursor[-1] = 0
-            self._document = None
+            return
+        self._finished[self._source] += 1
+        self.position, self._document = 0, None
+        self._hash = _hash(self._hash, self._document_hash)
+        if is_noted(num_documents := int(self._finished.sum())):
+            self.streams.note_hash(self.row, num_documents, self._hash)
 
     def chance(self, *what: str) -> int:
         """64 bits that stand for chance, of the document the row is in."""
-        return _draw_hash(self.streams.seed, self.row, int(self.cursor[:-1].sum()), *what)
+        return _draw_hash(self.streams.seed, self.row, int(self._finished.sum()), *what)
 
 
 class CausalRow(Row):
@@ -258,7 +302,7 @@ class CausalRow(Row):
         filled, segment, num_bytes = 0, 0, 0
         while filled < length:
             ids, lengths = self.open_document()
-            start = int(self.cursor[-1])
+            start = self.position
             assert start < len(lengths), f"position {start} of a document that has {len(lengths)}"
             take = min(length - filled, self._end_of_piece(start, len(lengths)) - start)
             segment += 1
@@ -268,7 +312,7 @@ class CausalRow(Row):
             num_bytes += int(lengths[start : start + take].sum())
             filled += take
             self.advance(start + take, len(lengths))
-        return out | {"num_bytes": np.int32(num_bytes), "cursors": self.cursor.copy()}
+        return out | {"num_bytes": np.int32(num_bytes), "cursors": self.cursor}
 
     def _end_of_piece(self, position: int, end: int) -> int:
         """Where the document, or the piece of it that `position` is in, ends."""

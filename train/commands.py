@@ -278,7 +278,7 @@ def plan(arguments: list[str]) -> int:
 def submit(arguments: list[str]) -> int:
     """train a recipe on other machines, or in several processes here, restarted as needed"""
     with interruptible_import():
-        from train.recipe import load_recipe, nearest
+        from train.recipe import load_recipe
         from train.submit import TARGETS, target_class
         from train.submit.job import make_job
 
@@ -289,9 +289,8 @@ def submit(arguments: list[str]) -> int:
     if kind is None:
         print(f"usage: toklab submit RECIPE {usage} [--field value ...]; toklab submit RECIPE --to KIND --help shows every field")
         return 0
-    if kind not in TARGETS:
-        raise UserError(f"no --to {kind!r}{nearest(kind, TARGETS)}; there are {', '.join(TARGETS)}")
-    fields = [("run_dir", str), ("job_name", str | None, None), ("dry_run", bool, False), ("target", Annotated[target_class(kind), tyro.conf.arg(name="")])]
+    target = target_class(kind)
+    fields = [("run_dir", str), ("job_name", str | None, None), ("dry_run", bool, False), ("target", Annotated[target, tyro.conf.arg(name="")])]
     parsed = parse_with_recipe("submit", fields, usage, arguments)
     if parsed is None:
         return 0
@@ -300,6 +299,23 @@ def submit(arguments: list[str]) -> int:
         print(parsed.target.render(job))
         return 0
     return parsed.target.submit(job, rich.console.Console())
+
+
+def compare(arguments: list[str]) -> int:
+    """an experiment: plans its runs, does what is missing, ends in one report"""
+    with interruptible_import():
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # the runs are processes of their own, which shall find the accelerators free
+        from train.comparison import CompareOptions, compare as run_comparison
+        from train.submit import target_class
+
+    kind, arguments = take_option("--submit", arguments)
+    target = Annotated[target_class(kind or "local", "--submit"), tyro.conf.arg(name="")]
+    command = dataclasses.make_dataclass("Compare", [("options", Annotated[CompareOptions, tyro.conf.arg(name="")]), ("target", target)], kw_only=True, frozen=True)
+    command.__doc__ = f"{CompareOptions.__doc__}\n\nRuns go to --submit KIND, a place of `toklab submit`, whose options are options here; by default to processes on this machine."
+    parsed = parse(command, arguments, "compare")
+    return run_comparison(parsed.options, parsed.target, rich.console.Console())
 
 
 def take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -393,6 +409,7 @@ def report(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "ingest": ingest, "fit": fit, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
+    "compare": compare,
 }
 
 

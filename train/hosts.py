@@ -41,7 +41,7 @@ _END_KEY, _ENDED_KEYS = "toklab/end", "toklab/ended/"
 _LOST_WORDS = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # of errors of collectives and of the coordinator
 _POLL_SECONDS, _ANSWER_SECONDS = 0.5, 10.0
 _FOREVER_MILLISECONDS = 7 * 24 * 3600 * 1000  # the watchdog's deadlines end what waits in vain
-_PACKAGES = ("tokenizer_lab", "models", "data", "train", "configs")
+_PACKAGES = ("tokenizer_lab", "models", "data", "train")  # without configs, which are compared as what they come to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +208,16 @@ def make_any_host(mesh: Mesh) -> Callable[[bool], Any]:
     everywhere = NamedSharding(mesh, PartitionSpec(MESH_AXES))
     any_asked = jax.jit(jnp.any, out_shardings=replicated(mesh))
     return lambda asked: any_asked(jax.make_array_from_callback((mesh.size,), everywhere, lambda _: np.full(1, asked)))
+
+
+def make_first_number(mesh: Mesh) -> Callable[[float], jax.Array]:
+    """A function (number, at least 0) -> f32[] process 0's number on all devices, which every process calls equally often."""
+    if num_hosts() == 1:
+        return lambda number: jax.device_put(np.float32(number), replicated(mesh))
+    everywhere = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+    largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
+    own = lambda number: np.full(1, number if is_first() else 0, np.float32)  # noqa: E731
+    return lambda number: largest(jax.make_array_from_callback((mesh.size,), everywhere, lambda _: own(number)))
 
 
 def _is_of_lost_host(error: BaseException | None) -> bool:

@@ -14,12 +14,13 @@ import jax
 import numpy as np
 import rich.console
 
-from data.rows import RowStreams, Source
+from data.rows import NoteHash, RowStreams, Source
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
 from train import hosts
 from train.checkpoints import Checkpoints
 from train.cli import stop_signals_to
+from train.document_hashes import DocumentHashes
 from train.evaluation import fixed_subset, held_out_documents, make_judge
 from train.goodput import Timekeeper, account
 from train.logs import NoLog, RunLog, Stopwatch
@@ -71,14 +72,15 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         stack.enter_context(hosts.ending_together())  # before the checkpoints are closed, which waits for all hosts
         state = start_or_resume(setup, run, checkpoints, console)
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
-        over = bool(setup.meter(state.step, state.bytes_seen)[1])
+        over = bool(setup.meter(state.step, state.bytes_seen, state.seconds)[1])
         if hosts.first_decides("nothing left to do", over and is_summarized(run, first_step)):
             console.print(f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. {recipe.budget.twice}",
                           soft_wrap=True)
             return FINISHED
         times = Timekeeper(run.times if hosts.is_first() else None, clock, first_step)
         # 3. The data from there, and the held-out text.
-        next_batch = open_batches(setup, state)
+        document_hashes = DocumentHashes(run.documents, hosts.this_host())
+        next_batch = open_batches(setup, state, document_hashes.note)
         evaluate = make_evaluate(setup)
         # 4. The step.
         enter("compile")
@@ -94,6 +96,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         profiler = stack.enter_context(Profiler(profile if hosts.is_first() else None, run.profile, console))
         launched, in_flight = first_step, collections.deque()
         any_host, stopped = hosts.make_any_host(setup.mesh), False
+        on_clock = make_on_clock(setup, state, clock)
         checkpoint_due = lambda: launched % recipe.checkpoint.every_steps == 0  # noqa: E731
         evaluation_due = lambda: launched % recipe.evaluation.every_steps == 0  # noqa: E731
         started = time.perf_counter()
@@ -104,7 +107,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
             with clock("profile"):
                 profiler.reach(launched, state)
             with clock("step"), jax.profiler.StepTraceAnnotation("train", step_num=launched):
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(on_clock(state), batch)
                 in_flight.append((metrics, any_host(stop.received)))
             launched += 1
             with clock("data"):
@@ -123,6 +126,8 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
             if checkpoint_due() and not over:
                 enter("save")
                 with clock("checkpoint"):
+                    document_hashes.write()
+                    state = on_clock(state)
                     checkpoints.save(launched, state, setup.identity | {"counters": counters(setup, state)})
         with clock("step"):  # a step that was launched behind the end of the budget has changed nothing
             rest = [] if over else jax.device_get(list(in_flight))
@@ -138,6 +143,8 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
                 log.evaluation(evaluate(state))
         enter("save")
         with clock("checkpoint"):
+            document_hashes.write()
+            state = on_clock(state)
             if checkpoints.latest_step() != int(state.step):
                 checkpoints.save(int(state.step), state, setup.identity | {"counters": counters(setup, state)})
             checkpoints.wait()
@@ -210,8 +217,8 @@ def _short(fingerprints: str | list[str]) -> str:
     return fingerprints[:12] if isinstance(fingerprints, str) else "+".join(fingerprint[:12] for fingerprint in fingerprints)
 
 
-def open_batches(setup: Setup, state: TrainState) -> Callable[[], dict[str, jax.Array]]:
-    """A function that gives the next global batch, from where the state's cursors stand."""
+def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Callable[[], dict[str, jax.Array]]:
+    """A function that gives the next global batch, from where the state's cursors stand; rows tell `note_hash` what they have read."""
     data, mesh = setup.recipe.data, setup.mesh
     rows = local_rows(mesh, data.batch_rows)
     weights = data.weights or (1.0,) * len(setup.corpora)
@@ -219,7 +226,7 @@ def open_batches(setup: Setup, state: TrainState) -> Callable[[], dict[str, jax.
         [Source(corpus.documents("train"), weight) for corpus, weight in zip(setup.corpora, weights)], setup.representation,
         batch_rows=data.batch_rows, sequence_length=data.sequence_length, seed=setup.recipe.seed, rows=rows,
         cursors=_rows_of(state.cursors, rows), piece_length=data.piece_length, num_workers=data.num_workers,
-        layout=setup.recipe.layout)
+        layout=setup.recipe.layout, note_hash=note_hash)
     batches = iter(grain.experimental.ThreadPrefetchIterDataset(streams, prefetch_buffer_size=data.prefetch_batches))
 
     def place(name: str, value: np.ndarray) -> jax.Array:
@@ -230,11 +237,20 @@ def open_batches(setup: Setup, state: TrainState) -> Callable[[], dict[str, jax.
 
 
 def _rows_of(cursors: jax.Array, rows: list[int]) -> np.ndarray:
-    """This process's rows of the global cursors i32[B, S + 1]."""
+    """This process's rows of the global cursors i32[B, S + 3]."""
     own = {}
     for shard in cursors.addressable_shards:
         own |= zip(range(*shard.index[0].indices(cursors.shape[0])), np.asarray(shard.data))
     return np.stack([own[row] for row in rows])
+
+
+def make_on_clock(setup: Setup, state: TrainState, clock: Stopwatch) -> Callable[[TrainState], TrainState]:
+    """A function that tells a state how long has been trained, where the budget is in seconds; `state` is the one that is gone on from."""
+    if setup.budget.seconds is None:
+        return lambda state: state
+    before, shared = float(state.seconds), hosts.make_first_number(setup.mesh)
+    trained = lambda: before + clock.seconds.get("step", 0.0) + clock.seconds.get("data", 0.0)  # noqa: E731
+    return lambda state: dataclasses.replace(state, seconds=shared(trained()))
 
 
 def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, Any]]:
@@ -264,13 +280,16 @@ def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog, clock: St
         raise UserError(f"the last {numbers['skipped_in_a_row']} steps, up to step {numbers['step']}, were skipped because their gradients were not "
                         f"finite or spiked (last norm {numbers['grad_norm']:.3g}); lower --optimizer.learning-rate or raise --optimizer.skip-above")
     budget = setup.recipe.budget
+    if budget.seconds is not None:
+        return False  # the clock says so before a step, which then changes nothing
     return numbers["bytes_seen"] >= budget.bytes if budget.bytes is not None else numbers["step"] >= setup.num_steps
 
 
 def describe(setup: Setup, compile_seconds: float, console: rich.console.Console) -> None:
     """Says what is about to be trained."""
     parameters = setup.recipe.objective.count_parameters(setup.recipe.model, setup.representation.vocab_size)["total"]
-    length = f"{setup.num_steps:,} steps" if setup.num_steps is not None else f"{setup.recipe.budget.bytes:,} bytes of text"
+    budget = setup.budget
+    length = f"{setup.num_steps:,} steps" if setup.num_steps is not None else f"{budget.seconds:,g} seconds" if budget.seconds else f"{budget.bytes:,} bytes of text"
     console.print(f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters; {setup.flops_per_step:.3g} FLOPs "
                   f"a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size} x {jax.devices()[0].device_kind}; "
                   f"compiled in {compile_seconds:.1f} s", soft_wrap=True)

@@ -20,41 +20,50 @@ LIMB_BITS = 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a run is: exactly one of the three."""
+    """How long a run is: exactly one of the four."""
 
     steps: int | None = None
     bytes: int | None = None
     """Bytes of original text seen."""
     flops: float | None = None
     """Training FLOPs of the model, everything included."""
+    seconds: float | None = None
+    """Time spent in steps and waiting for their data, by the clock of the first process; start-up, compiling, evaluations and saves are
+    not in it. How many steps that is, and so every number, differs from run to run."""
 
     def __post_init__(self):
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) != 1 or any(not value > 0 or math.isinf(value) for value in given.values()):
-            raise UserError(f"budget {given or 'of nothing'}: give exactly one of steps, bytes and flops, more than 0")
+            raise UserError(f"budget {given or 'of nothing'}: give exactly one of steps, bytes, flops and seconds, more than 0")
 
     @property
     def twice(self) -> str:
         """The option that gives a run this budget once more."""
         [(name, value)] = [(name, value) for name, value in dataclasses.asdict(self).items() if value is not None]
-        return f"--budget.{name} {2 * value:g}" if name == "flops" else f"--budget.{name} {2 * value}"
+        return f"--budget.{name} {2 * value:g}" if name in ("flops", "seconds") else f"--budget.{name} {2 * value}"
 
 
 def total_steps(budget: Budget, flops_per_step: float) -> int | None:
-    """Steps that the budget pays for, or None where only the data can tell (a budget in bytes)."""
+    """Steps that the budget pays for, or None where only the data (a budget in bytes) or the clock can tell."""
     if budget.steps is not None:
         return budget.steps
     return math.ceil(budget.flops / flops_per_step) if budget.flops is not None else None
 
 
-def make_meter(budget: Budget, flops_per_step: float) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The function (steps i32[], bytes seen i32[2] of `limbs`) -> (share of the budget spent f32[], whether it is all spent bool[])."""
+Meter = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def make_meter(budget: Budget, flops_per_step: float) -> Meter:
+    """The function (steps i32[], bytes seen i32[2] of `limbs`, seconds f32[]) -> (share of the budget spent f32[], whether it is all spent bool[])."""
+    if budget.seconds is not None:
+        return lambda step, bytes_seen, seconds: (jnp.minimum(1.0, seconds / budget.seconds), seconds >= budget.seconds)
     steps = total_steps(budget, flops_per_step)
     if steps is not None:
-        return lambda step, _: (step / steps, step >= steps)
+        return lambda step, bytes_seen, seconds: (step / steps, step >= steps)
     end_high, end_low = limbs(budget.bytes)
 
-    def meter(_, bytes_seen):
+    def meter(step, bytes_seen, seconds):
+        del step, seconds
         high, low = bytes_seen
         share = (high.astype(jnp.float32) * 2.0**LIMB_BITS + low) / float(budget.bytes)  # as an int it might not fit an int32
         return share, (high > end_high) | ((high == end_high) & (low >= end_low))

@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import math
 import pathlib
+import re
 import types
 import typing
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from data.rows import CausalRow, Row
 from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import read_json
 from train.objectives import Causal, Objective
 from train.optimizer import Budget, OptimizerConfig
 from train.sharding import MeshConfig, check_batch, mesh_sizes
@@ -159,27 +161,49 @@ MAY_CHANGE_ON_RESUME = (
 
 def recipe_names() -> list[str]:
     """The recipes in `configs/`."""
-    return sorted(path.stem for path in _configs_folder().glob("*.py") if not path.stem.startswith("_"))
+    return config_names("recipe")
+
+
+def config_names(function: str) -> list[str]:
+    """The files in `configs/` that define a function of this name: recipes, or experiments."""
+    return sorted(path.stem for path in _configs_folder().glob("*.py") if re.search(rf"^def {function}\(", path.read_text(), re.MULTILINE))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """The recipe of a name in `configs/` or of a Python file. Raises UserError."""
-    names = recipe_names()
+    """The recipe of a name in `configs/`, of a Python file, or of a .json file with a resolved one, as a run's config.json. Raises UserError."""
+    if name_or_path.endswith(".json"):
+        return from_json(Recipe, read_json(name_or_path, "recipe"), name_or_path)
+    return load_config(name_or_path, "recipe", Recipe)
+
+
+def load_config(name_or_path: str, function: str, kind: type) -> Any:
+    """What a function of a Python file gives, an object of a kind.
+
+    Args:
+      name_or_path: of a file in `configs/`, or the path of any.
+      function: its name, which is also what people call such a file.
+      kind: of what it returns.
+
+    Raises:
+      UserError: there is no such file, or it does not work.
+    """
+    names = config_names(function)
     path = _configs_folder() / f"{name_or_path}.py" if name_or_path in names else pathlib.Path(name_or_path)
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"no recipe {name_or_path!r}{nearest(name_or_path, names)}; there are {', '.join(names)}, or give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+        raise UserError(f"no {function} {name_or_path!r}{nearest(name_or_path, names)}; there are {', '.join(names)}, or give the path of a Python file")
+    what = f"{'an' if function[0] in 'aeiou' else 'a'} {function} is a file with a function '{function}() -> {kind.__module__}.{kind.__name__}'"
+    spec = importlib.util.spec_from_file_location(f"{function}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        recipe = module.recipe()
+        config = getattr(module, function)()
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}; a recipe is a file with a function 'recipe() -> train.recipe.Recipe'") from error
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{path}: recipe() gives a {type(recipe).__name__}; it must give a train.recipe.Recipe")
-    return recipe
+        raise UserError(f"{path}: {type(error).__name__}: {error}; {what}") from error
+    if not isinstance(config, kind):
+        raise UserError(f"{path}: {function}() gives a {type(config).__name__}; {what}")
+    return config
 
 
 def _configs_folder() -> pathlib.Path:

@@ -23,6 +23,7 @@ from etils import epath
 from tokenizer_lab import files
 from tokenizer_lab.errors import UserError
 from train import report_page
+from train.document_hashes import Hashes, common_documents, read_hashes
 from train.report_page import fixed, short, si
 
 # The form of a run's files: `float` is a finite number or null, `...` any other key, a tuple that many items or null.
@@ -85,6 +86,8 @@ class Arm:
       evaluation: that of all held-out documents, where there was one.
       finetuned: what it came to on each task it was fine-tuned on.
       minimal_pairs: how often it preferred the better sentence, where that was asked.
+      order: what decides which documents its rows read, besides the text: seed, rows of a batch and weights of the corpora.
+      documents: running hashes of what its rows have read.
     """
 
     label: str
@@ -98,6 +101,8 @@ class Arm:
     samples: list[dict]
     finetuned: list[dict]
     minimal_pairs: dict | None
+    order: tuple[str, ...]
+    documents: Hashes
 
     @property
     def finished(self) -> bool:
@@ -247,12 +252,14 @@ class Report:
       arms: every run, in the order given.
       groups: the same arms, by what they may be compared with.
       warnings: what a reader must know before comparing, an entry each.
+      order: which arms have read the same documents, an entry each that shows it.
       index: the page.
     """
 
     arms: list[Arm]
     groups: list[Group]
     warnings: list[str]
+    order: list[str]
     index: epath.Path
 
     @property
@@ -283,7 +290,8 @@ def write_report(run_dirs: Sequence[epath.PathLike], out: epath.PathLike) -> Rep
         raise UserError("no runs were given; name one folder or more, e.g. `toklab report runs/byte runs/subword`")
     arms = _with_distinct_labels([read_arm(folder) for folder in run_dirs])
     out, groups = epath.Path(out), group_arms(arms)
-    report = Report(arms=arms, groups=groups, warnings=_warnings(arms, groups), index=out / "index.html")
+    same, other = _orders(arms)
+    report = Report(arms=arms, groups=groups, warnings=_warnings(arms, groups) + other, order=same, index=out / "index.html")
     files.write_bytes(out / "report.csv", _csv(report).encode())
     files.write_json(out / "report.json", _json(report))
     files.write_bytes(report.index, report_page.render(report).encode())
@@ -350,7 +358,16 @@ def read_arm(folder: epath.PathLike) -> Arm:
         samples=_read(folder / "samples.json", _SAMPLES) if (folder / "samples.json").exists() else [],
         finetuned=[_read(path, _FINETUNED) for path in sorted((folder / "finetune").glob("*.json"))],
         minimal_pairs=_read(folder / "blimp.json", _MINIMAL_PAIRS) if (folder / "blimp.json").exists() else None,
+        order=_order(recipe),
+        documents=read_hashes(folder / "documents"),
     )
+
+
+def _order(recipe: Any) -> tuple[str, ...]:
+    """As `Arm.order`, of a config that may lack any of it."""
+    recipe = recipe if isinstance(recipe, dict) else {}
+    data = recipe.get("data") if isinstance(recipe.get("data"), dict) else {}
+    return str(recipe.get("seed")), str(data.get("batch_rows")), str(data.get("weights"))
 
 
 def _read(path: epath.Path, form: Any) -> Any:
@@ -477,6 +494,23 @@ def _warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
     return warnings
 
 
+def _orders(arms: list[Arm]) -> tuple[list[str], list[str]]:
+    """Of arms that should have read the same documents: a line for those that have, and one for each that has not."""
+    same, other, alike = [], [], collections.defaultdict(list)
+    for arm in arms:
+        if arm.documents:
+            alike[arm.trained_text, arm.order].append(arm)
+    for first, *rest in alike.values():
+        through = {arm.label: common_documents(first.documents, arm.documents) for arm in rest}
+        agreeing = {label: number for label, number in through.items() if number is not None}
+        if agreeing:
+            same.append(f"{', '.join([first.label, *agreeing])} have read the same documents in the same order, by the running hashes of their "
+                        f"{len(first.documents):,} rows: each row through its document {min(agreeing.values()):,} at least.")
+        other += [f"{label} and {first.label} have not read the same documents in the same order, though seed, rows and text are the same."
+                  for label, number in through.items() if number is None]
+    return same, other
+
+
 def _score(row: dict) -> str:
     interval = f" (95 % interval {fixed(row['bits_per_byte_low'], 3)} to {fixed(row['bits_per_byte_high'], 3)})"
     return fixed(row["bits_per_byte"], 3) + ("" if row["bits_per_byte_low"] is None else interval)
@@ -521,6 +555,7 @@ def _json(report: Report) -> dict:
         "findings": report.findings,
         "budgets": [group.budget for group in report.groups],
         "warnings": report.warnings,
+        "order": report.order,
         "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve, "finetuned": arm.finetuned, "seconds_by_part": arm.summary["goodput"]["seconds_by_part"]}
                  for arm in report.ranked_arms],
     }

@@ -37,7 +37,7 @@ def render(report: "Report") -> str:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=f"Bits per byte of {_some(len(report.arms), 'arm')}",
-        findings="".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings),
+        findings="".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings) + "".join(f"<p>{_e(line)}</p>" for line in report.order),
         warnings=_warnings(report.warnings),
         groups="".join(_group(group, f": {_e(group.name)}" if several else "", styles) for group in report.groups),
         samples="".join(map(_samples, report.arms)) or no_samples,

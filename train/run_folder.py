@@ -5,6 +5,7 @@
     checkpoints/     one folder a step: weights, optimizer, counters, cursors     train
     metrics.jsonl    a line every few steps                                       train
     eval.jsonl       a line an evaluation while training, on a part of the text   train
+    documents/       a file a process: running hashes of what its rows have read  train
     times/           a file a process: its time, what on, which steps             train
     summary.json     what the run was and what it cost, once it ends or stops     train
     tensorboard/     the same metrics for TensorBoard                             train
@@ -43,6 +44,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "eval.jsonl"
+        self.documents = self.path / "documents"
         self.times = self.path / "times"
         self.profile = self.path / "profile"
         self.summary = self.path / "summary.json"

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,13 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import tokenizer_lab
-from data.rows import CausalRow
+from data.rows import CausalRow, cursor_width
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 from train.checkpoints import Checkpoints
 from train.hardware import keep_compiled_programs
-from train.optimizer import Budget, make_meter, total_steps
+from train.optimizer import Budget, Meter, make_meter, total_steps
 from train.recipe import Recipe, to_json
 from train.run_folder import RunFolder
 from train.sharding import MeshConfig, batch_sharding, check_batch, cursor_sharding, make_mesh
@@ -75,7 +74,7 @@ class Setup:
         return total_steps(self.budget, self.flops_per_step)
 
     @property
-    def meter(self) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    def meter(self) -> Meter:
         return make_meter(self.budget, self.flops_per_step)
 
     @property
@@ -129,7 +128,7 @@ def abstract_batch(recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
         **{name: positions for name in ("ids", "types" if for_encoder else "targets", "segment_ids", "positions")},
         **({"row_seeds": seeds} if for_encoder else {}),
         "num_bytes": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh, 1)),
-        "cursors": jax.ShapeDtypeStruct((rows, num_sources + 1), jnp.int32, sharding=cursor_sharding(mesh)),
+        "cursors": jax.ShapeDtypeStruct((rows, cursor_width(num_sources)), jnp.int32, sharding=cursor_sharding(mesh)),
     }
 
 

@@ -109,7 +109,7 @@ def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
 
 
 def cursor_sharding(mesh: Mesh) -> NamedSharding:
-    """Of the row streams' cursors i32[B, S + 1]: with the rows they belong to."""
+    """Of the row streams' cursors i32[B, S + 3]: with the rows they belong to."""
     return NamedSharding(mesh, PartitionSpec(ACTIVATION_AXES["batch"], None))
 
 

@@ -14,8 +14,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from data.rows import cursor_width
 from models.axes import parameter_axes, use_placement
-from train.optimizer import LIMB_BITS, OptimizerConfig, learning_rate, make_optimizer
+from train.optimizer import LIMB_BITS, Meter, OptimizerConfig, learning_rate, make_optimizer
 from train.sharding import cursor_sharding, parameter_shardings, placement, replicated
 
 _NORM_DECAY = 0.98  # of the running mean of gradient norms
@@ -34,7 +35,9 @@ class TrainState:
     bytes_seen: jax.Array
     """i32[2], source bytes trained on (`train.optimizer.limbs`)."""
     cursors: jax.Array
-    """i32[B, S + 1], from where each row's stream goes on (`data/rows.py`)."""
+    """i32[B, S + 3], from where each row's stream goes on (`data/rows.py`)."""
+    seconds: jax.Array
+    """f32[], training time up to the start of the last step, where the budget is in seconds; else 0. The loop sets it."""
     mean_grad_norm: jax.Array
     """f32[], running mean over steps that were not skipped."""
     skipped_steps: jax.Array
@@ -75,7 +78,7 @@ def build_program(
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             params=params, opt_state=optimizer.init(params), step=zero, bytes_seen=jnp.zeros(2, jnp.int32),
-            cursors=jnp.zeros((batch_rows, num_sources + 1), jnp.int32), mean_grad_norm=jnp.zeros(()),
+            cursors=jnp.zeros((batch_rows, cursor_width(num_sources)), jnp.int32), seconds=jnp.zeros(()), mean_grad_norm=jnp.zeros(()),
             skipped_steps=zero, skipped_in_a_row=zero, rng=key)
 
     shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((2,), jnp.uint32))
@@ -102,7 +105,7 @@ def _optimizer_shardings(opt_state: Any, params: Any, by_parameter: Any, otherwi
 
 def make_train_step(
     program: StepProgram, objective: Callable, config: OptimizerConfig, mesh: Mesh, *,
-    meter: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]], num_microbatches: int = 1, kernels: str = "auto",
+    meter: Meter, num_microbatches: int = 1, kernels: str = "auto",
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step (state, batch) -> (state, metrics); the state is donated.
 
@@ -145,7 +148,7 @@ def make_train_step(
         batch = dict(batch)
         cursors, num_bytes = batch.pop("cursors"), jnp.sum(batch.pop("num_bytes"))
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        share, over = meter(state.step, state.bytes_seen)
+        share, over = meter(state.step, state.bytes_seen, state.seconds)
         rate = learning_rate(config, share)
 
         with use_placement(placement(mesh, kernels)):
@@ -177,7 +180,7 @@ def make_train_step(
         metrics = {
             "loss": sums["loss"] / weight, "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
             "sums": {name: value for name, value in sums["sums"].items() if value.ndim == 0},  # for the log; others are for `learn`
-            "grad_norm": norm, "skipped": skipped, "over": over, "share": meter(new_state.step, new_state.bytes_seen)[0], "step": new_state.step, "bytes_seen": new_state.bytes_seen,
+            "grad_norm": norm, "skipped": skipped, "over": over, "share": meter(new_state.step, new_state.bytes_seen, new_state.seconds)[0], "step": new_state.step, "bytes_seen": new_state.bytes_seen,
             "skipped_steps": new_state.skipped_steps, "skipped_in_a_row": new_state.skipped_in_a_row,
         }
         return new_state, metrics

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import rows
-from data.rows import RowStreams, Source, document_positions, draw_source, scoring_batches
+from data.encoder_rows import EncoderRow
+from data.rows import RowStreams, Source, document_positions, draw_source, is_noted, scoring_batches
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
@@ -300,7 +301,7 @@ def test_a_state_is_not_changed_by_reading_on():
     iterator = iter(Setting([Source([b"some text"])], ByteRepresentation(), 1, 0).open(4))
     batch, state = next(iterator), iterator.get_state()
     next(iterator)
-    assert batch["cursors"].tolist() == state["cursors"].tolist() == [[0, 4]]
+    assert batch["cursors"].tolist() == state["cursors"].tolist() == [[0, 4, 0, 0]]
 
 
 @any_run(max_examples=15)
@@ -389,7 +390,7 @@ def test_wrong_byte_lengths_are_a_bug():
 
 
 def test_a_cursor_behind_the_end_of_its_document_is_a_bug():
-    streams = Setting([Source([b"text"])], ByteRepresentation(), 1, 0).open(4, cursors=[[0, 5]])
+    streams = Setting([Source([b"text"])], ByteRepresentation(), 1, 0).open(4, cursors=[[0, 5, 0, 0]])
     with pytest.raises(AssertionError, match="position 5"):
         next(iter(streams))
 
@@ -612,3 +613,46 @@ def test_scoring_stops_at_a_damaged_document():
     damaged = DamagedDocuments()
     with pytest.raises(UserError, match="record 9"):
         list(scoring_batches(((n, damaged[n]) for n in range(10)), ByteRepresentation(), batch_rows=2, sequence_length=10))
+
+
+# The running hash of what a row has read.
+
+
+def hashes_of(representation, length: int, texts=None, batches: int = 40, **options) -> dict[tuple[int, int], bytes]:
+    """(row, documents finished) -> the hash that was noted there."""
+    noted = {}
+    documents = [text.encode() for text in (texts or ["one", "two and", "three", "", "five is here", "six", "7"])]
+    streams = RowStreams([Source(documents)], representation, batch_rows=2, sequence_length=length, seed=options.pop("seed", 3),
+                         note_hash=lambda row, number, digest: noted.setdefault((row, number), digest), **options)
+    take(streams, batches)
+    return noted
+
+
+def test_rows_note_the_same_hashes_however_the_documents_are_encoded_and_cut():
+    """Bytes in rows of 5 and 16, for decoders and encoders: other batches, the same documents."""
+    several = [hashes_of(ByteRepresentation(), 5), hashes_of(ByteRepresentation(), 16), hashes_of(ByteRepresentation(), 16, layout=EncoderRow)]
+    assert len(several[0]) > 10 and several[0].keys() < several[1].keys()
+    for others in several[1:]:
+        assert {key: others[key] for key in several[0]} == several[0]
+
+
+@pytest.mark.parametrize("change", [
+    {"seed": 4}, {"texts": ["one", "two and", "three", "", "five is hera", "six", "7"]}, {"texts": ["onetwo and", "", "three", "", "five is here", "six", "7"]}])
+def test_another_order_or_another_byte_is_another_hash(change):
+    straight, other = hashes_of(ByteRepresentation(), 16), hashes_of(ByteRepresentation(), 16, **change)
+    last = max(number for row, number in straight.keys() & other.keys())
+    assert any(straight[row, last] != other[row, last] for row in range(2))
+
+
+def test_a_row_goes_on_with_its_hash():
+    open_ = lambda **options: RowStreams([Source([b"some", b"text", b"or other"])], ByteRepresentation(), batch_rows=1, sequence_length=4, seed=0, **options)  # noqa: E731
+    straight, noted = take(open_(), 12), {}
+    resumed = take(open_(cursors=straight[4]["cursors"], note_hash=lambda row, number, digest: noted.setdefault(number, digest)), 7)
+    assert noted and resumed[-1]["cursors"].tolist() == straight[11]["cursors"].tolist() and straight[11]["cursors"][0, -2:].all()
+    assert take(open_(), 12)[11]["cursors"][0, -2:].tobytes() == straight[11]["cursors"][0, -2:].tobytes()
+
+
+def test_two_rows_that_have_come_to_n_documents_have_noted_one_number_near_it():
+    for number in range(1, 3000):
+        assert any(is_noted(near) for near in range(int(0.8 * number) + 1, number + 1)), number
+    assert sum(map(is_noted, range(1, 1 << 20))) < 80

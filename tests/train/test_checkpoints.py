@@ -27,7 +27,7 @@ def state_of(step: int) -> TrainState:
     number = jnp.asarray(step, jnp.int32)
     weights = {"layer": {"kernel": jnp.arange(24.0).reshape(4, 6) + step, "bias": jnp.full(3, step, jnp.bfloat16)}}
     return TrainState(params=weights, opt_state=(jax.tree.map(jnp.zeros_like, weights), number), step=number, bytes_seen=jnp.stack([number, number]),
-                      cursors=jnp.full((4, 2), step, jnp.int32), mean_grad_norm=jnp.float32(step), skipped_steps=number, skipped_in_a_row=number,
+                      cursors=jnp.full((4, 4), step, jnp.int32), seconds=jnp.float32(step), mean_grad_norm=jnp.float32(step), skipped_steps=number, skipped_in_a_row=number,
                       rng=jnp.zeros(2, jnp.uint32))
 
 

@@ -73,6 +73,8 @@ def test_unknown_words_name_the_nearest(capsys, recipe_file):
     assert "no command 'tran', did you mean train?" in refused(capsys, "tran")
     assert "no representation 'bite', did you mean byte?" in refused(capsys, "fit", "bite")
     assert "no recipe 'demo_bytes', did you mean demo_byte?" in refused(capsys, "train", "demo_bytes", "--run-dir", "x")
+    assert "no experiment 'comparison', did you mean comparison_small?" in refused(capsys, "compare", "comparison", "--out", "x")
+    assert "no --submit 'lokal', did you mean local?" in refused(capsys, "compare", "comparison_small", "--out", "x", "--submit", "lokal")
     complaint = refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layer", "4")
     assert "Unrecognized options: --model.num-layer" in complaint and "did you mean --model.num-layers" in complaint
     assert "did you mean --vocab-size" in refused(capsys, "fit", "subword", "--corpus", "c", "--out", "o", "--vocab-siz", "9")
@@ -81,7 +83,7 @@ def test_unknown_words_name_the_nearest(capsys, recipe_file):
 def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
     assert "--model.num-layers" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "four")
     assert "model.num_layers is 0" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "0")
-    assert "exactly one of steps, bytes and flops" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--budget.bytes", "10")
+    assert "exactly one of steps, bytes, flops and seconds" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--budget.bytes", "10")
     assert "--run-dir" in refused(capsys, "train", recipe_file)
     assert "the recipe comes first" in refused(capsys, "train", "--run-dir", "x")
     assert "is not a corpus" in refused(capsys, "fit", "byte", "--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))

@@ -22,6 +22,7 @@ from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from train import cli, commands, loop
 from train.checkpoints import Checkpoints
+from train.logs import Stopwatch
 from train.loop import FINISHED, STOPPED, train
 from train.objectives import Replaced
 from train.optimizer import Budget
@@ -106,6 +107,30 @@ def test_batches_after_a_resume_are_those_of_the_straight_run_past_the_end_of_an
             np.testing.assert_array_equal(value, straight[number][name], err_msg=f"{name} of batch {number}")
     num_documents = len(set_up(recipe).corpora[0].documents("train"))
     assert straight[13]["cursors"][:, 0].sum() > 2 * num_documents, "the run did not reach a third epoch"
+
+
+class Ticking(Stopwatch):
+    """Every batch takes a second, nothing else takes any time."""
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + (name == "data")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_budget_of_seconds_counts_training_and_goes_on_with_its_clock(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Stopwatch", Ticking)
+    recipe = dataclasses.replace(recipe, budget=Budget(seconds=9.0))
+    with stopped_after(2):
+        assert train(recipe, tmp_path / "run", CONSOLE) == STOPPED
+    assert json.loads(RunFolder(tmp_path / "run").summary.read_text())["steps"] < 9
+    assert train(recipe, tmp_path / "run", CONSOLE) == FINISHED
+    summary, lines = json.loads(RunFolder(tmp_path / "run").summary.read_text()), read_lines(RunFolder(tmp_path / "run").metrics)
+    assert summary["steps"] == 9 == lines[-1]["step"]
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[1] > rates[4] > rates[8] > 0, "the schedule follows the clock"
+    assert train(recipe, tmp_path / "run", CONSOLE) == FINISHED and len(read_lines(RunFolder(tmp_path / "run").metrics)) == 9, "nothing is left to do"
 
 
 def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:

@@ -57,11 +57,13 @@ def rates(**options) -> np.ndarray:
         {"steps": 1, "flops": 1.0},
         {"bytes": 1, "flops": 1.0},
         {"steps": 1, "bytes": 1, "flops": 1.0},
+        {"seconds": 0.0},
+        {"bytes": 1, "seconds": 1.0},
     ],
     ids=str,
 )
 def test_a_budget_is_exactly_one_number_above_zero(given_):
-    with pytest.raises(UserError, match="exactly one of steps, bytes and flops, more than 0") as error:
+    with pytest.raises(UserError, match="exactly one of steps, bytes, flops and seconds, more than 0") as error:
         Budget(**given_)
     assert all(str(value) in str(error.value) for value in given_.values())
 
@@ -72,6 +74,7 @@ def test_a_budget_is_exactly_one_number_above_zero(given_):
         (Budget(steps=7), "--budget.steps 14"),
         (Budget(bytes=10**12), "--budget.bytes 2000000000000"),
         (Budget(flops=3e12), "--budget.flops 6e+12"),
+        (Budget(seconds=90.0), "--budget.seconds 180"),
     ],
 )
 def test_a_budget_knows_the_option_that_doubles_it(budget, option):
@@ -106,7 +109,7 @@ def test_limbs_hold_any_count_in_two_int32(number):
 @example(2**LIMB_BITS, 2**LIMB_BITS)
 def test_a_byte_budget_ends_at_the_very_byte(budget, seen):
     """The share is a float32, but whether the budget is spent is not decided by it."""
-    share, over = make_meter(Budget(bytes=budget), 1.0)(jnp.array(0), jnp.array(limbs(seen), jnp.int32))
+    share, over = make_meter(Budget(bytes=budget), 1.0)(jnp.array(0), jnp.array(limbs(seen), jnp.int32), jnp.array(0.0))
     assert bool(over) == (seen >= budget)
     assert float(share) == pytest.approx(seen / budget, rel=1e-6)
 
@@ -117,9 +120,16 @@ def test_a_byte_budget_ends_at_the_very_byte(budget, seen):
 @example(2**31 - 1, 2**31 - 2)
 def test_a_step_budget_ends_at_the_very_step(budget, step):
     for meter in (make_meter(Budget(steps=budget), 1.0), make_meter(Budget(flops=(budget - 0.5) * 2e15), 2e15)):
-        share, over = meter(jnp.array(step, jnp.int32), jnp.zeros(2, jnp.int32))
+        share, over = meter(jnp.array(step, jnp.int32), jnp.zeros(2, jnp.int32), jnp.array(0.0))
         assert bool(over) == (step >= budget)
         assert float(share) == pytest.approx(step / budget, rel=1e-6)
+
+
+@pytest.mark.parametrize("seconds, share, over", [(0.0, 0.0, False), (45.0, 0.5, False), (89.9, 0.99889, False), (90.0, 1.0, True), (200.0, 1.0, True)])
+def test_a_budget_of_seconds_is_spent_by_the_clock_whatever_the_steps(seconds, share, over):
+    spent, ended = make_meter(Budget(seconds=90.0), 1.0)(jnp.array(10**6), jnp.zeros(2, jnp.int32), jnp.array(seconds))
+    assert (float(spent), bool(ended)) == (pytest.approx(share, rel=1e-4), over)
+    assert total_steps(Budget(seconds=90.0), 1.0) is None
 
 
 # Schedules.

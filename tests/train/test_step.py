@@ -50,7 +50,7 @@ def make_batch(mesh, seed: int, **more: np.ndarray) -> dict[str, jax.Array]:
         "segment_ids": segment_ids,
         "positions": np.broadcast_to(position, segment_ids.shape),
         "num_bytes": rng.integers(0, 100, ROWS),
-        "cursors": rng.integers(0, 100, (ROWS, 2)),
+        "cursors": rng.integers(0, 100, (ROWS, 4)),
     }
     arrays = {name: value.astype(np.int32) for name, value in arrays.items()} | more
     return {

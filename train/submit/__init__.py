@@ -5,10 +5,15 @@
 
 import importlib
 
+from tokenizer_lab.errors import UserError
+from train.recipe import nearest
+
 TARGETS = {"local": "local.Local", "jobset": "jobset.JobSet", "queued-resource": "queued_resource.QueuedResource", "slurm": "slurm.Slurm"}
 
 
-def target_class(kind: str) -> type:
-    """The options of a place to run, of TARGETS; a `train.submit.job.Target`."""
+def target_class(kind: str, option: str = "--to") -> type:
+    """The options of a place to run, of TARGETS; a `train.submit.job.Target`. Raises UserError for another `kind`, which `option` has named."""
+    if kind not in TARGETS:
+        raise UserError(f"no {option} {kind!r}{nearest(kind, TARGETS)}; there are {', '.join(TARGETS)}")
     module, _, name = TARGETS[kind].partition(".")
     return getattr(importlib.import_module(f"train.submit.{module}"), name)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_json, write_json
+from tokenizer_lab.files import is_remote, read_json, write_json
 from train.hosts import code_fingerprint
 from train.recipe import Recipe, flatten, recipe_names, refused_changes, to_json
 from train.run_folder import RunFolder
@@ -24,7 +24,7 @@ class Job:
 
     name: str
     recipe_name: str
-    """As the person gave it: a name in `configs/`, or a file."""
+    """As `toklab train` takes it: a name in `configs/`, or a file."""
     overrides: tuple[str, ...]
     """Options that make the named recipe this one."""
     recipe: Recipe
@@ -78,10 +78,11 @@ def check_name(name: str, max_length: int) -> None:
 def overrides(base: Recipe, wanted: Recipe) -> list[str]:
     """Options of `toklab train` that turn one recipe into another of the same kinds."""
     old, new = flatten(to_json(base)), flatten(to_json(wanted))
-    return [word for name, value in new.items() if value != old[name] for word in _option(name, value)]
+    return [word for name, value in new.items() if value != old[name] for word in option_words(name, value)]
 
 
-def _option(name: str, value: Any) -> list[str]:
+def option_words(name: str, value: Any) -> list[str]:
+    """A field of a config as an option on the command line."""
     section, _, field = name.replace("_", "-").rpartition(".")
     prefix = f"--{section}." if section else "--"
     if isinstance(value, bool):
@@ -91,7 +92,7 @@ def _option(name: str, value: Any) -> list[str]:
 
 def check_reachable_recipe(job: Job) -> None:
     """Raises UserError for a recipe's file that other machines cannot be expected to have."""
-    if job.recipe_name not in recipe_names() and not pathlib.PurePosixPath(job.recipe_name).is_absolute():
+    if job.recipe_name not in recipe_names() and not is_remote(job.recipe_name) and not pathlib.PurePosixPath(job.recipe_name).is_absolute():
         raise UserError(f"recipe {job.recipe_name} is a file of this machine; put it into configs/ of the image and give its name, or give the absolute "
                         "path that it has here and there")
 

@@ -1,0 +1,265 @@
+"""An experiment: arms x sizes x seeds, at equal budgets, as a typed Python file; and the runs that it stands for.
+
+Such a file is in `configs/` or anywhere and has a function `experiment() -> Experiment`. What is compared is the experiment's, and overrides
+what the arms' recipes say: the text, the budget, the seeds and, matched in bytes, the length of rows.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from data.store import Corpus
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import check_name
+from tokenizer_lab.representation import KINDS, kind_class, read_manifest
+from train.optimizer import Budget
+from train.recipe import MAY_CHANGE_ON_RESUME, Recipe, flatten, load_config, load_recipe, to_json
+from train.submit.job import option_words
+
+LENGTH_MULTIPLE = 8
+"""Matched sequence lengths are a multiple of this; 128 would be too coarse for short rows of large vocabularies."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the ways to train that are compared: a representation, an objective and a model."""
+
+    name: str
+    recipe: Recipe
+    """Its objective, model, optimizer and rows. Where nothing is fitted, its representation is the artifact that is used."""
+    fit: Any = None
+    """Options of `toklab fit`, e.g. `SubwordFit(vocab_size=4096)`: the representation is fitted on the experiment's text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """A rung of the ladder: a budget, and what makes every arm's model larger or smaller."""
+
+    name: str
+    budget: Budget
+    """In FLOPs, bytes or seconds; the same for every arm, of one kind in all sizes."""
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the models' configs."""
+    optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the optimizers' configs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Arms x sizes x seeds."""
+
+    name: str
+    arms: tuple[Arm, ...]
+    sizes: tuple[Size, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each is another initialization and another order of the documents, the same ones in every arm."""
+    context_bytes: int | None = 512
+    """Text that a row of every arm holds on average; None leaves the length of rows to the arms' recipes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What is trained on and held out."""
+
+    paths: tuple[str, ...]
+    corpora: tuple[Corpus, ...]
+
+    @property
+    def content_hash(self) -> str:
+        return "+".join(corpus.content_hash for corpus in self.corpora)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """An arm's representation, and what it makes of the text."""
+
+    path: str
+    fingerprint: str
+    vocab_size: int
+    costs: Mapping[str, float]
+    bytes_per_position: float
+    """Source bytes that a position of a row holds on average, ends of documents counted."""
+
+    def matched_length(self, context_bytes: int) -> int:
+        """Positions of a row that hold so much text."""
+        return max(1, round(context_bytes / self.bytes_per_position / LENGTH_MULTIPLE)) * LENGTH_MULTIPLE
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One of the runs of an experiment, with all that decides its numbers."""
+
+    arm: str
+    size: str
+    seed: int
+    recipe: Recipe
+    identity: str
+    """Hash of that: of the recipe, of the artifact and of the corpora, by content and not by path."""
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.recipe.name}-{self.identity}"
+
+
+def load_experiment(name_or_path: str) -> Experiment:
+    """The experiment of a name in `configs/` or of a Python file. Raises UserError."""
+    return load_config(name_or_path, "experiment", Experiment)
+
+
+def resolve(experiment: Experiment, text: Text, measured: Mapping[str, Measured], problems: list[str]) -> list[Run]:
+    """The runs, in the order in which they are done: seed after seed, so that every arm has one before any has two.
+
+    Args:
+      experiment: what is compared.
+      text: its corpora.
+      measured: of each arm.
+      problems: gets a line for every run that cannot be.
+    """
+    runs = []
+    for size in experiment.sizes:
+        for seed in experiment.seeds:
+            for arm in experiment.arms:
+                try:
+                    runs.append(_resolve(experiment, arm, size, seed, text, measured[arm.name]))
+                except UserError as error:
+                    problems.append(f"arm {arm.name}, size {size.name}: {error}")
+    problems[:] = dict.fromkeys(problems)  # once, not once a seed
+    return runs
+
+
+def _resolve(experiment: Experiment, arm: Arm, size: Size, seed: int, text: Text, measured: Measured) -> Run:
+    recipe = of_size(arm, size)
+    length = measured.matched_length(experiment.context_bytes) if experiment.context_bytes else recipe.data.sequence_length
+    data = dataclasses.replace(recipe.data, corpora=text.paths, sequence_length=length)
+    recipe = dataclasses.replace(recipe, name=f"{arm.name}-{size.name}-s{seed}", representation=measured.path, data=data, seed=seed)
+    fit_flops = measured.costs.get("fit_flops", 0.0)
+    if size.budget.flops is not None and size.budget.flops <= fit_flops:
+        raise UserError(f"its budget of {size.budget.flops:.3g} FLOPs is no more than the {fit_flops:.3g} that fitting its representation has spent; raise it")
+    return Run(arm.name, size.name, seed, recipe, _identity(recipe, measured.fingerprint, text.content_hash))
+
+
+def of_size(arm: Arm, size: Size) -> Recipe:
+    """An arm's recipe with a size's model, optimizer and budget. Raises UserError."""
+    parts = {}
+    for section in ("model", "optimizer"):
+        config, changes = getattr(arm.recipe, section), getattr(size, section)
+        if unknown := sorted(set(changes) - {field.name for field in dataclasses.fields(config)}):
+            raise UserError(f"its {section} has no field {unknown[0]!r}, which size {size.name} sets; take it out of the size")
+        parts[section] = dataclasses.replace(config, **changes)
+    return dataclasses.replace(arm.recipe, budget=size.budget, **parts)
+
+
+def _identity(recipe: Recipe, fingerprint: str, corpus_hash: str) -> str:
+    """Of the fields of a recipe, those that may not change when a run goes on decide its numbers, and the budget."""
+    free = [name for name in MAY_CHANGE_ON_RESUME if name != "budget"]
+    fields = {name: value for name, value in flatten(to_json(recipe)).items()
+              if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in free)}
+    return _short_hash([fields, fingerprint, corpus_hash])
+
+
+def _short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+# ---- Fits ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A fitted artifact: its folder's name, and how `toklab fit` makes it."""
+
+    folder_name: str
+    words: tuple[str, ...]
+
+
+def fit_of(arm: Arm, text: Text) -> Fit:
+    """How an arm's representation is fitted: arms with the same options share the artifact. Raises UserError."""
+    kind = _fit_kind(arm.fit)
+    options = {field.name: getattr(arm.fit, field.name) for field in dataclasses.fields(arm.fit)}
+    recipes = {name: to_json(load_recipe(value)) for name, value in options.items() if name == "lm_recipe" and options["lm"] is None}
+    changed = {field.name: options[field.name] for field in dataclasses.fields(arm.fit) if options[field.name] != field.default}
+    words = [word for name, value in changed.items() for word in option_words(name, value)]
+    return Fit(f"{kind}-{_short_hash([kind, options, recipes, text.content_hash])}", (kind, *words))
+
+
+def _fit_kind(options: Any) -> str:
+    for kind in KINDS:
+        if sys.modules[kind_class(kind).__module__].FIT_OPTIONS is type(options):
+            return kind
+    raise UserError(f"its fit is a {type(options).__name__}; it must be the options of a kind that 'toklab fit' has: {', '.join(KINDS)}")
+
+
+# ---- What can be said before anything is fitted --------------------------------------------------
+
+
+def check(experiment: Experiment) -> list[str]:
+    """What is wrong with an experiment as it is written, a line each."""
+    problems = [f"the experiment has no {what}; give at least one" for what in ("arms", "sizes", "seeds") if not getattr(experiment, what)]
+    names = {"arms": [arm.name for arm in experiment.arms], "sizes": [size.name for size in experiment.sizes], "seeds": list(experiment.seeds)}
+    for what, given in names.items():
+        for name, times in collections.Counter(given).items():
+            if times > 1:
+                problems.append(f"{times} {what} are named {name!r}; give each a name of its own")
+    problems += [line for what in ("arm", "size") for name in names[f"{what}s"] for line in _complaint(check_name, name, f"{what} name")]
+    if experiment.context_bytes is not None and experiment.context_bytes < 1:
+        problems.append(f"context_bytes is {experiment.context_bytes}; it must be at least 1, or None")
+    kinds = {size.name: next(name for name, value in dataclasses.asdict(size.budget).items() if value is not None) for size in experiment.sizes}
+    if "steps" in kinds.values() or len(set(kinds.values())) > 1:
+        problems.append(f"the budgets are in {', '.join(f'{kind} ({name})' for name, kind in kinds.items())}; they must all be in FLOPs, all in bytes or all in "
+                        "seconds, as equal steps are not equal anything")
+    problems += _differences(experiment.arms, "data.batch_rows", "data.weights")
+    for arm in experiment.arms:
+        found = [line for size in experiment.sizes for line in _complaint(of_size, arm, size)]
+        if arm.fit is None:
+            found += _complaint(read_manifest, arm.recipe.representation)
+        problems += [f"arm {arm.name}: {line}" for line in found]
+    return problems
+
+
+def open_text(experiment: Experiment, paths: Sequence[str], problems: list[str]) -> Text | None:
+    """The corpora that are named, or else those of the arms' recipes; None where `problems` says why there are none."""
+    by_arm = {arm.name: tuple(paths) or arm.recipe.data.corpora for arm in experiment.arms}
+    texts, found = {}, []
+    for folders in dict.fromkeys(by_arm.values()):
+        try:
+            texts[folders] = Text(folders, tuple(Corpus.open(epath.Path(folder)) for folder in folders))
+        except UserError as error:
+            found.append(str(error))
+    if len({text.content_hash for text in texts.values()}) > 1:
+        shown = "; ".join(f"{name}: {'+'.join(folders)} ({texts[folders].content_hash[:12]})" for name, folders in by_arm.items() if folders in texts)
+        found.append(f"the arms' corpora differ ({shown}); give all arms the same ones, with --corpus")
+    text = next(iter(texts.values()), None)
+    for arm in experiment.arms if text else ():
+        if arm.fit is not None:
+            found += [f"arm {arm.name}: {line}" for line in _complaint(fit_of, arm, text)]
+        if arm.fit is not None and len(text.paths) > 1:
+            found.append(f"arm {arm.name} is to be fitted on {len(text.paths)} corpora, and a fit reads one; ingest them into one corpus as its domains, "
+                         "or fit it before and name the artifact in its recipe")
+        if arm.recipe.data.weights and len(arm.recipe.data.weights) != len(text.paths):
+            found.append(f"arm {arm.name}: data.weights {arm.recipe.data.weights} do not fit {len(text.paths)} corpora; give one for each, or none")
+    problems += found
+    return None if found else text
+
+
+def _differences(arms: Sequence[Arm], *fields: str) -> Iterator[str]:
+    """Fields of the recipes that decide which documents a row reads, and have to be the same."""
+    for field in fields:
+        by_arm = {arm.name: flatten(to_json(arm.recipe))[field] for arm in arms}
+        if len({str(value) for value in by_arm.values()}) > 1:
+            yield (f"{field} differs ({', '.join(f'{name}: {value}' for name, value in by_arm.items())}), so that rows would not read the same documents; "
+                   "give all arms the same")
+
+
+def _complaint(check: Callable[..., Any], *arguments: Any) -> list[str]:
+    """What a check says against its arguments."""
+    try:
+        check(*arguments)
+    except UserError as error:
+        return [str(error)]
+    return []
