@@ -241,11 +241,19 @@ class SubwordFit:
         else:
             sample = TextSample(self.superword_sample_bytes)
             tokenizer = self._train_on_words(sample.passing(texts), self.superword_transition - 1)
+            self._check_transition(tokenizer.get_vocab_size() + 1)
             tokenizer.pre_tokenizer = self._pre_tokenizer(SUPERWORD_SPLIT)
             spec = add_superwords(tokenizer, sample.texts(), self.vocab_size - 1)
         if self.algorithm == "unigram":
             spec["model"]["vocab"] = _reproducible_unigram(spec["model"]["vocab"], self.vocab_size - 1)
         return json.dumps(spec, ensure_ascii=False).encode()
+
+    def _check_transition(self, num_ids: int) -> None:
+        if num_ids < self.superword_transition:
+            raise UserError(
+                f"the corpus supports {num_ids:,} ids within words ({self.pretokenization}), --superword-transition is "
+                f"{self.superword_transition:,}; use at most {num_ids:,}, or a larger corpus"
+            )
 
     def _train_on_words(self, texts: Iterable[str], num_tokens: int) -> tokenizers.Tokenizer:
         options = dict(
