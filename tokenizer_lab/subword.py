@@ -1,4 +1,5 @@
-"""Subword tokens through Hugging Face `tokenizers`: BPE and Unigram, fitted here or loaded from any tokenizer.json.
+"""Subword tokens through Hugging Face `tokenizers`: BPE, superword BPE, Unigram and characters, fitted here or loaded
+from any tokenizer.json.
 
 How a library for text keeps the contract of `tokenizer_lab.representation`, which is about bytes:
 
@@ -14,6 +15,7 @@ put before the first word, and special tokens, whose literal text in a document 
 segmentations.
 """
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -29,21 +31,33 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_bytes
 from tokenizer_lab.representation import Representation, check_ids
+from tokenizer_lab.superword import MIN_COUNT, SUPERWORD_SPLIT, TextSample, add_superwords
 
 TOKENIZER_FILE = "tokenizer.json"
 MAX_TOKENIZER_BYTES = 1 << 30
 MAX_VOCAB_SIZE = 1 << 24
 
-# The split patterns under their usual names. Each keeps every character; what it yields is then spelled in bytes.
+# The split patterns under their usual names, DIGITS for one of those below. Each keeps every character; what it yields is
+# then spelled in bytes.
 PRETOKENIZATIONS = {
-    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+",
     "whitespace": r" ?\S+|\s+(?!\S)|\s+",
 }
 
+# How a run of digits is cut. From the right only its first group has to look for the end: behind it all groups are full.
+DIGITS = {
+    "free": r" ?\p{N}+",
+    "single": r"\p{N}",
+    "ltr3": r"\p{N}{1,3}",
+    "rtl3": r"(?<=\p{N})\p{N}{3}|\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+}
+_PUBLISHED_DIGITS = {"gpt2": "free", "gpt4": "ltr3"}
+
 # The library takes about 110 bytes of memory for each byte of a text, and its split patterns fail on ten megabytes of
 # spaces ("retry-limit-in-match"). So it gets segments, cut where every common tokenizer cuts too: between two words.
+# (A superword that lies across the cut becomes two tokens, once in 32 KiB.)
 SEGMENT_BYTES = 1 << 15
 _WORD_BORDER = re.compile(rb"(?<=[A-Za-z]) (?=[A-Za-z])")
 _WORD_BORDER_SEARCH_BYTES = 1 << 10
@@ -141,12 +155,19 @@ class SubwordRepresentation(Representation):
 class SubwordFit:
     """Options of `toklab fit subword`."""
 
-    algorithm: Literal["bpe", "unigram"] = "bpe"
-    """How the vocabulary is learned: byte-level BPE merges, or a Unigram language model."""
+    algorithm: Literal["bpe", "unigram", "character"] = "bpe"
+    """How the vocabulary is learned: byte-level BPE merges, a Unigram language model, or the most frequent characters."""
     vocab_size: int = 4096
     """Number of ids in the end: the 256 bytes, the learned tokens and the end-of-document id."""
     pretokenization: Literal["gpt2", "gpt4", "whitespace"] = "gpt4"
     """Where tokens may not cross: GPT-2's pattern, GPT-4's (at most three digits a token), or whitespace only."""
+    digits: Literal["free", "single", "ltr3", "rtl3"] | None = None
+    """How a number is cut: not, into digits, or into groups of three from the left or from the right (1|234|567); as the
+    pretokenization was published if not given: gpt2 free, gpt4 ltr3."""
+    superword_transition: int | None = None
+    """Number of ids from which on BPE may merge across spaces (SuperBPE's t, below --vocab-size); never if not given."""
+    superword_sample_bytes: int = 64 << 20
+    """Text that merges across spaces are learned from, a random part of the corpus; takes 15 times as much memory."""
     from_file: pathlib.Path | None = None
     """Take this tokenizer.json instead of learning one; the other options then mean nothing."""
 
@@ -157,54 +178,106 @@ class SubwordFit:
                 f"--vocab-size is {self.vocab_size:,}; it is at least {smallest} (256 bytes and the end of a document) "
                 f"and at most {MAX_VOCAB_SIZE:,}; choose e.g. 4096"
             )
+        if self.digits and (self.algorithm == "character" or self.pretokenization == "whitespace"):
+            raise UserError(
+                f"--digits {self.digits} has no numbers to cut with --algorithm {self.algorithm} --pretokenization "
+                f"{self.pretokenization}; leave it out, or choose bpe or unigram with gpt2 or gpt4"
+            )
+        if self.superword_transition is not None:
+            self._check_superwords(smallest)
+
+    def _check_superwords(self, smallest: int) -> None:
+        if self.algorithm != "bpe" or self.pretokenization == "whitespace":
+            raise UserError(
+                f"--superword-transition goes on with BPE merges of gpt2 or gpt4, not with --algorithm {self.algorithm} "
+                f"--pretokenization {self.pretokenization}; choose --algorithm bpe --pretokenization gpt4"
+            )
+        if not smallest <= self.superword_transition < self.vocab_size:
+            raise UserError(
+                f"--superword-transition is {self.superword_transition:,}; it is at least {smallest} and below "
+                f"--vocab-size {self.vocab_size:,}; choose e.g. {max(smallest, self.vocab_size * 4 // 5)}"
+            )
+        if self.superword_sample_bytes < SEGMENT_BYTES:
+            raise UserError(
+                f"--superword-sample-bytes is {self.superword_sample_bytes:,}, a sample is made of pieces of "
+                f"{SEGMENT_BYTES:,}; choose e.g. {64 << 20}"
+            )
 
     def fit(self, documents: Iterable[bytes], corpus_hash: str) -> SubwordRepresentation:
         """The representation learned from the valid UTF-8 of `documents`, which are read once, one at a time.
 
-        Memory grows with the number of different words, not with the corpus. The same documents, in any order, give the
-        same ids.
+        Memory grows with the number of different words, not with the corpus; for superwords also with their sample. The
+        same documents, in any order, give the same ids.
 
         Raises:
           UserError: the documents do not support so many ids; `from_file` is not a tokenizer.json.
         """
         if self.from_file is not None:
             return _load_tokenizer_json(self.from_file)
-        representation = SubwordRepresentation(self._train(documents))
+        representation = SubwordRepresentation(self._train(_valid_texts(documents)))
         assert representation.vocab_size <= self.vocab_size, f"{representation.vocab_size=} {self.vocab_size=}"
         if representation.vocab_size < self.vocab_size:
             raise UserError(
-                f"the corpus supports {representation.vocab_size:,} ids ({self.algorithm}, {self.pretokenization}), "
+                f"the corpus supports {representation.vocab_size:,} ids ({self._how}), "
                 f"--vocab-size is {self.vocab_size:,}; use at most {representation.vocab_size:,}, or a larger corpus"
             )
         representation.fit_corpus_hash = corpus_hash
         return representation
 
-    def _train(self, documents: Iterable[bytes]) -> bytes:
+    @property
+    def _how(self) -> str:
+        if self.algorithm == "character":
+            return "character"
+        how = [self.algorithm, self.pretokenization]
+        how += [f"digits {self.digits}"] if self.digits else []
+        return ", ".join(how + ["superwords"] if self.superword_transition else how)
+
+    def _train(self, texts: Iterable[str]) -> bytes:
         """The content of a tokenizer.json."""
-        split = tokenizers.Regex(PRETOKENIZATIONS[self.pretokenization])
+        if self.algorithm == "character":
+            spec = _character_tokenizer(texts, self.vocab_size - 1)
+        elif self.superword_transition is None:
+            spec = json.loads(self._train_on_words(texts, self.vocab_size - 1).to_str())
+        else:
+            sample = TextSample(self.superword_sample_bytes)
+            tokenizer = self._train_on_words(sample.passing(texts), self.superword_transition - 1)
+            self._check_transition(tokenizer.get_vocab_size() + 1)
+            tokenizer.pre_tokenizer = self._pre_tokenizer(SUPERWORD_SPLIT)
+            spec = add_superwords(tokenizer, sample.texts(), self.vocab_size - 1)
+        if self.algorithm == "unigram":
+            spec["model"]["vocab"] = _reproducible_unigram(spec["model"]["vocab"], self.vocab_size - 1)
+        return json.dumps(spec, ensure_ascii=False).encode()
+
+    def _check_transition(self, num_ids: int) -> None:
+        if num_ids < self.superword_transition:
+            raise UserError(
+                f"the corpus supports {num_ids:,} ids within words ({self.pretokenization}), --superword-transition is "
+                f"{self.superword_transition:,}; use at most {num_ids:,}, or a larger corpus"
+            )
+
+    def _train_on_words(self, texts: Iterable[str], num_tokens: int) -> tokenizers.Tokenizer:
         options = dict(
-            vocab_size=self.vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=num_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         )
         if self.algorithm == "bpe":
-            model, trainer = (
-                models.BPE(),
-                trainers.BpeTrainer(min_frequency=2, **options),
-            )  # Seen once is not worth an id.
+            model, trainer = models.BPE(), trainers.BpeTrainer(min_frequency=MIN_COUNT, **options)
         else:
             model, trainer = models.Unigram(), trainers.UnigramTrainer(**options)
         tokenizer = tokenizers.Tokenizer(model)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        tokenizer.pre_tokenizer = self._pre_tokenizer(PRETOKENIZATIONS[self.pretokenization])
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.train_from_iterator(texts, trainer)
+        return tokenizer
+
+    def _pre_tokenizer(self, pattern: str) -> pre_tokenizers.PreTokenizer:
+        if "DIGITS" in pattern:
+            pattern = pattern.replace("DIGITS", DIGITS[self.digits or _PUBLISHED_DIGITS[self.pretokenization]])
+        return pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(split, behavior="isolated"),
+                pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.train_from_iterator(_valid_texts(documents), trainer)
-        spec = json.loads(tokenizer.to_str())
-        if self.algorithm == "unigram":
-            spec["model"]["vocab"] = _reproducible_unigram(spec["model"]["vocab"], trainer.vocab_size)
-        return json.dumps(spec, ensure_ascii=False).encode()
 
 
 FIT_OPTIONS = SubwordFit
@@ -223,6 +296,23 @@ def _valid_texts(documents: Iterable[bytes]) -> Iterator[str]:
     for document in documents:
         for segment in _segments(document):
             yield from (run for run in _runs(segment) if not _is_invalid(run))
+
+
+def _character_tokenizer(texts: Iterable[str], num_tokens: int) -> dict:
+    """A tokenizer.json of the 256 bytes, which write ASCII and rare characters, and the most frequent other characters.
+
+    Characters that occur equally often go by code point.
+    """
+    counts = collections.Counter()
+    for text in texts:
+        counts.update(text)
+    often = [character for character, count in counts.items() if count >= MIN_COUNT and not character.isascii()]
+    often.sort(key=lambda character: (-counts[character], character))
+    tokens = [*(f"<0x{byte:02X}>" for byte in range(256)), *often][:num_tokens]
+    model = models.BPE(vocab={token: id_ for id_, token in enumerate(tokens)}, merges=[], byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return json.loads(tokenizer.to_str())
 
 
 def _reproducible_unigram(vocab: list[tuple[str, float | None]], size: int) -> list[tuple[str, float]]:

@@ -113,6 +113,9 @@ FITS = {
     "bpe-gpt4": SubwordFit(vocab_size=700),
     "bpe-whitespace": SubwordFit(vocab_size=700, pretokenization="whitespace"),
     "bpe-of-bytes": SubwordFit(vocab_size=257),
+    "bpe-rtl3": SubwordFit(vocab_size=700, digits="rtl3"),
+    "superword": SubwordFit(vocab_size=700, superword_transition=500),
+    "character": SubwordFit(vocab_size=262, algorithm="character"),
     "unigram-gpt4": SubwordFit(vocab_size=700, algorithm="unigram"),
     "unigram-whitespace": SubwordFit(vocab_size=700, algorithm="unigram", pretokenization="whitespace"),
 }

@@ -1,5 +1,6 @@
 """What only subword tokenizers promise: reproducible fits, and ids that are the library's own wherever they can be."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -28,6 +29,8 @@ GOLDEN_TEXT = "the lazy fox returns 12345 déjà 語😀\n    again".encode() + 
 GOLDEN_FITS = {
     "bpe": SubwordFit(vocab_size=300),
     "unigram": SubwordFit(vocab_size=270, algorithm="unigram", pretokenization="whitespace"),
+    "superword": SubwordFit(vocab_size=300, superword_transition=280, digits="rtl3"),
+    "character": SubwordFit(vocab_size=261, algorithm="character"),
 }
 GOLDEN_FILE = pathlib.Path(__file__).parent / "golden_subword.json"
 
@@ -133,7 +136,7 @@ def test_invalid_bytes_separate_the_text_that_is_learned():
     ).map("".join)
 )
 @settings(max_examples=50, deadline=None)
-@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "unigram-gpt4", "unigram-whitespace"])
+@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "superword", "character", "unigram-gpt4", "unigram-whitespace"])
 def test_ids_of_valid_text_are_the_library_s(representations, name, text):
     representation = representations[name]
     tokenizer = Tokenizer.from_str(representation.to_files()["tokenizer.json"].decode())
@@ -142,7 +145,7 @@ def test_ids_of_valid_text_are_the_library_s(representations, name, text):
     assert tokenizer.decode(ids.tolist()) == text
 
 
-@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "unigram-gpt4", "unigram-whitespace"])
+@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-rtl3", "bpe-whitespace", "superword", "character", "unigram-gpt4", "unigram-whitespace"])
 def test_our_fits_never_take_the_slow_path(representations, documents, name, monkeypatch):
     monkeypatch.setattr(SubwordRepresentation, "_encode_aligned", None)
     for text in [b"\n".join(documents), "  ,, \0\0 ’’ 語語 ÿÿ \n\n\n\n".encode() * 100, bytes(range(256)) * 10]:
@@ -151,11 +154,7 @@ def test_our_fits_never_take_the_slow_path(representations, documents, name, mon
 
 def test_pretokenization_sets_where_tokens_may_not_cross():
     text = "12345 don't stop.\n\n  a\n"
-    pieces = {"gpt2": [], "gpt4": [], "whitespace": []}
-    for name, found in pieces.items():
-        fit = SubwordFit(vocab_size=257, pretokenization=name).fit([], "")
-        split = Tokenizer.from_str(fit.to_files()["tokenizer.json"].decode()).pre_tokenizer.pre_tokenize_str(text)
-        found += [text[start:end] for _, (start, end) in split]
+    pieces = {name: pieces_of(SubwordFit(vocab_size=257, pretokenization=name), text) for name in ("gpt2", "gpt4", "whitespace")}
     assert pieces == {
         "gpt2": ["12345", " don", "'t", " stop", ".", "\n\n ", " a", "\n"],
         "gpt4": ["123", "45", " don", "'t", " stop", ".\n\n", " ", " a", "\n"],
@@ -163,7 +162,55 @@ def test_pretokenization_sets_where_tokens_may_not_cross():
     }
 
 
-@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "unigram-gpt4"])
+def pieces_of(fit: SubwordFit, text: str) -> list[str]:
+    split = Tokenizer.from_str(fit.fit([], "").to_files()["tokenizer.json"].decode()).pre_tokenizer.pre_tokenize_str(text)
+    return [text[start:end] for _, (start, end) in split]
+
+
+@pytest.mark.parametrize("pretokenization", ["gpt2", "gpt4"])
+@given(before=st.sampled_from(["", " ", "a ", "a", ".", "  ", "\n"]), number=st.integers(1, 10**12).map(str), after=st.sampled_from(["", " ", "b", ".5"]))
+@settings(max_examples=20, deadline=None)
+def test_digits_are_cut_as_asked_for(pretokenization, before, number, after):
+    first = len(number) % 3 or 3
+    expected = {
+        "single": list(number),
+        "ltr3": [number[i : i + 3] for i in range(0, len(number), 3)],
+        "rtl3": [number[:first], *(number[i : i + 3] for i in range(first, len(number), 3))],
+    }
+    for digits, groups in expected.items():
+        pieces = pieces_of(SubwordFit(vocab_size=257, pretokenization=pretokenization, digits=digits), f"{before}{number}{after}")
+        numbers = [piece for piece in pieces if any(map(str.isdigit, piece))]
+        assert numbers == [*groups, *(["5"] if after == ".5" else [])]
+    free = pieces_of(SubwordFit(vocab_size=257, pretokenization=pretokenization, digits="free"), f"{before}{number}{after}")
+    assert number in [piece.lstrip(" ") for piece in free]
+
+
+def test_digits_are_published_with_the_pretokenization():
+    for pretokenization, digits in [("gpt2", "free"), ("gpt4", "ltr3")]:
+        fit = SubwordFit(vocab_size=257, pretokenization=pretokenization)
+        assert fit.fit([], "").fingerprint == dataclasses.replace(fit, digits=digits).fit([], "").fingerprint
+
+
+def test_numbers_of_any_length_are_cut_from_the_right_also_among_superwords():
+    documents = [b"It is 1234567 and 89 of 1234567 there. It is 1234567890 and 89 of it there."] * 3
+    representation = SubwordFit(vocab_size=284, superword_transition=268, digits="rtl3").fit(documents, "")
+    assert b"It is " in [representation.decode([id_]) for id_ in range(267, 283)]
+    ids = representation.encode(b"of 1234567, 89 it 1234567890")
+    assert {3, 4, 7, 10, 12, 14, 18, 19, 22, 25, 28} <= set(representation.byte_lengths(ids).cumsum().tolist())
+    assert len(representation.encode(b"56" + 6_000 * b"234")) == 6_001
+
+
+def test_characters_are_the_most_frequent_ones_beside_the_bytes():
+    documents = ["äöü 語語語 éé ü".encode(), "ö ß".encode() + b"\xff"]
+    fit = SubwordFit(vocab_size=260, algorithm="character")
+    representation = fit.fit(documents, "")
+    assert [representation.decode([id_]).decode() for id_ in (256, 257, 258)] == ["語", "é", "ö"]
+    assert representation.encode("aé語ü<0x41>".encode()).tolist() == [97, 257, 256, *"ü<0x41>".encode()]
+    with pytest.raises(UserError, match=r"supports 261 ids \(character\), --vocab-size is 262"):
+        dataclasses.replace(fit, vocab_size=262).fit(documents, "")
+
+
+@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "character", "unigram-gpt4"])
 def test_segments_do_not_show_in_the_ids(representations, documents, name):
     text = b"\n".join(documents) * 2
     assert len(text) > 3 * tokenizer_lab.subword.SEGMENT_BYTES
