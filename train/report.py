@@ -23,7 +23,7 @@ from etils import epath
 from tokenizer_lab import files
 from tokenizer_lab.errors import UserError
 from train import report_page
-from train.report_page import fixed, short, si
+from train.page import fixed, short, si
 
 # The form of a run's files: `float` is a finite number or null, `...` any other key, a tuple that many items or null.
 _SUMMARY = {
