@@ -210,7 +210,9 @@ def speed(representation: Representation, documents: Sequence[bytes]) -> Speed:
     """Times encoding and decoding of some documents, after a pass that does not count; a library underneath may use more threads."""
     ids = encode(representation, documents).ids
     num_bytes = sum(map(len, documents))
-    encode_seconds = _median_seconds(lambda: encode(representation, documents))
+    batches = list(_batches(documents, representation.batch_documents))
+    one_by_one = representation.batch_documents == 1  # then `encode` does not also count the bytes of each id
+    encode_seconds = _median_seconds(lambda: [representation.encode(batch[0]) if one_by_one else representation.encode_many(batch) for batch in batches])
     decode_seconds = _median_seconds(lambda: [representation.decode(each) for each in ids])
     return Speed(num_bytes / 1e6 / encode_seconds, num_bytes / 1e6 / decode_seconds)
 

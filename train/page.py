@@ -1,19 +1,26 @@
-"""What our HTML pages are made of: numbers as people read them, tables that sort, and the template around them.
+"""What our pages and their CSV are made of: texts and numbers as people read them, tables that sort, the template around them.
 
 Every text that is not ours goes through `escape`, and a page's own policy lets no script run but the page's.
 """
 
 import base64
+import csv
 import dataclasses
 import hashlib
 import html
+import io
 import pathlib
+import re
 import string
 from collections.abc import Sequence
+from typing import Any
 
 from train import report_chart
 
 NOTHING = "–"
+
+# Control characters, text-direction overrides and halves of surrogate pairs: they belong on no page and no terminal.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def render(name: str, parts: dict[str, str], *, styles: Sequence[str], scripts: Sequence[str]) -> str:
@@ -30,6 +37,25 @@ def render(name: str, parts: dict[str, str], *, styles: Sequence[str], scripts: 
     )
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return string.Template(template).substitute(parts, css=css, script=script, script_hash=script_hash)
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of the same keys as CSV; none of its cells is a formula."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A spreadsheet would run a text that begins like a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+
+
+def printable(text: str) -> str:
+    """The text without what would confuse a page or a terminal."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def fixed(value: float | None, decimals: int = 0) -> str:
