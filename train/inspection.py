@@ -189,6 +189,7 @@ def inspect(options: InspectOptions, on_progress: Progress) -> Inspection:
         about = {"artifact": label, "folder": printable(str(folder)), "kind": representation.kind, "fingerprint": representation.fingerprint,
                  "fitted_on": _fitted_on(representation, texts.about["content_hash"])}
         found.append(measure(representation, texts, options.pivot, about, advance))
+        done = len(found) * texts.num_bytes  # what makes no sense for one is not gone through
     inspection = Inspection(
         representations=found, text=texts.about, pivot=options.pivot, languages=sorted(texts.lines), morph_languages=sorted(texts.words),
         num_left_out=texts.num_left_out, machine=machine(), shown=texts.shown)
