@@ -32,6 +32,13 @@ class Dropping(ByteRepresentation):
 
 
 
+class Lowering(ByteRepresentation):
+    """Loses what is upper case."""
+
+    def encode(self, text):
+        return super().encode(text.lower())
+
+
 class WithEnd(ByteRepresentation):
     """Ends a document with the id that does so, which an encoder should not."""
 
@@ -71,7 +78,7 @@ def test_a_text_by_hand():
 
 
 def test_words_are_between_whitespace_of_any_kind():
-    text = metrics.encode(BYTES, ["don't  stop,\n\u2003東京\tタワー\xa0".encode(), b"\xff \xfe"])
+    text = metrics.encode(BYTES, ["don't  stop,\u2003東京\tタワー\xa0".encode(), b"\xff \xfe"])
     assert metrics.fertility(text) == text.num_bytes / 6
     assert metrics.fertility(metrics.encode(BYTES, [b" \n", b""])) is None
 
@@ -152,6 +159,7 @@ def test_what_is_lost_shows_in_the_round_trip_and_leaves_no_units():
     text = metrics.encode(Dropping(), [b"abc", b"axb", b"x", b""])
     assert metrics.round_trip_share(text) == 2 / 4
     assert text.units is None
+    assert metrics.encode(Lowering(), [b"AB"]).units is None and metrics.encode(Lowering(), [b"ab"]).units is not None
 
 
 def test_the_end_of_a_document_is_no_text():
