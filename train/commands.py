@@ -407,9 +407,22 @@ def report(arguments: list[str]) -> None:
     console.print(f"{options.out / 'index.html'}", soft_wrap=True)
 
 
+def inspect(arguments: list[str]) -> None:
+    """what representations do to a text: metrics, and the text cut into tokens"""
+    with interruptible_import():
+        from train.inspection import InspectOptions, console_table, inspect as run_inspection
+
+    options, console = parse(InspectOptions, arguments, "inspect"), rich.console.Console()
+    with progress_bar(console, "inspect", of_bytes=True) as update:
+        inspection = run_inspection(options, update)
+    console.print(inspection.about, soft_wrap=True, highlight=False, markup=False)
+    console.print(console_table(inspection))
+    console.print(f"{options.out / 'index.html'}", soft_wrap=True)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "ingest": ingest, "fit": fit, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
-    "compare": compare,
+    "compare": compare, "inspect": inspect,
 }
 
 

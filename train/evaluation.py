@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from data.rows import CausalRow, Documents, scoring_batches
 from data.store import Corpus
 from models.axes import use_placement
+from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from tokenizer_lab.representation import Representation
@@ -139,12 +140,10 @@ def text_statistics(id_counts: np.ndarray, num_bytes: int, eod_id: int) -> dict[
     "uniform" takes all ids but the end of document for equally likely, "unigram" each as often as it is in the text itself.
     """
     counts = np.delete(id_counts, eod_id)
-    total = int(counts.sum())
-    share = counts[counts > 0] / max(1, total)
     return {
-        "bytes_per_id": num_bytes / max(1, total),
-        "uniform_bits_per_byte": math.log2(len(counts)) * total / num_bytes,
-        "unigram_bits_per_byte": float(-(share * np.log2(share)).sum()) * total / num_bytes,
+        "bytes_per_id": metrics.bytes_per_token(num_bytes, int(counts.sum())),
+        "uniform_bits_per_byte": metrics.uniform_bits_per_byte(counts, num_bytes),
+        "unigram_bits_per_byte": metrics.unigram_bits_per_byte(counts, num_bytes),
     }
 
 

@@ -20,6 +20,13 @@ for (const button of document.querySelectorAll("th button")) {
 }
 
 const tip = document.getElementById("tip");
+function showTip(text, box) {
+  tip.textContent = text;
+  tip.hidden = false;
+  tip.style.left = `${Math.max(8, Math.min(box.x + 14, innerWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${Math.max(8, box.y - tip.offsetHeight - 8)}px`;
+}
+
 for (const chart of document.querySelectorAll(".chart")) {
   const marks = [...chart.querySelectorAll(".mark")];
   for (const mark of marks) {
@@ -34,12 +41,8 @@ for (const chart of document.querySelectorAll(".chart")) {
       if (apart < distance) [nearest, distance] = [mark, apart];
     }
     for (const mark of marks) mark.classList.toggle("near", mark === nearest);
-    tip.hidden = !nearest;
-    if (!nearest) return;
-    tip.textContent = nearest.dataset.tip;
-    const box = nearest.getBoundingClientRect();
-    tip.style.left = `${Math.max(8, Math.min(box.x + 14, innerWidth - tip.offsetWidth - 8))}px`;
-    tip.style.top = `${Math.max(8, box.y - tip.offsetHeight - 8)}px`;
+    if (nearest) showTip(nearest.dataset.tip, nearest.getBoundingClientRect());
+    else tip.hidden = true;
   };
   chart.addEventListener("pointermove", show);
   chart.addEventListener("pointerdown", show);

@@ -5,12 +5,9 @@ same runs give the same bytes. What a run folder holds is text from a stranger: 
 """
 
 import collections
-import csv
 import dataclasses
-import io
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +21,7 @@ from tokenizer_lab import files
 from tokenizer_lab.errors import UserError
 from train import report_page
 from train.document_hashes import Hashes, common_documents, read_hashes
-from train.report_page import fixed, short, si
+from train.page import csv_text, fixed, printable as _printable, short, si
 
 # The form of a run's files: `float` is a finite number or null, `...` any other key, a tuple that many items or null.
 _SUMMARY = {
@@ -58,8 +55,6 @@ _FORM_NAMES = {
 
 ENCODER_FIGURES = ("detection_nats", "always_real_nats", "auc", "predicted_nats", "predicted_right")
 
-# Control characters, text-direction overrides and halves of surrogate pairs: they belong on no page and no terminal.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _EMBEDDINGS = ("embedding", "softmax")
 
 
@@ -418,10 +413,6 @@ def _checked(value: Any, form: Any, where: str) -> Any:
     return value
 
 
-def _printable(text: str) -> str:
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -536,17 +527,8 @@ def _csv(report: Report) -> str:
     for arm in report.ranked_arms:
         scores = {f"bits_per_byte:{domain}": arm.domains.get(domain, {}).get("bits_per_byte") for domain in domains}
         scores |= {f"{task}:{metric}": arm.task_scores.get((task, metric), {}).get("median") for task, metric in tasks}
-        rows.append({key: _cell(value) for key, value in (arm.row | scores).items()})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A spreadsheet would run a text that begins like a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+        rows.append(arm.row | scores)
+    return csv_text(rows)
 
 
 def _json(report: Report) -> dict:

@@ -3,74 +3,36 @@
 Every text of a run goes through `_e`, and the page's own policy lets no script run but `report.js`.
 """
 
-import base64
-import dataclasses
-import hashlib
-import html
 import math
-import pathlib
 import re
-import string
 import typing
 from collections.abc import Callable, Sequence
 
-from train import report_chart
+from train import page, report_chart
+from train.page import NOTHING as _NOTHING, Column as _Column, cell as _td, escape as _e, row_head as _row_head, some as _some, table as _table
+from train.page import fixed, percent, short, si
 from train.report_chart import Axis, Line
 
 if typing.TYPE_CHECKING:
     from train.report import Arm, Group, Report
 
-_NOTHING = "–"
 _BYTES, _FLOPS = Axis("bytes_seen", "bytes seen", "B"), Axis("flops", "FLOPs spent", "")
 
 
 def render(report: "Report") -> str:
     """The whole page as HTML that loads nothing."""
-    template, css, script = (
-        pathlib.Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
-    )
     styles = {arm.label: index for index, arm in enumerate(report.arms)}
     several = len(report.groups) > 1
     no_samples = "<p>None. <code>toklab sample RUN --prompt TEXT</code> draws some.</p>"
-    return string.Template(template).substitute(
-        css=css,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=f"Bits per byte of {_some(len(report.arms), 'arm')}",
-        findings="".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings) + "".join(f"<p>{_e(line)}</p>" for line in report.order),
-        warnings=_warnings(report.warnings),
-        groups="".join(_group(group, f": {_e(group.name)}" if several else "", styles) for group in report.groups),
-        samples="".join(map(_samples, report.arms)) or no_samples,
-        runs="".join(map(_run, report.arms)),
-    )
-
-
-def fixed(value: float | None, decimals: int = 0) -> str:
-    """`1234.5, 2 -> "1,234.50"`; a dash for None."""
-    return _NOTHING if value is None else f"{value:,.{decimals}f}"
-
-
-def si(value: float | None, unit: str = "") -> str:
-    """`12_000_000, "B" -> "12.0 MB"`; a dash for None."""
-    return _NOTHING if value is None else report_chart.si(value, unit)
-
-
-def percent(value: float | None) -> str:
-    """`0.021 -> "2.1 %"`; a dash for None."""
-    return _NOTHING if value is None else f"{100 * value:.1f}\N{NARROW NO-BREAK SPACE}%"
-
-
-def short(content_hash: str) -> str:
-    """Enough of a content hash, or of several joined by `+`, to tell them apart."""
-    return "+".join(part[:12] for part in content_hash.split("+"))
-
-
-def _e(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _some(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    parts = {
+        "title": f"Bits per byte of {_some(len(report.arms), 'arm')}",
+        "findings": "".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings) + "".join(f"<p>{_e(line)}</p>" for line in report.order),
+        "warnings": _warnings(report.warnings),
+        "groups": "".join(_group(group, f": {_e(group.name)}" if several else "", styles) for group in report.groups),
+        "samples": "".join(map(_samples, report.arms)) or no_samples,
+        "runs": "".join(map(_run, report.arms)),
+    }
+    return page.render("report", parts, styles=["report.css"], scripts=["report.js"])
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -95,16 +57,6 @@ def _group(group: "Group", name: str, styles: dict[str, int]) -> str:
 
 
 # ---- Tables --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    """The head of a column; `note` is its small print, `sorted` says that the rows are in its order at first."""
-
-    title: str
-    note: str = ""
-    number: bool = True
-    sorted: bool = False
 
 
 # How numbers of rows, evaluations and scores read, by key.
@@ -243,34 +195,8 @@ def _points_table(group: "Group") -> str:
     return _table("The points of the charts", columns, rows)
 
 
-def _table(caption: str, columns: Sequence[_Column], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls in its own frame and whose headings sort; `rows` hold finished cells."""
-    heads = ""
-    for column in columns:
-        attributes = (' class="number"' if column.number else "") + (' aria-sort="ascending"' if column.sorted else "")
-        note = f"<small>{_e(column.note)}</small>" if column.note else ""
-        title = f"<span>{_e(column.title)}</span>{note}"
-        heads += f'<th scope="col"{attributes}><button type="button">{title}</button></th>'
-    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _row_head(label: str, before: str = "", after: str = "") -> str:
-    return f'<th scope="row" data-value="{_e(label)}">{before}{_e(label)}{after}</th>'
-
-
 def _cells(record: dict, *keys: str) -> list[str]:
     return [_td(record[key], _e(_SHOW[key](record[key]))) for key in keys]
-
-
-def _td(value: float | str | None, shown: str) -> str:
-    """A cell that shows some HTML; `data-value`, absent for None, is what it sorts by."""
-    kind = "" if isinstance(value, str) else ' class="number"'
-    order = "" if value is None else f' data-value="{_e(value)}"'
-    return f"<td{kind}{order}>{shown}</td>"
 
 
 # ---- Charts --------------------------------------------------------------------------------------

@@ -1,17 +1,13 @@
 """The report: made-up run folders in, a page, a CSV and a JSON out."""
 
-import base64
 import csv
-import hashlib
-import html.parser
+import html
 import io
 import json
 import math
 import pathlib
 import re
 import shutil
-import socket
-import subprocess
 
 import hypothesis
 import hypothesis.strategies as st
@@ -22,7 +18,6 @@ from tokenizer_lab.errors import UserError
 from train import report_chart
 from train.report import console_table, write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = (
     "x" * 80 + "[red]`\"'></pre></td></script><script>window.stung = 1</script>"
     "<img src=http://x.example/ onerror=alert(1)>$title\ud800\u202e\x1b[2J"
@@ -300,47 +295,7 @@ def test_console_table_fits_80_columns_and_takes_no_markup(runs, tmp_path):
 # ---- What it is made of -----------------------------------------------------------------------------
 
 
-def parsed(page: str) -> list[tuple[str, dict]]:
-    """Every tag of the page with its attributes; fails where tags do not balance."""
-    void, found, still_open = {"meta", "input", "br", "link", "img"}, [], []
-    parser = html.parser.HTMLParser()
-
-    def start(tag, attributes):
-        found.append((tag, dict(attributes)))
-        if tag not in void:
-            still_open.append(tag)
-
-    def end(tag):
-        assert still_open and still_open.pop() == tag, f"</{tag}> at {parser.getpos()}"
-
-    parser.handle_starttag, parser.handle_endtag = start, end
-    parser.handle_startendtag = lambda tag, attributes: found.append((tag, dict(attributes)))
-    parser.feed(page)
-    parser.close()
-    assert not still_open
-    return found
-
-
-def assert_harmless(page: str) -> None:
-    """Balanced, ids unique, loads nothing and runs no script but its own."""
-    tags = parsed(page)
-    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    assert sum(tag == "script" for tag, _ in tags) == 1
-    loading = {"img", "link", "iframe", "object", "embed", "base", "form", "a", "image", "use", "foreignobject"}
-    assert not {tag for tag, _ in tags} & loading
-    for tag, attributes in tags:
-        assert not attributes.keys() & {"src", "href", "xlink:href", "style", "srcdoc"}, tag
-        assert not [name for name in attributes if name.startswith("on")], tag
-    assert not re.search(r"url\(|@import", re.search(r"(?s)<style>(.*?)</style>", page)[1])
-    script = re.search(r"(?s)<script>(.*?)</script>", page)[1]
-    assert not re.search(r"https?:|import\b|fetch|XMLHttp|innerHTML|eval\(", script)
-    policy = next(attributes["content"] for tag, attributes in tags if tag == "meta" and "http-equiv" in attributes)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert "default-src 'none'" in policy and policy.endswith(f"script-src 'sha256-{digest}'")
-
-
-def test_page_is_well_formed_and_self_contained(runs, tmp_path):
+def test_page_is_well_formed_and_self_contained(runs, tmp_path, assert_harmless):
     assert_harmless(page_of(write_report(runs, tmp_path / "out")))
 
 
@@ -361,7 +316,7 @@ def hostile_runs(tmp_path) -> list:
     return folders
 
 
-def test_text_of_a_run_stays_text(tmp_path):
+def test_text_of_a_run_stays_text(tmp_path, assert_harmless):
     report = write_report(hostile_runs(tmp_path), tmp_path / "out")
     page = page_of(report)
     assert_harmless(page)
@@ -517,79 +472,12 @@ def test_out_that_cannot_be_written(runs, tmp_path):
 # ---- In a browser -----------------------------------------------------------------------------------
 
 
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --disable-sync
-    --disable-background-networking --disable-component-update --remote-debugging-pipe""".split()
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """Sends Chromium a DevTools command and returns the result; `browser.events` is what Chromium said meanwhile."""
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed, so the page was not looked at in a browser")
-    ours, theirs = socket.socketpair()
-    ours.settimeout(60)
-    # Chromium reads commands from file descriptor 3 and answers on 4.
-    script = f'exec "$@" 3<&{theirs.fileno()} 4>&{theirs.fileno()}'
-    command = ["bash", "-c", script, "bash", CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path}/profile", "about:blank"]
-    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], **silent)
-    theirs.close()
-    received, session = bytearray(), {}
-
-    def next_message():
-        while b"\0" not in received:
-            assert (more := ours.recv(1 << 16)), "Chromium has gone"
-            received.extend(more)
-        message, _, rest = bytes(received).partition(b"\0")
-        received[:] = rest
-        return json.loads(message)
-
-    def call(method, **params):
-        call.sent += 1
-        ours.sendall(json.dumps({"id": call.sent, "method": method, "params": params} | session).encode() + b"\0")
-        while (message := next_message()).get("id") != call.sent:
-            call.events.append(message)
-        assert "error" not in message, message
-        return message["result"]
-
-    def open_page(path, width, dark=False):
-        call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        call("Emulation.setEmulatedMedia", features=[scheme])
-        call("Page.navigate", url=path.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in call.events):
-            call.events.append(next_message())
-        call.events[:] = [event for event in call.events if event["method"] != "Page.loadEventFired"]
-
-    def javascript(expression):
-        answer = call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    call.sent, call.events, call.open, call.javascript = 0, [], open_page, javascript
-    try:
-        page = next(target for target in call("Target.getTargets")["targetInfos"] if target["type"] == "page")
-        session["sessionId"] = call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            call(f"{domain}.enable")
-        yield call
-    finally:
-        process.terminate()
-        process.wait(30)
-        ours.close()
-
-
 SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 ORDER = "[...document.querySelector('table').tBodies[0].rows].map(row => row.cells[0].dataset.value)"
 SORTED = "[...document.querySelector('table').querySelectorAll('[aria-sort]')].map(head => head.ariaSort)"
 SHOWN = "[...document.querySelector('.charts').querySelectorAll('.chart')].map(c => getComputedStyle(c).display)"
 MARK = "JSON.stringify(document.querySelector('.chart .mark.final').getBoundingClientRect())"
 PAPER = "getComputedStyle(document.body).backgroundColor"
-
-
-def press_enter(browser) -> None:
-    for kind, text in (("rawKeyDown", ""), ("char", "\r"), ("keyUp", "")):
-        browser("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text=text)
 
 
 def test_page_in_chromium(runs, tmp_path, browser):
@@ -607,7 +495,7 @@ def test_page_in_chromium(runs, tmp_path, browser):
 
     browser.javascript("document.querySelectorAll('th button')[1].focus()")
     for order in (["subword-4k", "byte", "unigram-4k"], ["byte", "subword-4k", "unigram-4k"]):
-        press_enter(browser)
+        browser.press("Enter")
         assert browser.javascript(ORDER) == order  # the arm without a value is last either way
     assert browser.javascript("document.activeElement.parentElement.ariaSort") == "descending"
 
@@ -624,7 +512,7 @@ def test_page_in_chromium(runs, tmp_path, browser):
 
     browser.open(report.index, 1280, dark=True)
     assert browser.javascript(PAPER) != paper
-    assert_quiet(browser)
+    browser.assert_quiet()
 
 
 def test_hostile_page_in_chromium(tmp_path, browser):
@@ -634,13 +522,4 @@ def test_hostile_page_in_chromium(tmp_path, browser):
         assert browser.javascript(SIDEWAYS) <= 0
     assert browser.javascript("window.stung") is None
     assert browser.javascript("document.images.length + document.scripts.length") == 1
-    assert_quiet(browser)
-
-
-def assert_quiet(browser) -> None:
-    """Nothing went to the console, nothing but the page itself was asked for."""
-    loud = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
-    assert [event for event in browser.events if event["method"] in loud] == []
-    requests = [event["params"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
-    urls = {params["request"]["url"] for params in requests}
-    assert len(urls) == 1 and urls.pop().startswith("file://")
+    browser.assert_quiet()

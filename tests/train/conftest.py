@@ -1,0 +1,138 @@
+"""Pages as a browser meets them: Chromium where it is installed, and a parser."""
+
+import base64
+import hashlib
+import html.parser
+import json
+import re
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_KEY_CODES = {"Enter": 13, "Escape": 27, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
+_FLAGS = """--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --disable-sync
+    --disable-background-networking --disable-component-update --remote-debugging-pipe""".split()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Sends Chromium a DevTools command and returns the result; `browser.events` is what Chromium said meanwhile.
+
+    `browser.assert_quiet()`: nothing went to the console, nothing but the page itself was asked for.
+    """
+    if not _CHROMIUM:
+        pytest.skip("Chromium is not installed, so the page was not looked at in a browser")
+    ours, theirs = socket.socketpair()
+    ours.settimeout(60)
+    # Chromium reads commands from file descriptor 3 and answers on 4.
+    script = f'exec "$@" 3<&{theirs.fileno()} 4>&{theirs.fileno()}'
+    command = ["bash", "-c", script, "bash", _CHROMIUM, *_FLAGS, f"--user-data-dir={tmp_path}/profile", "about:blank"]
+    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], **silent)
+    theirs.close()
+    received, session = bytearray(), {}
+
+    def next_message():
+        while b"\0" not in received:
+            assert (more := ours.recv(1 << 16)), "Chromium has gone"
+            received.extend(more)
+        message, _, rest = bytes(received).partition(b"\0")
+        received[:] = rest
+        return json.loads(message)
+
+    def call(method, **params):
+        call.sent += 1
+        ours.sendall(json.dumps({"id": call.sent, "method": method, "params": params} | session).encode() + b"\0")
+        while (message := next_message()).get("id") != call.sent:
+            call.events.append(message)
+        assert "error" not in message, message
+        return message["result"]
+
+    def open_page(path, width, dark=False):
+        call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        call("Emulation.setEmulatedMedia", features=[scheme])
+        call("Page.navigate", url=path.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in call.events):
+            call.events.append(next_message())
+        call.events[:] = [event for event in call.events if event["method"] != "Page.loadEventFired"]
+
+    def javascript(expression):
+        answer = call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(key):
+        text = "\r" if key == "Enter" else ""
+        for kind, typed in (("rawKeyDown", ""), ("char", text), ("keyUp", "")):
+            if kind != "char" or text:
+                call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=_KEY_CODES[key], text=typed)
+
+    def assert_quiet():
+        loud = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
+        assert [event for event in call.events if event["method"] in loud] == []
+        requests = [event["params"] for event in call.events if event["method"] == "Network.requestWillBeSent"]
+        urls = {params["request"]["url"] for params in requests}
+        assert len(urls) == 1 and urls.pop().startswith("file://")
+
+    call.sent, call.events = 0, []
+    call.open, call.javascript, call.press, call.assert_quiet = open_page, javascript, press, assert_quiet
+    try:
+        page = next(target for target in call("Target.getTargets")["targetInfos"] if target["type"] == "page")
+        session["sessionId"] = call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            call(f"{domain}.enable")
+        yield call
+    finally:
+        process.terminate()
+        process.wait(30)
+        ours.close()
+
+
+@pytest.fixture(scope="session")
+def assert_harmless():
+    """assert_harmless(page): tags balance, ids are unique, it loads nothing and runs no script but its own."""
+    return _assert_harmless
+
+
+def _parsed(page: str) -> list[tuple[str, dict]]:
+    """Every tag of the page with its attributes; fails where tags do not balance."""
+    void, found, still_open = {"meta", "input", "br", "link", "img"}, [], []
+    parser = html.parser.HTMLParser()
+
+    def start(tag, attributes):
+        found.append((tag, dict(attributes)))
+        if tag not in void:
+            still_open.append(tag)
+
+    def end(tag):
+        assert still_open and still_open.pop() == tag, f"</{tag}> at {parser.getpos()}"
+
+    parser.handle_starttag, parser.handle_endtag = start, end
+    parser.handle_startendtag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.feed(page)
+    parser.close()
+    assert not still_open
+    return found
+
+
+def _assert_harmless(page: str) -> None:
+    """Balanced, ids unique, loads nothing and runs no script but its own."""
+    tags = _parsed(page)
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert sum(tag == "script" for tag, _ in tags) == 1
+    loading = {"img", "link", "iframe", "object", "embed", "base", "form", "a", "image", "use", "foreignobject"}
+    assert not {tag for tag, _ in tags} & loading
+    for tag, attributes in tags:
+        assert not attributes.keys() & {"src", "href", "xlink:href", "style", "srcdoc"}, tag
+        assert not [name for name in attributes if name.startswith("on")], tag
+    assert not re.search(r"url\(|@import", re.search(r"(?s)<style>(.*?)</style>", page)[1])
+    script = re.search(r"(?s)<script>(.*?)</script>", page)[1]
+    assert not re.search(r"https?:|import\b|fetch|XMLHttp|innerHTML|eval\(", script)
+    policy = next(attributes["content"] for tag, attributes in tags if tag == "meta" and "http-equiv" in attributes)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and policy.endswith(f"script-src 'sha256-{digest}'")
