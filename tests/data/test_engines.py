@@ -69,7 +69,6 @@ def test_ray_that_is_not_installed(monkeypatch):
 @pytest.fixture(scope="module")
 def ray_engine():
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokenizer-lab[ray]'")
-    before = dict(os.environ)
     for attempt in range(3):  # Ray gives itself 30 seconds to start, which a busy machine may not
         try:
             opened = EngineOptions(engine="ray").open()
@@ -78,12 +77,12 @@ def ray_engine():
         except UserError as error:
             if attempt == 2 or "timed out" not in str(error):
                 raise
-    children = psutil.Process().children(recursive=True)
     yield engine
+    children = psutil.Process().children(recursive=True)
     opened.__exit__(None, None, None)
-    assert dict(os.environ) == before
     _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive, "Ray has left processes behind"
+    assert children and not alive, "Ray has left processes behind"
+    assert not [name for name in os.environ if name.startswith("RAY_")]
 
 
 def write_sources(folder: pathlib.Path) -> None:
@@ -99,11 +98,12 @@ def everything(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_store_is_the_same_by_both_engines(ray_engine, tmp_path, monkeypatch, byte_artifact):
+def test_ray_does_what_this_process_does(ray_engine, tmp_path, monkeypatch, capfd, byte_artifact):
+    """One test, so that with several processes of pytest only one of them starts a cluster."""
     (tmp_path / "in").mkdir()
     write_sources(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
-    stores, calls = {}, {}
+    stores, calls, lines = {}, {}, {}
     for name, engine in {"local": LocalEngine(), "ray": ray_engine}.items():
         calls[name] = []
         options = IngestOptions(sources=("in",), out=tmp_path / name, on_empty="skip")
@@ -114,26 +114,22 @@ def test_a_store_is_the_same_by_both_engines(ray_engine, tmp_path, monkeypatch, 
     assert stores["local"] == stores["ray"] and len(stores["ray"][1]) > 10
     assert calls["local"] == calls["ray"] and len(calls["ray"]) > 6
 
-
-def test_an_error_in_a_worker_is_the_line_it_is_locally(ray_engine, tmp_path, monkeypatch, capfd):
-    (tmp_path / "in").mkdir()
-    write_sources(tmp_path / "in")
     (tmp_path / "in" / "2.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
     (tmp_path / "in" / "3.jsonl").write_text("so is this one, but it comes later")
-    monkeypatch.chdir(tmp_path)
-    lines = []
-    for engine in (LocalEngine(), ray_engine):
+    for name, engine in {"local": LocalEngine(), "ray": ray_engine}.items():
         with pytest.raises(UserError) as caught:
-            ingest(IngestOptions(sources=("in",), out=tmp_path / "corpus", on_empty="skip"), engine=engine)
-        lines.append(str(caught.value))
-        assert not (tmp_path / "corpus").exists()
-    assert lines[0] == lines[1] == "in/2.jsonl, record 2: field 'text' is of type int, not text; choose --field from 'text'"
+            ingest(IngestOptions(sources=("in",), out=tmp_path / "none", on_empty="skip"), engine=engine)
+        lines[name] = str(caught.value)
+        assert not (tmp_path / "none").exists()
+    assert lines["local"] == lines["ray"] == "in/2.jsonl, record 2: field 'text' is of type int, not text; choose --field from 'text'"
     assert capfd.readouterr() == ("", "")
 
-
-def test_what_goes_wrong_with_ray_itself_is_one_line(ray_engine, monkeypatch):
     with pytest.raises(UserError, match="the Ray cluster has no 1 GPU for a worker; it has [0-9]+ CPU"):
         next(ray_engine.stream(iter, [[]], {"GPU": 1}))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_for_good_is_one_line(ray_engine, monkeypatch):
     monkeypatch.setattr(engines, "_MAX_RESTARTS", 0)
     with pytest.raises(UserError, match="Ray could not go on: ActorDiedError.*start again") as caught:
         next(ray_engine.stream(lambda item: os._exit(1), [0]))
