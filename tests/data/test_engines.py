@@ -80,7 +80,7 @@ def ray_engine():
     yield engine
     children = psutil.Process().children(recursive=True)
     opened.__exit__(None, None, None)
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=120)
     assert children and not alive, "Ray has left processes behind"
     assert ray_variables() == before
 
@@ -185,7 +185,7 @@ def test_a_cluster_that_is_there_is_joined_and_one_that_is_killed_leaves_nothing
         holder.send_signal(signal.SIGKILL)
     ingest(IngestOptions(sources=(str(tmp_path / "in"),), out=tmp_path / "local", on_empty="skip"))
     assert everything(tmp_path / "corpus") == everything(tmp_path / "local")
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=120)  # Ray's agents look now and then
     assert not alive, "Ray has left processes behind"
 
 
@@ -204,5 +204,5 @@ def test_stopped_in_the_middle(tmp_path, number, code):
         [line] = process.stderr.read().splitlines()
     assert process.returncode == code and line.startswith("toklab: ")
     assert not (tmp_path / "corpus" / "manifest.json").exists()
-    _, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=120)  # Ray's agents look now and then
     assert not alive, "Ray has left processes behind"
