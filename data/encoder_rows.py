@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from data.rows import Batch, Encoded, Row, encode
+from data.encoded import Encoded, encode
+from data.rows import Batch, Row
 from tokenizer_lab.representation import CLS, SEP, Representation
 
 MIN_LENGTH = 8  # of a row

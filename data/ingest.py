@@ -1,6 +1,8 @@
 """Text in many forms -> a corpus store."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -11,12 +13,15 @@ import tyro
 from etils import epath
 
 from data.embedded import embedded_documents
+from data.engines import Engine, LocalEngine
 from data.sources import SourceFile, find_files, read_records
 from data.store import Split, write_corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name, is_remote
 
 EMBEDDED = "embedded"
+_PORTION_BYTES = 1 << 20
+_DOCUMENT_OVERHEAD_BYTES = 200  # what Python takes for a document of any size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,29 +93,38 @@ class IngestResult:
 
 
 def ingest(
-    options: IngestOptions, report: Callable[[int, int], None] = lambda num_bytes_read, num_bytes_total: None
+    options: IngestOptions,
+    report: Callable[[int, int], None] = lambda num_bytes_read, num_bytes_total: None,
+    engine: Engine = LocalEngine(),
 ) -> IngestResult:
     """Adds the documents of `options.sources` to the corpus in `options.out`: all of them, or nothing.
 
     Args:
       report: called often with the input bytes (of compressed files, compressed ones) read so far, and those there are.
+      engine: where files are read. This process puts the documents in order, hashes and writes them, whatever the engine.
 
     Raises:
       UserError: for input that is damaged, too large or empty, and for a corpus that cannot take or hold the documents.
     """
-    files_of = _find_all(options)
+    files = _find_all(options)
+    num_bytes_read, num_bytes_total = 0, sum(_embedded_bytes() if file is None else file.num_bytes for file in files)
     num_documents: dict[tuple[str, Split], int] = {}
     num_bytes: dict[tuple[str, Split], int] = {}
     num_skipped = 0
-    with write_corpus(pathlib.Path(options.out), options.test_fraction) as writer:
-        for domain, name, document in _documents(options, files_of, report):
-            if not document and options.on_empty == "skip":
-                num_skipped += 1
-                continue
-            split = split_of(name, options.test_fraction)
-            writer.add(domain, split, document)
-            num_documents[domain, split] = num_documents.get((domain, split), 0) + 1
-            num_bytes[domain, split] = num_bytes.get((domain, split), 0) + len(document)
+    with (
+        write_corpus(pathlib.Path(options.out), options.test_fraction) as writer,
+        contextlib.closing(engine.stream(functools.partial(read_portions, options), files)) as portions,
+    ):
+        for portion in portions:
+            for domain, split, document in portion.documents:
+                if not document and options.on_empty == "skip":
+                    num_skipped += 1
+                    continue
+                writer.add(domain, split, document)
+                num_documents[domain, split] = num_documents.get((domain, split), 0) + 1
+                num_bytes[domain, split] = num_bytes.get((domain, split), 0) + len(document)
+            num_bytes_read += portion.num_bytes_read
+            report(num_bytes_read, num_bytes_total)
         if not num_documents:
             raise UserError(
                 f"no documents in {', '.join(options.sources)} ({num_skipped} empty ones left out); name other sources"
@@ -119,6 +133,10 @@ def ingest(
     return IngestResult(
         folder=options.out, changed=changed, num_documents=num_documents, num_bytes=num_bytes, num_skipped=num_skipped
     )
+
+
+def _embedded_bytes() -> int:
+    return sum(len(document) for _, _, document in embedded_documents())
 
 
 def split_of(name: str, test_fraction: float) -> Split:
@@ -138,42 +156,68 @@ def parse_separator(text: str) -> bytes:
     return separator
 
 
-def _find_all(options: IngestOptions) -> dict[str, list[SourceFile]]:
-    """Source -> its files, in the order given. Raises UserError for a file that is reached twice."""
+def _find_all(options: IngestOptions) -> list[SourceFile | None]:
+    """The files of all sources, in the order given; None for the embedded text. Raises UserError for a file that is reached twice."""
     if not options.sources:
         raise UserError("no sources are given; name files, directories or globs, or the word embedded")
-    files_of: dict[str, list[SourceFile]] = {}
+    found: list[SourceFile | None] = []
     source_of: dict[pathlib.Path, str] = {}
     for source in options.sources:
-        files_of[source] = [] if source == EMBEDDED else find_files(source, leave_out=pathlib.Path(options.out))
-        for file in files_of[source]:
+        if source == EMBEDDED:
+            found += [] if None in found else [None]
+            continue
+        for file in find_files(source, leave_out=pathlib.Path(options.out)):
             # Under two names a document could be in both splits.
             if other := source_of.get(real_path := file.path.resolve()):
                 raise UserError(f"{file.path} is named twice, by {other!r} and {source!r}; name every file once")
             source_of[real_path] = source
-    return files_of
+            found.append(file)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Portion:
+    """Some documents of a file, in order.
+
+    Attributes:
+      documents: domain, split and bytes of each.
+      num_bytes_read: how much further the file has been read than for the portion before.
+    """
+
+    documents: list[tuple[str, Split, bytes]]
+    num_bytes_read: int
+
+
+def read_portions(options: IngestOptions, file: SourceFile | None) -> Iterator[Portion]:
+    """Yields all documents of a file, or the embedded ones; in portions, which is what an engine's worker sends. Raises UserError."""
+    documents, size_bytes, reached, before = [], 0, 0, 0
+
+    def report(num_bytes: int) -> None:
+        nonlocal reached
+        reached = num_bytes
+
+    for domain, name, document in _documents(options, file, report):
+        documents.append((domain, split_of(name, options.test_fraction), document))
+        size_bytes += len(document) + _DOCUMENT_OVERHEAD_BYTES
+        if size_bytes >= _PORTION_BYTES:
+            yield Portion(documents, reached - before)
+            documents, size_bytes, before = [], 0, reached
+    yield Portion(documents, (reached if file is None else file.num_bytes) - before)
 
 
 def _documents(
-    options: IngestOptions, files_of: dict[str, list[SourceFile]], report: Callable[[int, int], None]
+    options: IngestOptions, file: SourceFile | None, report: Callable[[int], None]
 ) -> Iterator[tuple[str, str, bytes]]:
-    """Yields (domain, name, document) of all sources in order."""
-    embedded = list(embedded_documents()) if EMBEDDED in files_of else []
-    num_bytes_total = sum(len(document) for _, _, document in embedded)
-    num_bytes_total += sum(file.num_bytes for files in files_of.values() for file in files)
-    num_bytes_before = 0
-    for source, files in files_of.items():
-        for domain, name, document in embedded if source == EMBEDDED else []:
-            yield domain, name, document
-            num_bytes_before += len(document)
-            report(num_bytes_before, num_bytes_total)
-        for file in files:
-            for name, document in _file_documents(
-                options, file, lambda num_bytes: report(num_bytes_before + num_bytes, num_bytes_total)
-            ):
-                yield options.domain, name, document
-            num_bytes_before += file.num_bytes
-            report(num_bytes_before, num_bytes_total)
+    """Yields (domain, name, document) of a file, or of what is embedded."""
+    if file is not None:
+        for name, document in _file_documents(options, file, report):
+            yield options.domain, name, document
+        return
+    num_bytes = 0
+    for domain, name, document in embedded_documents():
+        num_bytes += len(document)
+        report(num_bytes)
+        yield domain, name, document
 
 
 def _file_documents(

@@ -34,6 +34,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from data.encoded import Encoded, EncodedDocuments, encode
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 
@@ -73,9 +74,6 @@ def draw_source(seed: int, row: int, draw: int, weights: Sequence[float]) -> int
     return bisect.bisect_right(cumulative, uniform * cumulative[-1])
 
 
-Encoded = tuple[np.ndarray, np.ndarray]  # i32[n] ids and i64[n] source bytes of each
-
-
 def _draw_hash(seed: int, row: int, draw: int, *what: str) -> int:
     """64 bits that stand for chance."""
     digest = hashlib.blake2b("/".join(map(str, (seed, row, draw, *what))).encode(), digest_size=8).digest()
@@ -86,16 +84,6 @@ def document_positions(representation: Representation, documents: Sequence[bytes
     """Documents as positions: i32[n + 2] ids between two end-of-document ids, and i64[n + 1] source bytes of each target."""
     eod = np.array([representation.eod_id], np.int32)
     return [(np.concatenate([eod, ids, eod]), np.append(lengths, 0)) for ids, lengths in encode(representation, documents)]
-
-
-def encode(representation: Representation, texts: Sequence[bytes]) -> list[Encoded]:
-    """Texts as ids and the source bytes of each: all bytes, and no id that a model has no row for."""
-    encoded = [(ids.astype(np.int32), lengths) for ids, lengths in representation.encode_many(texts)]
-    for text, (ids, lengths) in zip(texts, encoded, strict=True):
-        assert lengths.sum() == len(text), f"{representation.kind}: {lengths.sum()} bytes of a text of {len(text)}"
-        assert ids.size == 0 or 0 <= ids.min() <= ids.max() < representation.vocab_size, (
-            f"{representation.kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has {representation.vocab_size}")
-    return encoded
 
 
 class RowStreams(grain.IterDataset):
@@ -141,6 +129,8 @@ class RowStreams(grain.IterDataset):
         self.rows = tuple(range(batch_rows)) if rows is None else tuple(rows)
         assert all(0 <= row < batch_rows for row in self.rows), (rows, batch_rows)
         self.representation, self.batch_rows, self.sequence_length, self.seed = representation, batch_rows, sequence_length, seed
+        all_encoded = all(isinstance(source.documents, EncodedDocuments) for source in sources)
+        self.documents_together = 1 if all_encoded else representation.batch_documents
         self.weights = [source.weight for source in sources]
         if any(len(source.documents) == 0 for source in sources):
             raise UserError("a corpus without documents cannot be trained on; ingest some text into it, or take it out of the mixture")
@@ -160,7 +150,7 @@ class RowStreamIterator(grain.DatasetIterator):
 
     def __init__(self, streams: RowStreams):
         super().__init__()
-        together, self._rows = streams.representation.batch_documents, []
+        together, self._rows = streams.documents_together, []
         encode = _EncodeOneByOne(streams) if together == 1 else _EncodeAhead(streams, together, self._rows)
         self._rows += [streams.layout(streams, row, cursor, encode) for row, cursor in zip(streams.rows, streams.cursors)]
         num_workers = streams.num_workers if together == 1 else 1  # what encodes many at once has threads of its own

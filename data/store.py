@@ -99,12 +99,21 @@ class Corpus:
 
     def documents(self, split: Split) -> "Documents":
         """The documents of a split, domain after domain. Raises UserError if there are none."""
+        return Documents(self.folder, self.shards_of(split), self.cache)
+
+    def shards_of(self, split: Split) -> tuple[Shard, ...]:
+        """The shards of a split. Raises UserError if there are none."""
         shards = tuple(shard for shard in self.shards if shard.split == split)
         if not shards:
             raise UserError(
                 f"{self.folder} has no {split} documents; ingest more, or use another --test-fraction with a new --out"
             )
-        return Documents(self.folder, shards, cache_folder("corpora") / self.content_hash if is_remote(self.folder) else None)
+        return shards
+
+    @property
+    def cache(self) -> epath.Path | None:
+        """Where its shards are copied to before they are read; None for a corpus of this machine."""
+        return cache_folder("corpora") / self.content_hash if is_remote(self.folder) else None
 
 
 class Documents(Sequence[bytes]):
@@ -115,12 +124,14 @@ class Documents(Sequence[bytes]):
       content_hash: over all of them in order, with their domain and split.
     """
 
+    _again = "ingest it again"  # what to do where they are damaged
+
     def __init__(self, folder: epath.Path, shards: tuple[Shard, ...], cache: epath.Path | None = None):
         self._folder = folder
         self._shards = shards
         self._cache = cache
         self._here = cache or folder
-        self._remedy = f"remove {self._here} and {'start again' if cache else 'ingest it again'}"
+        self._remedy = f"remove {self._here} and {'start again' if cache else self._again}"
         self._ends = list(itertools.accumulate(shard.num_documents for shard in shards))
         self._readers: list[ArrayRecordReader | None] = [None] * len(shards)
         self._locks = [threading.Lock() for _ in shards]
@@ -140,8 +151,12 @@ class Documents(Sequence[bytes]):
         try:
             return reader.read(record, record + 1)[0]  # `read([record])` takes ten times as long
         except Exception as error:  # array_record has no error type of its own
-            path = self._here / self._shards[shard_index].file
-            raise UserError(f"{path}, record {record}, is damaged ({error}); {self._remedy}") from error
+            raise UserError(f"{self.place(index)} is damaged ({error}); {self._remedy}") from error
+
+    def place(self, index: int) -> str:
+        """Where a document is on disk, for people."""
+        shard_index, record = self._locate(index)
+        return f"{self._here / self._shards[shard_index].file}, record {record},"
 
     def domain(self, index: int) -> str:
         """The domain of a document."""
@@ -191,16 +206,20 @@ def _read_store(folder: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
         reason = "the ingest into it was cut off" if (folder / _PARTIAL).exists() else f"it has no {MANIFEST}"
         raise UserError(f"{folder} is not a corpus: {reason}; make one with `toklab ingest SOURCE... --out {folder}`")
     manifest, shards = _read_manifest(folder / MANIFEST)
+    check_files(folder, shards, "ingest it again")
+    return manifest, shards
+
+
+def check_files(folder: epath.Path, shards: Iterable[Shard], again: str) -> None:
+    """Raises UserError, with `again` as what to do, unless all files of the shards are there and as large as they should be."""
     for shard in shards:
         path = folder / shard.file
         if not path.exists():
-            raise UserError(f"{path} is missing; remove {folder} and ingest it again")
+            raise UserError(f"{path} is missing; remove {folder} and {again}")
         if (file_bytes := path.stat().length) != shard.file_bytes:
             raise UserError(
-                f"{path} has {file_bytes} bytes, the manifest says {shard.file_bytes}; "
-                f"remove {folder} and ingest it again"
+                f"{path} has {file_bytes} bytes, the manifest says {shard.file_bytes}; remove {folder} and {again}"
             )
-    return manifest, shards
 
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
@@ -210,7 +229,7 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise UserError(f"{path} has format {found!r}, this version reads {FORMAT!r}; ingest the corpus again")
     try:
-        shards = tuple(_parse_shard(value) for value in manifest["shards"])
+        shards = tuple(parse_shard(value) for value in manifest["shards"])
         test_fraction = float(manifest["holdout"]["test_fraction"])
         if not shards or not 0 <= test_fraction <= 1 or manifest != _manifest(shards, test_fraction):
             raise ValueError("its parts contradict each other")
@@ -219,7 +238,8 @@ def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]
     return manifest, shards
 
 
-def _parse_shard(value: Any) -> Shard:
+def parse_shard(value: Any) -> Shard:
+    """What a manifest, which may come from a stranger, says of a shard. Raises UserError for what cannot be."""
     fields = {field.name: field.type for field in dataclasses.fields(Shard)}
     if not isinstance(value, dict) or {key: type(x) for key, x in value.items()} != fields:
         raise UserError(f"a shard is not described by {', '.join(fields)}")
@@ -330,7 +350,7 @@ class _SplitWriter:
         self._digest.update(len(document).to_bytes(8, "little"))
         self._digest.update(document)
         if self._file:
-            with self._write_errors():
+            with write_errors():
                 self._file.write(document)
 
     def close(self) -> list[Shard]:
@@ -340,13 +360,11 @@ class _SplitWriter:
     def _start_shard(self) -> None:
         self._num_documents = self._num_bytes = 0
         self._name = check_name(f"{self._domain}-{self._split}-{len(self._shards):05d}.array_record", "corpus shard")
-        self._file = (
-            ArrayRecordWriter(os.fspath(self._folder / self._name), "group_size:1,zstd:3") if self._folder else None
-        )
+        self._file = open_writer(self._folder / self._name) if self._folder else None
 
     def _end_shard(self) -> None:
         if self._file:
-            with self._write_errors():
+            with write_errors():
                 self._file.close()
         shard = Shard(
             file=self._name,
@@ -359,14 +377,20 @@ class _SplitWriter:
         )
         self._shards.append(shard)
 
-    @contextlib.contextmanager
-    def _write_errors(self) -> Iterator[None]:
-        """array_record raises RuntimeError with the system's words in it; gives the error its number back."""
-        try:
-            yield
-        except RuntimeError as error:
-            number = next((number for number in errno.errorcode if f"failed: {os.strerror(number)};" in str(error)), 0)
-            raise OSError(number, str(error)) from error
+
+def open_writer(path: pathlib.Path) -> ArrayRecordWriter:
+    """Writes a shard: compressed, with records that can be read in any order."""
+    return ArrayRecordWriter(os.fspath(path), "group_size:1,zstd:3")
+
+
+@contextlib.contextmanager
+def write_errors() -> Iterator[None]:
+    """array_record raises RuntimeError with the system's words in it; gives the error its number back."""
+    try:
+        yield
+    except RuntimeError as error:
+        number = next((number for number in errno.errorcode if f"failed: {os.strerror(number)};" in str(error)), 0)
+        raise OSError(number, str(error)) from error
 
 
 @contextlib.contextmanager
@@ -381,7 +405,7 @@ def write_corpus(folder: pathlib.Path, test_fraction: float, shard_bytes: int = 
       UserError: it cannot be written, another writer is at it, or the folder has other things in it.
     """
     try:
-        with _locked(folder):
+        with locked(folder, "ingest"):
             try:
                 _clear_partial(folder)
                 old = _shards_to_add_to(folder, test_fraction)
@@ -394,8 +418,8 @@ def write_corpus(folder: pathlib.Path, test_fraction: float, shard_bytes: int = 
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Makes the folder and keeps other writers out of it; takes it away again if it stays empty."""
+def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
+    """Makes the folder and keeps other writers, which do `what`, out of it; takes it away again if it stays empty."""
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _LOCK
@@ -407,7 +431,7 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
         except BlockingIOError:
             held = False
         if not held:
-            raise UserError(f"another ingest is writing into {folder}; wait until it is done and start this one again")
+            raise UserError(f"another {what} is writing into {folder}; wait until it is done and start this one again")
         try:
             yield
         finally:

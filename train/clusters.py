@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from data.encoded import encode
 from tokenizer_lab.representation import Representation
 
 TEXT_BYTES = 1 << 20  # of the train split, from its beginning
@@ -19,9 +20,11 @@ def cluster_of_id(representation: Representation, documents: Sequence[bytes] | A
 def _ids(representation: Representation, documents: Any) -> Iterable[np.ndarray]:
     left = TEXT_BYTES
     for number in range(len(documents)):
-        document = documents[number][:left]
+        document = documents[number]
+        if len(document) > left:
+            document = document[:left]
         left -= len(document)
-        yield representation.encode(document)
+        yield encode(representation, [document])[0][0]
         if left <= 0:
             return
 

@@ -130,9 +130,28 @@ def ingest(arguments: list[str]) -> None:
     with interruptible_import():
         from data.ingest import IngestOptions, ingest as run_ingest
 
-    options, console = parse(IngestOptions, arguments, "ingest"), rich.console.Console()
-    with progress_bar(console, "ingest", of_bytes=True) as update:
-        result = run_ingest(options, update)
+    run_on_engine("ingest", IngestOptions, run_ingest, arguments)
+
+
+def encode(arguments: list[str]) -> None:
+    """write down the ids of a corpus's documents, for runs that would encode them again and again"""
+    with interruptible_import():
+        from data.encoded import EncodeOptions, encode_corpus
+
+    run_on_engine("encode", EncodeOptions, encode_corpus, arguments)
+
+
+def run_on_engine(command: str, options_class: type, work: Callable[..., Any], arguments: list[str]) -> None:
+    """Does the work of a command on the engine that its options name, and prints what comes out."""
+    from data.engines import EngineOptions
+
+    flat = tyro.conf.arg(name="")
+    both = dataclasses.make_dataclass(
+        command.capitalize(), [("options", Annotated[options_class, flat]), ("engine", Annotated[EngineOptions, flat])], kw_only=True, frozen=True)
+    both.__doc__ = options_class.__doc__
+    parsed, console = parse(both, arguments, command), rich.console.Console()
+    with parsed.engine.open() as engine, progress_bar(console, command, of_bytes=True) as update:
+        result = work(parsed.options, update, engine)
     console.print(str(result), soft_wrap=True)
 
 
@@ -421,7 +440,7 @@ def inspect(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "ingest": ingest, "fit": fit, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
+    "ingest": ingest, "fit": fit, "encode": encode, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
     "compare": compare, "inspect": inspect,
 }
 

@@ -30,7 +30,7 @@ def train_byte_lm(recipe_name: str, corpus_path: epath.Path, run_dir: epath.Path
                         "ingest more text, or choose a smaller --lm-recipe")
     representation = RunFolder(run_dir).representation
     ByteRepresentation().save(representation)
-    data = dataclasses.replace(recipe.data, corpora=(str(corpus_path),), weights=())
+    data = dataclasses.replace(recipe.data, corpora=(str(corpus_path),), weights=(), encoded=())
     recipe = dataclasses.replace(recipe, representation=str(representation), data=data)
     return train(recipe, str(run_dir), console) == FINISHED
 

@@ -20,7 +20,7 @@ from etils import epath
 from flax import nnx
 
 from data.encoder_rows import MIN_LENGTH, RowBuilder
-from data.rows import encode
+from data.encoded import encode
 from models import flops
 from models.axes import parameter, parameter_axes, use_placement
 from models.encoder import Encoder, Heads

@@ -173,7 +173,7 @@ class StopSignal:
 
 def what_hosts_share(recipe: Recipe) -> dict[str, Any]:
     """A recipe's fields but for the paths of what it reads, whose content is compared."""
-    return {name: value for name, value in flatten(to_json(recipe)).items() if name not in ("representation", "data.corpora")}
+    return {name: value for name, value in flatten(to_json(recipe)).items() if name not in ("representation", "data.corpora", "data.encoded")}
 
 
 def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, console: rich.console.Console) -> TrainState:

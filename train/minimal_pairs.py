@@ -19,7 +19,7 @@ from etils import epath
 from flax import nnx
 
 from data.encoder_rows import RowBuilder
-from data.rows import encode
+from data.encoded import encode
 from models.axes import use_placement
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json

@@ -36,6 +36,8 @@ class DataConfig:
     """Folders of corpus stores; their train splits are trained on, their test splits held out."""
     weights: tuple[float, ...] = ()
     """Share of the documents drawn from each corpus; equal shares if none are given."""
+    encoded: tuple[str, ...] = ()
+    """Folders made by 'toklab encode': documents of their corpora are read with their ids, not encoded; changes nothing but the speed."""
     batch_rows: int = 32
     """Rows of the global batch, over all devices and microbatches."""
     sequence_length: int = 512
@@ -64,6 +66,8 @@ class DataConfig:
             raise UserError("data.corpora is empty; name at least one folder made by 'toklab ingest'")
         if self.weights and (len(self.weights) != len(self.corpora) or not all(weight > 0 for weight in self.weights)):
             raise UserError(f"data.weights {self.weights} do not fit {len(self.corpora)} corpora; give one number above 0 for each, or none")
+        if self.encoded and self.segment_pairs:
+            raise UserError(f"data.encoded {self.encoded} holds ids of whole documents and data.segment_pairs encodes lines; leave one of the two out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +159,7 @@ class Recipe:
 # What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run longer.
 MAY_CHANGE_ON_RESUME = (
     "budget", "mesh", "kernels", "checkpoint", "evaluation", "logging", "deadlines", "representation",  # of the representation, the fingerprint decides
-    "data.corpora", "data.num_microbatches", "data.num_workers", "data.prefetch_batches", "model.remat",  # of corpora, their content
+    "data.corpora", "data.encoded", "data.num_microbatches", "data.num_workers", "data.prefetch_batches", "model.remat",  # of corpora, their content
 )
 
 

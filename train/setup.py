@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import tokenizer_lab
+from data.encoded import bring_ids
 from data.rows import CausalRow, cursor_width
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
@@ -104,7 +105,7 @@ def set_up(recipe: Recipe) -> Setup:
     if recipe.budget.flops is not None and recipe.budget.flops <= (fit_flops := representation.costs.get("fit_flops", 0.0)):
         raise UserError(f"budget.flops {recipe.budget.flops:.3g} is no more than the {fit_flops:.3g} that fitting {recipe.representation} has "
                         "spent, which counts too; raise it, or give the budget in steps or bytes")
-    corpora = [Corpus.open(path) for path in data.corpora]
+    corpora = bring_ids([Corpus.open(path) for path in data.corpora], data.encoded, representation)
     mesh = make_mesh(recipe.mesh)
     keep_compiled_programs()
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
@@ -150,7 +151,7 @@ def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
     run = RunFolder(run_dir)
     recipe = run.recipe()
     if corpus:
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpora=(corpus,), weights=()))
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpora=(corpus,), weights=(), encoded=()))
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     with contextlib.closing(checkpoints):
         step = checkpoints.newest_whole(lambda line: print(f"toklab: {line}", file=sys.stderr))

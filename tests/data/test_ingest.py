@@ -304,7 +304,7 @@ def test_a_further_domain_and_another_content(tmp_path):
 
 
 def test_progress_counts_input_bytes(tmp_path):
-    write_files(tmp_path, {"in/a.jsonl.gz": gzip.compress(jsonl("x" * 100_000)), "in/b.txt": b"b" * 3_000_000})
+    write_files(tmp_path, {"in/a.jsonl.gz": gzip.compress(jsonl("x" * 100_000)), "in/b.jsonl": jsonl(*["b" * 999] * 5000)})
     write_parquet(tmp_path / "in/c.parquet", ["text"] * 100)
     total = sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
     calls = []

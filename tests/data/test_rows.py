@@ -523,8 +523,8 @@ def test_documents_encoded_ahead_are_dropped_when_read():
     run = Setting([Source([bytes([n]) * 3 for n in range(7)])], EncodesTogether(6), 3, 0)
     iterator = iter(run.open(4))
     take(iterator, 200)
-    encode = iterator._rows[0]._encode
-    assert len(encode._ready) <= 6 + 3 and sum(run.representation.given) <= 800 + 9
+    open_ = iterator._rows[0]._open
+    assert len(open_._ready) <= 6 + 3 and sum(run.representation.given) <= 800 + 9
 
 
 @dataclasses.dataclass(frozen=True)

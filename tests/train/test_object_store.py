@@ -14,6 +14,7 @@ import rich.console
 from etils import epath
 
 import tokenizer_lab
+from data.encoded import EncodeOptions, bring_ids, encode_corpus
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import copy_folder
@@ -137,6 +138,17 @@ def test_a_corpus_in_a_bucket_is_copied_here_once(corpus, tmp_path, bucket, monk
     cached[0].write_bytes(cached[0].read_bytes()[:-1])
     with pytest.raises(UserError, match=r"cache.* is damaged: .*; remove .*cache.* and start again"):
         list(Corpus.open(f"{bucket}/corpus").documents("train"))
+
+
+def test_ids_in_a_bucket_are_those_in_a_folder(corpus, byte_artifact, tmp_path, bucket, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    encode_corpus(EncodeOptions(artifact=epath.Path(byte_artifact), corpus=epath.Path(corpus), out=epath.Path(tmp_path / "ids")))
+    for name, folder in (("ids-corpus", corpus), ("ids", tmp_path / "ids")):
+        copy_folder(epath.Path(folder), epath.Path(f"{bucket}/{name}"))
+    representation = tokenizer_lab.load(byte_artifact)
+    [remote] = bring_ids([Corpus.open(f"{bucket}/ids-corpus")], [f"{bucket}/ids"], representation)
+    for found, text in zip(remote.documents("test"), Corpus.open(corpus).documents("test"), strict=True):
+        assert found == text and np.array_equal(found.encoded[0], representation.encode(text))
 
 
 def test_what_is_not_there_or_cannot_be_done_there_is_one_line(recipe, write_recipe, tmp_path, bucket, capsys, corpus):

@@ -1,0 +1,208 @@
+"""Engines: one outcome, in one order, whoever does the work; and what goes wrong there is one line here."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from data import engines
+from data.encoded import EncodeOptions, encode_corpus
+from data.engines import EngineOptions, LocalEngine
+from data.ingest import IngestOptions, ingest
+from tokenizer_lab.errors import UserError
+from train import commands
+
+
+def test_local_results_come_in_order_and_only_when_asked_for():
+    asked = []
+
+    def count(item):
+        asked.append(item)
+        yield from [item] * item
+
+    results = LocalEngine().stream(count, [2, 0, 1])
+    assert asked == [] and next(results) == 2 and asked == [2]
+    assert list(results) == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "spark"], "invalid choice 'spark'.*local.*ray"),
+        (["--ray-address", "head:6379"], "--ray-address head:6379 is for --engine ray, and the engine is local"),
+    ],
+)
+@pytest.mark.parametrize("command", [["ingest", "in"], ["encode", "byte", "--corpus", "corpus"]], ids=lambda command: command[0])
+def test_options_that_make_no_sense(capsys, tmp_path, command, options, message):
+    assert commands.run([*command, "--out", str(tmp_path / "out"), *options]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+
+
+def test_ray_client_is_refused():
+    with pytest.raises(UserError, match="ray://head:10001 is an address for Ray Client.*on a machine of the cluster, with HOST:PORT"):
+        EngineOptions(engine="ray", ray_address="ray://head:10001").open().__enter__()
+
+
+def test_devices_are_for_ray():
+    with pytest.raises(UserError, match="1 GPU, 4 TPU for each worker needs --engine ray"):
+        next(LocalEngine().stream(iter, [[]], {"TPU": 4, "GPU": 1}))
+
+
+def test_ray_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="needs Ray, which is not installed: pip install 'tokenizer-lab\\[ray\\]'"):
+        EngineOptions(engine="ray").open().__enter__()
+
+
+# With Ray: one cluster of real processes on the loopback for all of these tests.
+
+
+@pytest.fixture(scope="module")
+def ray_engine():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokenizer-lab[ray]'")
+    before = ray_variables()
+    opened = EngineOptions(engine="ray").open()
+    try:
+        engine = opened.__enter__()
+    except UserError as error:
+        if "timed out during startup" in str(error):
+            pytest.skip("Ray gives itself 30 seconds to start, and this machine is too busy for that")
+        raise
+    yield engine
+    children = psutil.Process().children(recursive=True)
+    opened.__exit__(None, None, None)
+    _, alive = psutil.wait_procs(children, timeout=120)
+    assert children and not alive, "Ray has left processes behind"
+    assert ray_variables() == before
+
+
+def ray_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+
+
+def write_sources(folder: pathlib.Path) -> None:
+    """Files of many portions and of one, an empty record, and one that is damaged."""
+    random_ = random.Random(0)
+    for number, count in enumerate([1500, 1, 40, 700]):
+        lines = [json.dumps({"text": f"{random_.random()} " * random_.randint(0, 100)}) for _ in range(count)]
+        (folder / f"{number}.jsonl").write_text("\n".join(lines))
+    (folder / "4.txt").write_bytes(random_.randbytes(2_500_000))
+
+
+def everything(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_ray_does_what_this_process_does(ray_engine, tmp_path, monkeypatch, capfd, byte_artifact):
+    """One test, so that with several processes of pytest only one of them starts a cluster."""
+    (tmp_path / "in").mkdir()
+    write_sources(tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    stores, calls, lines = {}, {}, {}
+    for name, engine in {"local": LocalEngine(), "ray": ray_engine}.items():
+        calls[name] = []
+        options = IngestOptions(sources=("in",), out=tmp_path / name, on_empty="skip")
+        ingest(options, lambda *call: calls[name].append(call), engine)
+        options = EncodeOptions(artifact=byte_artifact, corpus=tmp_path / name, out=tmp_path / f"{name}-ids")
+        encode_corpus(options, engine=engine, shard_bytes=300_000)
+        stores[name] = everything(tmp_path / name), everything(tmp_path / f"{name}-ids")
+    assert stores["local"] == stores["ray"] and len(stores["ray"][1]) > 10
+    assert calls["local"] == calls["ray"] and len(calls["ray"]) > 6
+
+    (tmp_path / "in" / "2.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
+    (tmp_path / "in" / "3.jsonl").write_text("so is this one, but it comes later")
+    for name, engine in {"local": LocalEngine(), "ray": ray_engine}.items():
+        with pytest.raises(UserError) as caught:
+            ingest(IngestOptions(sources=("in",), out=tmp_path / "none", on_empty="skip"), engine=engine)
+        lines[name] = str(caught.value)
+        assert not (tmp_path / "none").exists()
+    assert lines["local"] == lines["ray"] == "in/2.jsonl, record 2: field 'text' is of type int, not text; choose --field from 'text'"
+    assert capfd.readouterr() == ("", "")
+
+    with pytest.raises(UserError, match="the Ray cluster has no 1 GPU for a worker; it has [0-9]+ CPU"):
+        next(ray_engine.stream(iter, [[]], {"GPU": 1}))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_for_good_is_one_line(ray_engine, monkeypatch):
+    monkeypatch.setattr(engines, "_MAX_RESTARTS", 0)
+    with pytest.raises(UserError, match="Ray could not go on: ActorDiedError.*start again") as caught:
+        next(ray_engine.stream(lambda item: os._exit(1), [0]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced(ray_engine, tmp_path):
+    def die_once(item):
+        for number in range(9):
+            if number == 5 and item == 1 and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os._exit(1)
+            yield item, number
+
+    assert list(ray_engine.stream(die_once, range(4))) == [(item, number) for item in range(4) for number in range(9)]
+    assert (tmp_path / "died").exists()
+
+
+@pytest.mark.slow
+def test_our_own_faults_are_not_told_as_a_persons(ray_engine):
+    with pytest.raises(ZeroDivisionError):
+        next(ray_engine.stream(lambda item: iter([1 // item]), [0]))
+
+
+HOLD_A_CLUSTER = """
+import os, sys
+import ray
+from data.engines import EngineOptions
+with EngineOptions(engine="ray").open():
+    print(ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_there_is_joined_and_one_that_is_killed_leaves_nothing(tmp_path):
+    pytest.importorskip("ray")
+    (tmp_path / "in").mkdir()
+    write_sources(tmp_path / "in")
+    with subprocess.Popen([sys.executable, "-c", HOLD_A_CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        address, token = holder.stdout.readline().split()
+        processes = psutil.Process(holder.pid).children(recursive=True)
+        assert processes
+        environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        command = [sys.executable, "-m", "train.cli", "ingest", str(tmp_path / "in"), "--on-empty", "skip", "--engine", "ray"]
+        ran = subprocess.run([*command, "--out", str(tmp_path / "corpus")], env=environment, capture_output=True, text=True)
+        assert (ran.returncode, ran.stderr) == (0, "") and "corpus: added" in ran.stdout
+        holder.send_signal(signal.SIGKILL)
+    ingest(IngestOptions(sources=(str(tmp_path / "in"),), out=tmp_path / "local", on_empty="skip"))
+    assert everything(tmp_path / "corpus") == everything(tmp_path / "local")
+    _, alive = psutil.wait_procs(processes, timeout=120)  # Ray's agents look now and then
+    assert not alive, "Ray has left processes behind"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_stopped_in_the_middle(tmp_path, number, code):
+    pytest.importorskip("ray")
+    (tmp_path / "large.jsonl").write_bytes(b'{"text": "%s"}\n' % (b"text " * 100) * 400_000)
+    command = [sys.executable, "-m", "train.cli", "ingest", str(tmp_path / "large.jsonl"), "--engine", "ray", "--out", str(tmp_path / "corpus")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list((tmp_path / "corpus").glob(".partial/*.array_record")):
+            time.sleep(0.1)
+            assert process.poll() is None
+        processes = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        [line] = process.stderr.read().splitlines()
+    assert process.returncode == code and line.startswith("toklab: ")
+    assert not (tmp_path / "corpus" / "manifest.json").exists()
+    _, alive = psutil.wait_procs(processes, timeout=120)  # Ray's agents look now and then
+    assert not alive, "Ray has left processes behind"
