@@ -68,19 +68,19 @@ class Covers(abc.ABC):
         after = bisect.bisect_right(self._in_order, beginning, key=lambda id_: self.id_bytes[id_][: len(beginning)])
         return np.array(self._in_order[first:after], np.int64)
 
-    def borders(self, text: bytes) -> list[list[Ids]]:
+    def borders(self, text: bytes) -> Iterator[list[Ids]]:
         """For each i from 0 to len(text), the ids of documents that begin with `text` of which the last ends behind just i bytes.
 
         Mostly one sequence or none; several where what follows decides between them, e.g. inside a UTF-8 character.
         """
         longest = int(self.lengths.max())
         found: list[list[Ids]] = [[()], *([] for _ in text)]
-        for start, here in enumerate(found[:-1]):
-            for ids in here:
+        for start, here in enumerate(found):
+            yield here
+            for ids in here if start < len(text) else ():
                 allowed = self.may_follow(ids)
                 for end in range(start + 1, min(start + longest, len(text)) + 1):
                     found[end] += [(*ids, id_) for id_ in self._ids_of_bytes.get(text[start:end], ()) if allowed[id_]]
-        return found
 
 
 class ByteCovers(Covers):
