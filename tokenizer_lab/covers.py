@@ -30,6 +30,8 @@ _MAX_TAIL_IDS = 64
 _MAX_REMEMBERED = 4096
 
 _CONTINUATION_BYTES = range(0x80, 0xC0)
+# What follows spaces decides how they are divided: by GPT-4's split pattern "  1" is " ", " ", "1", though "  " alone may be one id.
+_BEHIND_SPACES = [bytes([byte]) for byte in range(0x21, 0x7F)]
 
 
 class Covers(abc.ABC):
@@ -113,8 +115,8 @@ class WindowCovers(Covers):
 class SubwordCovers(Covers):
     """Of a tokenizer, by encoding again: an id may stand where the text up to its end is encoded so that it does.
 
-    Exact where the ids of a text's beginning depend on what follows it in no other way than this: an id that ends inside a UTF-8 character may
-    stand where the text is encoded so with some end of the character. So it is with the tokenizers that `toklab fit` makes. Of the text before,
+    Exact where the ids of a text's beginning depend on what follows it in no other way than these: an id that ends inside a UTF-8 character, or
+    with a space, may stand where the text is encoded so with some end of the character, or some character behind the space. Of the text before,
     only what is behind the last border between words, or 64 ids, is looked at.
     """
 
@@ -144,34 +146,35 @@ class SubwordCovers(Covers):
         allowed[self.eod_id] = tuple(encoded[0]) == tail
         for id_, again in zip(self._with_bytes, encoded[1:], strict=True):
             allowed[id_] = tuple(again) == (*tail, id_)
-        in_characters = [(*tail, id_) for id_ in self._with_bytes if not allowed[id_] and self.id_bytes[id_][-1] >= 0x80]
-        allowed[[ids[-1] for ids in self._standing_with_an_end(in_characters)]] = True
+        unfinished = [(*tail, id_) for id_ in self._with_bytes if not allowed[id_] and (self.id_bytes[id_][-1] >= 0x80 or self.id_bytes[id_][-1:].isspace())]
+        allowed[[ids[-1] for ids in self._standing_with_an_end(unfinished)]] = True
         return allowed
 
     def _standing_with_an_end(self, sequences: list[Ids]) -> list[Ids]:
-        """Those that end inside a character and are what their text is encoded to when some end of the character follows."""
+        """Those that are what their text is encoded to when some end of it follows."""
         pairs = [(ids, end) for ids in sequences for end in self._ends_that_fit(self._from_character(ids))]
         encoded = self._encode([self._join(ids) + end for ids, end in pairs])
         return [ids for (ids, _), again in zip(pairs, encoded, strict=True) if tuple(again[: len(ids)]) == ids]
 
     def _from_character(self, ids: Ids) -> Ids:
-        """The ids from that on which holds the first byte of the character that the last one ends inside of; none where it ends none."""
+        """The ids from that on which holds the first byte of the character that the last one ends inside of; where it ends in none, the last."""
         num_begun = len(_begun_character(self._join(ids)))
         if num_begun:
             held = itertools.accumulate(int(self.lengths[id_]) for id_ in reversed(ids))
             return ids[-1 - next(number for number, num_bytes in enumerate(held) if num_bytes >= num_begun) :]
-        return ()
+        return ids[-1:]
 
     def _find_ends(self, ids: Ids) -> list[bytes]:
-        """Ends of the character behind `ids`, alone, with which these are its ids: a letter's and another character's, as far as there are any.
+        """Ends of the text of `ids`, alone, with which these are its ids: one by a letter, a digit and another character, as far as there are any.
 
         One of a kind is enough: whether ids may stand behind others is settled where they meet, and where the tokenizer cuts a text into words.
         """
         text, found = self._join(ids), {}
-        for ends in _ends_of_character(_begun_character(text)):
+        for ends in _ends_of_character(_begun_character(text)) if _begun_character(text) else [_BEHIND_SPACES]:
             for end, again in zip(ends, self._encode([text + end for end in ends]), strict=True):
                 if tuple(again[: len(ids)]) == ids:
-                    found.setdefault((text + end).decode("utf-8", "replace")[-1].isalpha(), end)
+                    last = (text + end).decode("utf-8", "replace")[-1]
+                    found.setdefault((last.isalpha(), last.isdigit()), end)
             if found:
                 break
         return list(found.values())
@@ -189,11 +192,10 @@ def _begun_character(text: bytes) -> bytes:
 
 def _ends_of_character(begun: bytes) -> Iterator[list[bytes]]:
     """What completes a UTF-8 character: a part of it, then more; in the end all there is where one or two bytes are missing."""
-    if begun:
-        num_missing = 2 + (begun[0] >= 0xE0) + (begun[0] >= 0xF0) - len(begun)
-        for num_varied in range(1, min(num_missing, 2) + 1):
-            ends = (bytes(varied) + b"\x80" * (num_missing - num_varied) for varied in itertools.product(_CONTINUATION_BYTES, repeat=num_varied))
-            yield [end for end in ends if _is_utf8(begun + end)]
+    num_missing = 2 + (begun[0] >= 0xE0) + (begun[0] >= 0xF0) - len(begun)
+    for num_varied in range(1, min(num_missing, 2) + 1):
+        ends = (bytes(varied) + b"\x80" * (num_missing - num_varied) for varied in itertools.product(_CONTINUATION_BYTES, repeat=num_varied))
+        yield [end for end in ends if _is_utf8(begun + end)]
 
 
 def _is_utf8(text: bytes) -> bool:

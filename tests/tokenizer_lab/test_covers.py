@@ -40,8 +40,8 @@ def unigram() -> SubwordRepresentation:
 MARGIN_BYTES = 4
 CASES = {
     "bpe": lambda: (bpe([(b"a", b"b"), (b"ab", b"a"), (b"b", b"b"), (b"a", b"a")]), b"ab", 8),
-    "words": lambda: (bpe([(b" ", b"a"), (b"a", b"a"), (b" ", b" "), (b"\n", b"\n"), (b" a", b"a"), (b" ", b"\n")], "gpt4"), b" a\n", 7),
-    "digits": lambda: (bpe([(b"1", b"1"), (b"11", b"1"), (b" ", b"a"), (b"a", b"a")], "gpt4"), b" a1", 7),
+    "words": lambda: (bpe([(b" ", b"a"), (b"a", b"a"), (b"\n", b"\n"), (b" a", b"a"), (b" ", b"\n")], "gpt4"), b" a\n", 7),
+    "digits": lambda: (bpe([(b"1", b"1"), (b"11", b"1"), (b" ", b" "), (b"a", b"a")], "gpt4"), b" a1", 7),
     "unigram": lambda: (unigram(), b" ab", 7),
     "half a character": lambda: (bpe([(b"a", b"\xc3"), (b"\xa9", b"a")]), b"a\xc3\xa9", 7),
     "characters of three bytes": lambda: (bpe([(b" ", b"\xe8"), (b"\xe8", b"\xaa"), (b"\xaa", b"\x9e")]), b" \xe8\xaa\x9e", 6),

@@ -105,14 +105,14 @@ def test_walking_comes_to_the_same_as_beginning_there(subwords, covers, document
 
 
 def test_a_prompt_inside_an_id_differs_from_its_ids_as_they_stand(subwords, covers):
-    """What the lemma is for: behind "ab" an "a" is mostly the end of "aba", which the ids of "ab" know nothing of."""
+    """What the lemma is for: what comes behind "a" is mostly the rest of "ab" or "aa", which the ids of "a" know nothing of."""
     next_ids = random_model(subwords)
-    [ids] = subwords.encode_segments([b"ab"])
+    [ids] = subwords.encode_segments([b"a"])
     naive = np.zeros(257)
     for id_, probability in enumerate(np.exp(next_ids([tuple(ids)])[0])):
         naive[covers.id_bytes[id_][0] if covers.id_bytes[id_] else END] += probability
-    exact = ByteWalk(covers, next_ids, b"ab").next_bytes
-    assert abs(exact - naive).max() > 0.05
+    exact = ByteWalk(covers, next_ids, b"a").next_bytes
+    assert abs(exact - naive).max() > 0.01
 
 
 def test_bytes_are_the_models_own_softmax():
@@ -125,8 +125,9 @@ def test_bytes_are_the_models_own_softmax():
 
 def test_characters_cut_anywhere():
     """Ids that end inside a character: two sequences of ids for the same bytes, of which the next byte decides."""
-    text = "é語é ".encode()
-    representation = SubwordFit(vocab_size=259, pretokenization="whitespace").fit([text.replace("語".encode(), "誀".encode()) * 3], "")
+    text = "語誂".encode()
+    representation = SubwordFit(vocab_size=258, pretokenization="whitespace").fit(["語誀誁誂誃".encode() * 3], "")
+    assert representation.decode([256]) == text[:2]
     model = ByteModel(covers_of(representation), random_model(representation, letters=text))
     assert max(len(sequences) for sequences in model.covers.borders(text)) > 1
     for count in range(1, len(text)):
