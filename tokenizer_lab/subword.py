@@ -20,7 +20,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -96,7 +96,13 @@ class SubwordRepresentation(Representation):
         self.vocab_size = len(self._token_bytes)
 
     def encode(self, text: bytes) -> np.ndarray:
-        return np.concatenate([np.array(self._encode_segment(segment), dtype=np.int32) for segment in _segments(text)])
+        return np.concatenate([np.array(self.encode_segments([segment])[0], dtype=np.int32) for segment in _segments(text)])
+
+    def encode_segments(self, segments: Sequence[bytes]) -> list[list[int]]:
+        """The ids of texts of at most `SEGMENT_BYTES` each, in one call of the library: for many short texts far faster than `encode`."""
+        runs_of_segments = [_runs(segment) for segment in segments]
+        of_valid_run = iter(self._encode_texts([run for runs in runs_of_segments for run in runs if not _is_invalid(run)]))
+        return [[id_ for run in runs for id_ in (self._spell(run) if _is_invalid(run) else next(of_valid_run))] for runs in runs_of_segments]
 
     def decode(self, ids: npt.ArrayLike) -> bytes:
         return self._join(check_ids(ids, self.vocab_size).tolist())
@@ -114,11 +120,6 @@ class SubwordRepresentation(Representation):
                 f"a subword artifact has the file {TOKENIZER_FILE}, not {', '.join(files) or 'none'}; fit it again"
             )
         return cls(files[TOKENIZER_FILE])
-
-    def _encode_segment(self, segment: bytes) -> list[int]:
-        runs = _runs(segment)
-        of_valid_run = iter(self._encode_texts([run for run in runs if not _is_invalid(run)]))
-        return [id_ for run in runs for id_ in (self._spell(run) if _is_invalid(run) else next(of_valid_run))]
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text. `_batch` frees the GIL, for other threads; `_fast` leaves out the offsets."""

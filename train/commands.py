@@ -36,6 +36,12 @@ class EvalOptions:
     """The run's folder."""
     corpus: epath.Path | None = None
     """Corpus store to score; the run's own if none is given."""
+    exact_bytes: bool = False
+    """Score only some of the text, byte by byte with exact probabilities (see docs/byte_probabilities.md)."""
+    max_bytes: int = 4096
+    """With --exact-bytes: how much text; each byte costs about a forward pass over its context."""
+    ensemble: tuple[epath.Path, ...] = ()
+    """With --exact-bytes: other runs to score the same text with, and all of them as one by averaging the next byte's probabilities."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,9 @@ class SampleOptions:
     run: tyro.conf.Positional[epath.Path]
     """The run's folder."""
     prompt: str
-    """The text to go on from; with subwords, best ended where a word ends (see train/sampling.py)."""
+    """The text to go on from; with subwords, best ended where a word ends (see train/sampling.py), or use --exact-bytes."""
+    exact_bytes: bool = False
+    """Draw byte by byte with exact probabilities, wherever the prompt ends; the other options are then of bytes (see docs/byte_probabilities.md)."""
     max_tokens: int = 200
     """Ids to draw at most."""
     temperature: float = 0.8
@@ -360,6 +368,10 @@ def write_results(path: pathlib.Path, result: dict[str, Any]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """bits per byte of a run over all held-out text"""
     options, console = parse(EvalOptions, arguments, "eval"), rich.console.Console()
+    if options.exact_bytes:
+        return evaluate_exact_bytes(options, console)
+    if options.ensemble:
+        raise UserError("--ensemble averages next bytes; give --exact-bytes with it")
     with interruptible_import():
         from train.evaluation import evaluate_run
         from train.logs import shown_figure
@@ -376,6 +388,22 @@ def evaluate(arguments: list[str]) -> None:
                       f"{numbers['num_documents']:,} documents, {numbers['num_bytes']:,} bytes", soft_wrap=True, highlight=False)
 
 
+def evaluate_exact_bytes(options: EvalOptions, console: rich.console.Console) -> None:
+    with interruptible_import():
+        from train.byte_probabilities import evaluate_bytes
+
+    with progress_bar(console, "eval", of_bytes=True) as update:
+        result = evaluate_bytes([str(run) for run in (options.run, *options.ensemble)], str(options.corpus) if options.corpus else None,
+                                options.max_bytes, update)
+    size = f"{result['num_documents']:,} documents, {result['num_bytes']:,} bytes"
+    for run in result["runs"]:
+        console.print(f"{run['run']}  {run['bits_per_byte']:.4f} bits/byte by exact bytes  {run['bits_per_byte_of_ids']:.4f} by ids  {size}",
+                      soft_wrap=True, highlight=False)
+    if options.ensemble:
+        console.print(f"ensemble of {len(result['runs'])}  {result['ensemble_bits_per_byte']:.4f} bits/byte by exact bytes  {size}",
+                      soft_wrap=True, highlight=False)
+
+
 def sample(arguments: list[str]) -> None:
     """text from a run"""
     options, console = parse(SampleOptions, arguments, "sample"), rich.console.Console()
@@ -384,7 +412,7 @@ def sample(arguments: list[str]) -> None:
 
     with console.status("sampling"):
         text = sample_run(str(options.run), options.prompt, max_tokens=options.max_tokens, temperature=options.temperature,
-                          top_k=options.top_k, top_p=options.top_p, seed=options.seed)
+                          top_k=options.top_k, top_p=options.top_p, seed=options.seed, exact_bytes=options.exact_bytes)
     console.print(options.prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 

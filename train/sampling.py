@@ -4,7 +4,7 @@ A prompt may end anywhere. What that means is the representation's (`open_prompt
 follows it. With equal-info windows the prompt's last window may become longer, so the model draws it among the windows that begin with
 the rest of the prompt: exact. With subwords the prompt's ids are taken as they stand, even if training text would have had a longer id
 at its end ("hel" + "lo"), so that a prompt cut inside a word is continued from a division into ids that the model has seldom seen; end
-prompts where words end.
+prompts where words end, or draw byte by byte (`sample_bytes`), which is exact wherever a prompt ends.
 """
 
 import functools
@@ -18,6 +18,7 @@ from flax import nnx
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json, write_json
 from tokenizer_lab.representation import Representation
+from train.byte_probabilities import END, NUM_NEXT, ByteModel, byte_model
 from train.run_folder import RunFolder
 from train.setup import load_run
 
@@ -116,19 +117,44 @@ def _draw(key: jax.Array, logits_v: jax.Array, temperature: jax.Array, top_k: in
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits_v)).astype(jnp.int32)
 
 
-def sample_run(run_dir: str, prompt: str, *, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> str:
-    """Continues a prompt with a run's newest checkpoint and adds the text to the run's `samples.json`."""
+def sample_bytes(
+    model: ByteModel, prompt: bytes, *, max_bytes: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+) -> bytes:
+    """`sample_text`, drawn byte by byte from the exact probabilities of `train/byte_probabilities.py`; the options are of bytes then, not of ids."""
+    check_sampling(prompt, max_bytes, temperature, top_k, top_p)
+    walk, key, text = model.walk(prompt), jax.random.key(seed), bytearray()
+    draw = jax.jit(_draw, static_argnums=3)
+    while len(text) < max_bytes:
+        with np.errstate(divide="ignore"):
+            log_next = np.log(walk.next_bytes, dtype=np.float32)
+        byte = int(draw(jax.random.fold_in(key, len(text)), log_next, temperature, min(top_k, NUM_NEXT), top_p))
+        if byte == END:
+            break
+        text.append(byte)
+        walk.step(byte)
+    return bytes(text)
+
+
+def sample_run(
+    run_dir: str, prompt: str, *, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int, exact_bytes: bool = False,
+) -> str:
+    """Continues a prompt with a run's newest checkpoint and adds the text to the run's `samples.json`.
+
+    With `exact_bytes` byte by byte (`sample_bytes`), at most `max_tokens` bytes; else see `sample_text`.
+    """
     prompt_bytes = prompt.encode("utf-8", "surrogateescape")  # as the shell gave it
     check_sampling(prompt_bytes, max_tokens, temperature, top_k, top_p)
     loaded = load_run(run_dir)
     if loaded.setup.recipe.model.kind != "decoder":
         raise UserError(f"{run_dir} is a run of an {loaded.setup.recipe.model.kind}, which gives no next id; only decoders can be sampled from")
-    text = sample_text(
-        loaded.setup.program.model_def, loaded.params, loaded.setup.representation, prompt_bytes,
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed).decode("utf-8", "replace")
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    if exact_bytes:
+        drawn = sample_bytes(byte_model(loaded), prompt_bytes, max_bytes=max_tokens, **options)
+    else:
+        drawn = sample_text(loaded.setup.program.model_def, loaded.params, loaded.setup.representation, prompt_bytes, max_tokens=max_tokens, **options)
+    text = drawn.decode("utf-8", "replace")
     file = RunFolder(run_dir).samples
     earlier = read_json(file, "run's samples") if file.exists() else []
     shown_prompt = prompt_bytes.decode("utf-8", "replace")
-    write_json(file, earlier + [{"prompt": shown_prompt, "text": text, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-                                 "step": loaded.counters["step"]}])
+    write_json(file, earlier + [{"prompt": shown_prompt, "text": text, **options, "exact_bytes": exact_bytes, "step": loaded.counters["step"]}])
     return text

@@ -119,6 +119,8 @@ def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tm
         ["train", recipe_file, "--run-dir", "run", "--representation", "subword", "--data.corpora", "corpus", "--name", "mine", "--model.num-layers", "1"],
         ["eval", "run"],
         ["sample", "run", "--prompt", "document", "--max-tokens", "8"],
+        ["eval", "run", "--exact-bytes", "--max-bytes", "40", "--ensemble", "run"],
+        ["sample", "run", "--prompt", "docum", "--max-tokens", "3", "--exact-bytes"],
         ["report", "run", "--out", "report"],
     ]
     monkeypatch.chdir(tmp_path)
@@ -134,6 +136,11 @@ def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tm
                                           if shard["split"] == "test")
     assert evaluation["by_domain"].keys() == {"same"} and summary["state"] == "finished" and summary["steps"] == 12
     assert json.loads(run.samples.read_text())[0]["prompt"] == "document"
+    exact = json.loads(run.exact_bytes.read_text())
+    for of_run in exact["runs"]:
+        assert 0 < of_run["bits_per_byte"] <= of_run["bits_per_byte_of_ids"] + 1e-3
+        assert of_run["bits_per_byte"] == pytest.approx(exact["ensemble_bits_per_byte"])
+    assert "by exact bytes" in shown and "ensemble of 2" in shown and exact["num_bytes"] <= 40
     assert (tmp_path / "report" / "index.html").exists() and json.loads((tmp_path / "report" / "report.json").read_text())
     # A second time changes nothing that was made.
     before = (tmp_path / "corpus" / "manifest.json").read_bytes(), run.metrics.read_bytes(), run.summary.read_bytes()
