@@ -212,7 +212,10 @@ def covers_of(representation: Representation) -> Covers:
         case ByteRepresentation():
             return ByteCovers(representation)
         case SubwordRepresentation():
-            return SubwordCovers(representation)
+            covers = SubwordCovers(representation)
+            if across := next((bytes_ for bytes_ in covers.id_bytes if _WORD_BORDER.search(bytes_)), None):
+                raise UserError(f"exact byte probabilities are there for subwords that end where words do, and {across!r} is one id; use others than superwords")
+            return covers
         case EqualInfoRepresentation() if representation.rule == "exact" and representation.window_bits == representation.id_bits:
             return WindowCovers(representation)
     raise UserError(

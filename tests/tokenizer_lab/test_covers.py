@@ -118,3 +118,11 @@ def test_ids_that_begin_with_some_bytes(representations):
 def test_ids_without_bytes_of_their_own_are_refused(make_tree, make):
     with pytest.raises(UserError, match="not each stands for bytes of its own"):
         covers_of(make(make_tree(16)))
+
+
+def test_superwords_are_refused():
+    texts = [b"by the way of the world " * 20, b"on the way to the end of the world " * 20]
+    superwords = SubwordFit(vocab_size=280, superword_transition=265).fit(texts, "")
+    with pytest.raises(UserError, match="is one id; use others than superwords"):
+        covers_of(superwords)
+    covers_of(SubwordFit(vocab_size=265).fit(texts, ""))
