@@ -243,7 +243,7 @@ class SubwordFit:
             sample = TextSample(self.superword_sample_bytes)
             tokenizer = self._train_on_words(sample.passing(texts), self.superword_transition - 1)
             self._check_transition(tokenizer.get_vocab_size() + 1)
-            tokenizer.pre_tokenizer = self._pre_tokenizer(SUPERWORD_SPLIT)
+            tokenizer.pre_tokenizer = _pre_tokenizer(self._with_digits(SUPERWORD_SPLIT))
             spec = add_superwords(tokenizer, sample.texts(), self.vocab_size - 1)
         if self.algorithm == "unigram":
             spec["model"]["vocab"] = _reproducible_unigram(spec["model"]["vocab"], self.vocab_size - 1)
@@ -265,20 +265,29 @@ class SubwordFit:
         else:
             model, trainer = models.Unigram(), trainers.UnigramTrainer(**options)
         tokenizer = tokenizers.Tokenizer(model)
-        tokenizer.pre_tokenizer = self._pre_tokenizer(PRETOKENIZATIONS[self.pretokenization])
+        tokenizer.pre_tokenizer = _pre_tokenizer(self.split_pattern)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.train_from_iterator(texts, trainer)
         return tokenizer
 
-    def _pre_tokenizer(self, pattern: str) -> pre_tokenizers.PreTokenizer:
-        if "DIGITS" in pattern:
-            pattern = pattern.replace("DIGITS", DIGITS[self.digits or _PUBLISHED_DIGITS[self.pretokenization]])
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+    @property
+    def split_pattern(self) -> str:
+        """The regular expression whose matches tokens do not cross."""
+        return self._with_digits(PRETOKENIZATIONS[self.pretokenization])
+
+    def _with_digits(self, pattern: str) -> str:
+        if "DIGITS" not in pattern:
+            return pattern
+        return pattern.replace("DIGITS", DIGITS[self.digits or _PUBLISHED_DIGITS[self.pretokenization]])
+
+
+def _pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 FIT_OPTIONS = SubwordFit

@@ -12,7 +12,7 @@ from tokenizer_lab.covers import covers_of
 from tokenizer_lab.equal_info import EqualInfoRepresentation
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.gzip_code import GzipRepresentation
-from tokenizer_lab.subword import PRETOKENIZATIONS, SubwordFit, SubwordRepresentation
+from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
 
 _CHARACTER_OF_BYTE = {character.encode("latin-1")[0]: character for character in map(chr, range(0x21, 0x7F))} | {0x20: "Ġ", 0x0A: "Ċ"}
 _CHARACTER_OF_BYTE |= {byte: chr(byte) for byte in [*range(0xA1, 0xAD), *range(0xAE, 0x100)]} | {0x9E: "ŀ"}
@@ -26,7 +26,7 @@ def bpe(merges: list[tuple[bytes, bytes]], pretokenization: str | None = None) -
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(spell(left + right) for left, right in merges)]
     tokenizer = Tokenizer(models.BPE({token: id_ for id_, token in enumerate(tokens)}, [(spell(left), spell(right)) for left, right in merges]))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    split = [pre_tokenizers.Split(Regex(PRETOKENIZATIONS[pretokenization]), behavior="isolated")] if pretokenization else []
+    split = [pre_tokenizers.Split(Regex(SubwordFit(pretokenization=pretokenization).split_pattern), behavior="isolated")] if pretokenization else []
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence([*split, byte_level]), decoders.ByteLevel()
     return SubwordRepresentation(tokenizer.to_str().encode())
 
