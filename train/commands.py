@@ -380,6 +380,25 @@ def blimp(arguments: list[str]) -> None:
     console.print(f"{options.run}  {'all':56} {result['accuracy']:.3f}  {result['num_pairs']:,} pairs, by {result['score']}", soft_wrap=True, highlight=False)
 
 
+def export(arguments: list[str]) -> None:
+    """a run as a folder that Hugging Face transformers loads"""
+    with interruptible_import():
+        from train.export import ExportOptions, export_run
+
+    options, console = parse(ExportOptions, arguments, "export"), rich.console.Console()
+    with console.status("exporting"):
+        result = export_run(options)
+    for folder, architecture in result.architectures.items():
+        console.print(f"{options.out / folder}  {architecture}", soft_wrap=True, highlight=False)
+    if result.checked is not None:
+        same, total = result.checked
+        console.print(f"{options.out}  the tokenizer gives the same ids for {same:,} of {total:,} documents of the corpus"
+                      + ("" if same == total else "; in the others it changes text, which is spelled in bytes here"), soft_wrap=True, highlight=False)
+    if result.needs_code:
+        console.print(f"{options.out}  its tokenizer is a Python file in the folder: AutoTokenizer.from_pretrained(..., trust_remote_code=True)",
+                      soft_wrap=True, highlight=False)
+
+
 def report(arguments: list[str]) -> None:
     """many runs -> one page, CSV and JSON"""
     with interruptible_import():
@@ -392,7 +411,7 @@ def report(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "ingest": ingest, "fit": fit, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
+    "ingest": ingest, "fit": fit, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "export": export, "report": report,
 }
 
 
