@@ -36,6 +36,12 @@ class EvalOptions:
     """The run's folder."""
     corpus: epath.Path | None = None
     """Corpus store to score; the run's own if none is given."""
+    tasks: pathlib.Path | None = None
+    """Run these tasks of EleutherAI's lm-evaluation-harness instead: a task's .yaml file, or a folder of them (see docs/export.md)."""
+
+    def __post_init__(self):
+        if self.corpus is not None and self.tasks is not None:
+            raise UserError("--tasks bring their own text; give them or --corpus, not both")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,6 +331,9 @@ def write_results(path: pathlib.Path, result: dict[str, Any]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """bits per byte of a run over all held-out text"""
     options, console = parse(EvalOptions, arguments, "eval"), rich.console.Console()
+    if options.tasks is not None:
+        evaluate_tasks(options, console)
+        return
     with interruptible_import():
         from train.evaluation import evaluate_run
         from train.logs import shown_figure
@@ -339,6 +348,18 @@ def evaluate(arguments: list[str]) -> None:
         low, high = numbers["interval_95"]
         console.print(f"{options.run}  {domain:12} {numbers['bits_per_byte']:.4f} bits/byte  95 % [{low:.4f}, {high:.4f}]  "
                       f"{numbers['num_documents']:,} documents, {numbers['num_bytes']:,} bytes", soft_wrap=True, highlight=False)
+
+
+def evaluate_tasks(options: EvalOptions, console: rich.console.Console) -> None:
+    """The harness's results, a line each."""
+    with interruptible_import():
+        from train.harness import evaluate_tasks as run_tasks
+
+    with progress_bar(console, "eval", of_bytes=False) as update:
+        result = run_tasks(str(options.run), options.tasks, update)
+    for task, values in result["results"].items():
+        for metric, value in values.items():
+            console.print(f"{options.run}  {task:24} {metric:32} {value:.4f}", soft_wrap=True, highlight=False)
 
 
 def sample(arguments: list[str]) -> None:

@@ -10,6 +10,7 @@
     tensorboard/     the same metrics for TensorBoard                             train
     profile/         traces of steps, where `--profile` asked for them            train
     eval.json        bits per byte over all held-out text                         eval
+    tasks.json       results of the lm-evaluation-harness                         eval --tasks
     samples.json     texts drawn from the model                                   sample
     finetune/        one file a task: what the run came to when fine-tuned on it  finetune
     blimp.json       how often the better sentence of a pair had the better score blimp
@@ -48,6 +49,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "eval.json"
+        self.tasks = self.path / "tasks.json"
         self.samples = self.path / "samples.json"
         self.finetuned = self.path / "finetune"
         self.minimal_pairs = self.path / "blimp.json"
