@@ -1,5 +1,6 @@
 """Exported tokenizers give the ids of the representations they come from."""
 
+import functools
 import json
 import re
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoRepresentation
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.representation import NUM_ENCODER_IDS
+from tokenizer_lab.representation import NUM_ENCODER_IDS, Representation
 from tokenizer_lab.static_ac import StaticACRepresentation
 from tokenizer_lab.subword import CHARACTER_OF_BYTE, SubwordFit, SubwordRepresentation
 from tokenizer_lab.window_code import Matcher, build_tree
@@ -39,14 +40,20 @@ def deep_shares(contexts: np.ndarray) -> np.ndarray:
     return shares
 
 
-TREE = build_tree(bigram_shares, 16)
 REPRESENTATIONS = {
-    "byte": ByteRepresentation(),
-    "bpe": SubwordFit(vocab_size=300).fit([TEXT.encode()], ""),
-    "unigram": SubwordFit(vocab_size=280, algorithm="unigram", pretokenization="whitespace").fit([TEXT.encode()], ""),
-    "windows": EqualInfoRepresentation.of_tree(TREE, 16),
-    "parts of windows": EqualInfoRepresentation.of_tree(TREE, 8),
+    "byte": ByteRepresentation,
+    "bpe": lambda: SubwordFit(vocab_size=300).fit([TEXT.encode()], ""),
+    "unigram": lambda: SubwordFit(vocab_size=265, algorithm="unigram", pretokenization="whitespace").fit([TEXT.encode()], ""),
+    "windows": lambda: EqualInfoRepresentation.of_tree(build_tree(bigram_shares, 16), 16),
+    "parts of windows": lambda: EqualInfoRepresentation.of_tree(build_tree(bigram_shares, 16), 8),
 }
+
+
+@functools.cache
+def make_representation(name: str) -> Representation:
+    return REPRESENTATIONS[name]()
+
+
 TEXTS = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(TEXT.split()), st.sampled_from(["<|endoftext|>", "[CLS]", " ", "\n", "  "])),
                  max_size=30).map("".join)
 
@@ -59,7 +66,7 @@ def tokenizer_of(tmp_path_factory):
     def make(name: str, for_encoder: bool = False):
         if (name, for_encoder) not in made:
             folder = tmp_path_factory.mktemp("export")
-            for file, content in tokenizer_files(REPRESENTATIONS[name], for_encoder=for_encoder, max_positions=64).items():
+            for file, content in tokenizer_files(make_representation(name), for_encoder=for_encoder, max_positions=64).items():
                 (folder / file).write_bytes(content)
             (folder / "config.json").write_text(json.dumps({"model_type": "electra" if for_encoder else "qwen3"}))
             made[name, for_encoder] = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=name == "parts of windows")
@@ -70,7 +77,7 @@ def tokenizer_of(tmp_path_factory):
 
 @pytest.mark.parametrize("name", REPRESENTATIONS)
 def test_ids_are_the_representation_s_and_come_back_as_the_text(tokenizer_of, name):
-    representation, tokenizer = REPRESENTATIONS[name], tokenizer_of(name)
+    representation, tokenizer = make_representation(name), tokenizer_of(name)
 
     @settings(deadline=None, max_examples=50)
     @given(TEXTS)
@@ -84,7 +91,7 @@ def test_ids_are_the_representation_s_and_come_back_as_the_text(tokenizer_of, na
 
 @pytest.mark.parametrize("name", REPRESENTATIONS)
 def test_documents_begin_as_in_training(tokenizer_of, name, tmp_path):
-    representation, tokenizer = REPRESENTATIONS[name], tokenizer_of(name)
+    representation, tokenizer = make_representation(name), tokenizer_of(name)
     ids = representation.encode(b"words").tolist()
     encoded = tokenizer("words")
     assert encoded.input_ids == [representation.eod_id, *ids] and "token_type_ids" not in encoded
@@ -97,7 +104,7 @@ def test_documents_begin_as_in_training(tokenizer_of, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["byte", "bpe", "parts of windows"])
 def test_encoders_get_their_marks(tokenizer_of, name):
-    representation, tokenizer = REPRESENTATIONS[name], tokenizer_of(name, for_encoder=True)
+    representation, tokenizer = make_representation(name), tokenizer_of(name, for_encoder=True)
     first, second = (representation.encode(text).tolist() for text in (b"words", b"a text"))
     mask, cls, sep = representation.vocab_size + np.arange(NUM_ENCODER_IDS)
     assert (tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id) == (mask, cls, sep)
@@ -114,7 +121,7 @@ def test_parts_of_windows_survive_being_saved_again(tokenizer_of, tmp_path):
 
 
 def test_parts_of_windows_decode_whatever_they_are(tokenizer_of):
-    representation, tokenizer = REPRESENTATIONS["parts of windows"], tokenizer_of("parts of windows")
+    representation, tokenizer = make_representation("parts of windows"), tokenizer_of("parts of windows")
     rng = np.random.default_rng(0)
     for _ in range(20):
         ids = rng.integers(0, 257, 31)
@@ -148,7 +155,7 @@ def test_what_no_tokenizer_can_do_is_refused():
 
 
 def test_a_name_that_a_tokenizer_has_already_is_not_taken_twice():
-    spec = json.loads(REPRESENTATIONS["bpe"].used_tokenizer.to_str())
+    spec = json.loads(make_representation("bpe").used_tokenizer.to_str())
     taken = tokenizers.Tokenizer.from_str(json.dumps(spec))
     taken.add_special_tokens(["<|endoftext|>"])
     representation = SubwordRepresentation(taken.to_str().encode())

@@ -1,6 +1,7 @@
 """Exported weights, read by their names as `transformers` reads them, compute what our models compute."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from models.decoder import DecoderConfig
 from models.encoder import Encoder, EncoderConfig, Heads
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS
+from train.export import write_model
 from train.export.weights import Pretrained, decoder, encoder
 
 VOCAB, TOLERANCE = 300, 1e-4
@@ -27,22 +29,22 @@ ENCODER = EncoderConfig(form="bert", num_layers=2, embed_dim=32, num_heads=4, nu
 ELECTRA = dataclasses.replace(ENCODER, table_dim=16)
 
 
-def with_noise(module: nnx.Module) -> dict:
-    """The weights of a module, none of which is the 0 or 1 that it begins with; the module has them too."""
-    params, keys = nnx.to_pure_dict(nnx.state(module, nnx.Param)), iter(jax.random.split(jax.random.key(1), 1000))
-    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), params)
-    nnx.update(module, nnx.State(params))
-    return params
+def with_noise(build: Callable[[], nnx.Module]) -> tuple[nnx.Module, dict]:
+    """A module and its weights, none of which is the 0 or 1 that it would begin with."""
+    model_def, shapes = nnx.split(nnx.eval_shape(build), nnx.Param)
+    random = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: (0.3 * random.standard_normal(x.shape)).astype(np.float32), nnx.to_pure_dict(shapes))
+    return nnx.merge(model_def, nnx.State(jax.tree.map(jnp.asarray, params))), params
 
 
 def made(name: str) -> tuple[nnx.Module, Pretrained]:
-    module = DECODERS[name].build(VOCAB, nnx.Rngs(0))
-    return module, decoder(with_noise(module), DECODERS[name], VOCAB, VOCAB - 1, 64)
+    module, params = with_noise(lambda: DECODERS[name].build(VOCAB, nnx.Rngs(0)))
+    return module, decoder(params, DECODERS[name], VOCAB, VOCAB - 1, 64)
 
 
 def made_encoder(config: EncoderConfig, heads: Heads) -> tuple[Encoder, dict[str, Pretrained]]:
-    module = Encoder(config, VOCAB, heads, rngs=nnx.Rngs(0))
-    return module, encoder(with_noise(module), config, heads, VOCAB, VOCAB - 1)
+    module, params = with_noise(lambda: Encoder(config, VOCAB, heads, rngs=nnx.Rngs(0)))
+    return module, encoder(params, config, heads, VOCAB, VOCAB - 1)
 
 
 # ---- The published architectures in NumPy, from their papers, by the names of config.json and of the tensors -------------------------
@@ -128,15 +130,19 @@ def electra_outputs(pretrained: Pretrained, ids: np.ndarray, types: np.ndarray) 
 
 def our_logits(module: nnx.Module, ids: np.ndarray) -> np.ndarray:
     row = jnp.asarray(ids)[None]
-    return np.asarray(module.logits(module(row, jnp.ones_like(row), jnp.arange(len(ids))[None]))[0])
+    compute = jax.jit(lambda row: module.logits(module(row, jnp.ones_like(row), jnp.arange(len(ids))[None])))
+    return np.asarray(compute(row)[0])
 
 
 def our_outputs(module: Encoder, ids: np.ndarray, types: np.ndarray, by_generator: bool) -> np.ndarray:
-    row = jnp.asarray(ids)[None]
-    hidden = module(row, jnp.ones_like(row), jnp.arange(len(ids))[None], jnp.asarray(types)[None], by_generator=by_generator)
-    if module.detection_head is not None and not by_generator:
-        return np.asarray(module.detection_head(hidden)[0])
-    return np.asarray((module.vocab_head(hidden) @ module.embeddings.output_table.T + module.vocab_head.bias[...])[0])
+    detects = module.detection_head is not None and not by_generator
+
+    @jax.jit
+    def compute(row, types):
+        hidden = module(row, jnp.ones_like(row), jnp.arange(len(ids))[None], types, by_generator=by_generator)
+        return module.detection_head(hidden) if detects else module.vocab_head(hidden) @ module.embeddings.output_table.T + module.vocab_head.bias[...]
+
+    return np.asarray(compute(jnp.asarray(ids)[None], jnp.asarray(types)[None])[0])
 
 
 IDS = np.random.default_rng(0).integers(0, VOCAB, 20)
@@ -176,8 +182,6 @@ def test_encoders_give_the_same_outputs(name):
 def test_transformers_give_the_same_logits(name, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; the same is computed in NumPy above")
     transformers = pytest.importorskip("transformers")
-    from train.export import write_model
-
     module, pretrained = made(name)
     write_model(tmp_path / "model", pretrained, {})
     theirs, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
@@ -191,8 +195,6 @@ def test_transformers_give_the_same_logits(name, tmp_path):
 def test_transformers_give_the_same_electra(name, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; the same is computed in NumPy above")
     transformers = pytest.importorskip("transformers")
-    from train.export import write_model
-
     module, models = made_encoder(*ENCODERS[name])
     padded, types = np.append(IDS, [VOCAB - 1] * 3), np.append(TYPES, [0] * 3)
     for folder, pretrained in models.items():
