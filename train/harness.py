@@ -24,7 +24,7 @@ def evaluate_tasks(run_dir: str, tasks: pathlib.Path, on_progress: Callable[[int
       The run's counters and `results`: task -> metric -> value, as the harness names them.
 
     Raises:
-      UserError: the harness is not installed, there are no tasks, or a task cannot be run.
+      UserError: the harness is not installed, there are no tasks, or a task cannot be read.
     """
     if not tasks.exists():
         raise UserError(f"{tasks} does not exist; give a task's .yaml file, or a folder of them")
@@ -40,15 +40,14 @@ def evaluate_tasks(run_dir: str, tasks: pathlib.Path, on_progress: Callable[[int
     names = manager.all_subtasks if tasks.is_dir() else [str(tasks)]
     if not names:
         raise UserError(f"{tasks} has no tasks; a task is a .yaml file with 'task', 'dataset_path: json' and what else the harness needs")
-    loaded = load_run(run_dir)
     try:
-        found = lm_eval.simple_evaluate(model=language_model(loaded, on_progress), tasks=names, task_manager=manager,
-                                        bootstrap_iters=_BOOTSTRAP_SAMPLES, log_samples=False)
-    except UserError:
-        raise
+        made = list(manager.load(names)["tasks"].values())
     except Exception as error:  # of the harness and of what reads its data, which have many kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"the harness cannot run {tasks}: {reason}; a task's files are named as seen from the current folder") from error
+        raise UserError(f"the harness cannot read {tasks}: {reason}; a task's data files are named as seen from the current folder") from error
+    loaded = load_run(run_dir)
+    found = lm_eval.simple_evaluate(model=language_model(loaded, on_progress), tasks=made, task_manager=manager, bootstrap_iters=_BOOTSTRAP_SAMPLES,
+                                    log_samples=False)
     results = {task: {metric: value for metric, value in values.items() if isinstance(value, int | float)} for task, values in found["results"].items()}
     result = {**loaded.counters, "lm_eval_version": lm_eval.__version__, "results": results}
     write_json(RunFolder(run_dir).tasks, result)

@@ -15,7 +15,7 @@ from tokenizer_lab.files import cannot_write, write_bytes, write_json
 from tokenizer_lab.representation import Representation
 from train.evaluation import fixed_subset
 from train.export.tokenizer import WINDOWS_CODE, check_tokenizer, tokenizer_files
-from train.export.weights import Pretrained, array, check_encoder, decoder, encoder
+from train.export.weights import Pretrained, array, decoder, encoder
 from train.setup import LoadedRun, load_run
 
 _CHECKED_BYTES = 1 << 20

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoRepresentation
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS, Representation
-from tokenizer_lab.static_ac import StaticACRepresentation
 from tokenizer_lab.subword import CHARACTER_OF_BYTE, SubwordFit, SubwordRepresentation
 from tokenizer_lab.window_code import Matcher, build_tree
 from train.export.tokenizer import tokenizer_files, windows_pattern
@@ -148,7 +148,9 @@ def test_a_tree_of_long_chains_and_a_long_text_are_no_trouble():
 
 def test_what_no_tokenizer_can_do_is_refused():
     lossy = tokenizers.Tokenizer(tokenizers.models.WordLevel({"word": 0, "?": 1}, unk_token="?"))
-    for representation, named in ((SubwordRepresentation(lossy.to_str().encode()), "lacks ids"), (StaticACRepresentation.__new__(StaticACRepresentation), "static_ac")):
+    fields = {"kind": "equal_info", "window_bits": 32, "rule": "exact", "to_files": lambda: {"lm_embedding.npy": b""}}
+    for representation, named in ((SubwordRepresentation(lossy.to_str().encode()), "lacks ids"), (types.SimpleNamespace(kind="gzip"), "kind gzip"),
+                                  (types.SimpleNamespace(**fields), "windows of 32 bits")):
         with pytest.raises(UserError, match=named) as error:
             tokenizer_files(representation, for_encoder=False, max_positions=64)
         assert "\n" not in str(error.value)
