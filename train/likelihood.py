@@ -1,8 +1,9 @@
 """How likely a run's decoder finds texts, and how one text goes on with another, wherever a text ends.
 
 The probability of a text is that of all documents that begin with it: the ids that are certain, times the share of the choices for the
-next ids that go on with the text's end (`Representation.open_prompt`). Of bytes and equal-info windows that is exact, up to divisions of
-the text into windows that encoding does not make. Subwords count with the division that the text has on its own.
+next ids that go on with the text's end (`Representation.open_prompt`). Of bytes and equal-info windows that is exact, up to ids
+that encoding never gives (another division of the text into windows, the end of a document inside one), on which a trained model sets
+next to nothing. Subwords count with the division that the text has on its own.
 
 The log-likelihood of a continuation is log p(context + continuation) - log p(context). Where the ids of the context are also the first
 ids of the whole, as with bytes, that is the usual sum over the ids behind the context's; where an id lies across the border, every byte

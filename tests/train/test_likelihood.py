@@ -22,20 +22,18 @@ CONFIG = DecoderConfig(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=1, 
 LENGTH = 12
 
 
-class Pairs(Representation):
-    """Texts of a and b. Two letters are one number from 0 to 3, written as two ids of 0 and 1; a letter that is left over, an open pair."""
+class Windows(Representation):
+    """Texts of a and b. Four letters are a number of four bits, written as two ids of two bits; fewer at the end leave a window open."""
 
-    kind, vocab_size, eod_id = "pairs", 3, 2
+    kind, vocab_size, eod_id = "windows", 5, 4
+
+    def open_prompt(self, text):
+        low, high = (self.encode(text + end * (-len(text) % 4)) for end in (b"a", b"b"))
+        return OpenPrompt(low, (), ()) if len(text) % 4 == 0 else OpenPrompt(low[:-2], tuple(low[-2:].tolist()), tuple(high[-2:].tolist()))
 
     def encode(self, text):
         bits = [byte - ord("a") for byte in text]
-        return np.array(bits + [0] * (len(bits) % 2), np.int32)
-
-    def open_prompt(self, text):
-        ids = self.encode(text)
-        if len(text) % 2 == 0:
-            return OpenPrompt(ids, (), ())
-        return OpenPrompt(ids[:-2], (int(ids[-2]), 0), (int(ids[-2]), 1))
+        return np.array([2 * first + second for first, second in zip(bits[::2], bits[1::2])], np.int32)
 
     decode = byte_lengths = to_files = from_files = None
 
@@ -57,8 +55,8 @@ def of_bytes():
 
 
 @pytest.fixture(scope="module")
-def of_pairs():
-    return scorer(Pairs())
+def of_windows():
+    return scorer(Windows())
 
 
 def log_probabilities(module: nnx.Module, ids: list[int]) -> np.ndarray:
@@ -92,8 +90,7 @@ def test_bytes_cost_the_sum_over_the_continuation_s_ids(of_bytes):
     assert found[0][0] == pytest.approx(expected, abs=1e-4)
     assert found[1][0] == pytest.approx(joint(module, 256, list(b"not")), abs=1e-4)
     assert found[3] == (0.0, True)
-    assert found == [likelihoods.continuations([pair])[0] for pair in pairs] or all(
-        a[0] == pytest.approx(b[0], abs=1e-4) for a, b in zip(found, [likelihoods.continuations([pair])[0] for pair in pairs]))
+    assert [likelihoods.continuations([pair])[0][0] for pair in pairs] == pytest.approx([each for each, _ in found], abs=1e-4)
 
 
 def test_the_likeliest_continuation_is_said_to_be_it(of_bytes):
@@ -106,23 +103,24 @@ def test_the_likeliest_continuation_is_said_to_be_it(of_bytes):
     assert [said for _, said in likelihoods.continuations([(b"to", likeliest), (b"to", other)])] == [True, False]
 
 
-def test_an_open_end_counts_everything_that_goes_on_with_it(of_pairs):
-    likelihoods, module = of_pairs
+def test_an_open_end_counts_everything_that_goes_on_with_it(of_windows):
+    likelihoods, module = of_windows
 
     def begins(text):
-        """The probability that a document begins so, by all whole pairs."""
-        ends = [b""] if len(text) % 2 == 0 else [b"a", b"b"]
-        return sum(np.exp(joint(module, 2, Pairs().encode(text + end).tolist())) for end in ends)
+        """The log-probability that a document begins so, by all windows that do; behind an id that may be several, the next may be any."""
+        letters = -len(text) % 4
+        ends = [Windows().encode(text + bytes(end)).tolist() for end in itertools.product(b"ab", repeat=letters)]
+        ends += [[*ids[:-1], Windows.eod_id] for ids in ends if ids[-1] == 0 and letters >= 2]
+        return np.log(sum(np.exp(joint(module, Windows.eod_id, ids)) for ids in ends))
 
-    for context, continuation in ((b"ab", b"b"), (b"a", b"b"), (b"aba", b"ab"), (b"a", b"bab"), (b"", b"a")):
-        [(found, _)] = likelihoods.continuations([(context, continuation)])
-        assert found == pytest.approx(np.log(begins(context + continuation)) - (np.log(begins(context)) if context else 0), abs=1e-4)
+    pairs = [(b"abab", b"b"), (b"aba", b"b"), (b"ababa", b"ab"), (b"ab", b"babba"), (b"", b"a")]
+    for pair, (found, _) in zip(pairs, likelihoods.continuations(pairs)):
+        assert found == pytest.approx(begins(b"".join(pair)) - begins(pair[0]), abs=1e-4), pair
 
 
-def test_continuations_of_one_letter_are_all_there_is(of_pairs):
-    likelihoods, _ = of_pairs
-    found = likelihoods.continuations([(b"aba", b"a"), (b"aba", b"b")])
-    assert np.exp([each for each, _ in found]).sum() == pytest.approx(1, abs=1e-4), "behind half a pair comes its other half"
+def test_continuations_of_one_letter_are_all_there_is(of_windows):
+    found = of_windows[0].continuations([(b"aba", b"a"), (b"aba", b"b")])
+    assert np.exp([each for each, _ in found]).sum() == pytest.approx(1, abs=1e-4), "the window's last letter is one of two"
 
 
 def test_long_contexts_are_cut_from_their_left(of_bytes):
