@@ -20,6 +20,7 @@ KVCache = tuple[jax.Array, jax.Array]  # keys and values, f[B, S, K, h] each
 Dropout = Callable[[jax.Array, int], jax.Array]  # f[B, ...] and a number of the place it is used at -> f[B, ...]
 
 _UNROLLED_LAYERS = 12  # at a time; more take long to compile
+RMS_NORM_EPSILON, LAYER_NORM_EPSILON = 1e-6, 1e-12  # the second as in BERT
 _VOCAB_MULTIPLE = 128  # a lane tile of a TPU; an unpadded table costs two copies of itself there
 
 
@@ -87,7 +88,7 @@ def published_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
     return 0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = RMS_NORM_EPSILON) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
@@ -95,12 +96,12 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array
 
 
 class LayerNorm(nnx.Module):
-    """Layer norm over the last axis, computed in float32 (Ba et al. 2016, arXiv 1607.06450); epsilon as in BERT."""
+    """Layer norm over the last axis, computed in float32 (Ba et al. 2016, arXiv 1607.06450)."""
 
     def __init__(self, width: int):
         self.scale, self.bias = parameter(jnp.ones(width), "norm"), parameter(jnp.zeros(width), "norm")
 
-    def __call__(self, x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
+    def __call__(self, x: jax.Array, epsilon: float = LAYER_NORM_EPSILON) -> jax.Array:
         x32 = x.astype(jnp.float32)
         centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         normed = centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + epsilon)

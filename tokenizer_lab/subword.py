@@ -71,6 +71,7 @@ _HIDDEN_BYTES = sorted(set(range(256)) - set(_VISIBLE_BYTES))
 _BYTE_OF_CHARACTER = {chr(byte): byte for byte in _VISIBLE_BYTES} | {
     chr(256 + order): byte for order, byte in enumerate(_HIDDEN_BYTES)
 }
+CHARACTER_OF_BYTE = sorted(_BYTE_OF_CHARACTER, key=_BYTE_OF_CHARACTER.__getitem__)
 
 # Decoded with "surrogateescape", a byte that is not UTF-8 is one of these characters, which no valid text has.
 _VALID_OR_INVALID_RUN = re.compile("[^\udc80-\udcff]+|[\udc80-\udcff]+")
@@ -87,7 +88,9 @@ class SubwordRepresentation(Representation):
         spec = _parse(tokenizer_json)
         self._tokenizer = _faithful_tokenizer(spec)
         self._token_bytes = _token_bytes(spec, self._tokenizer)
-        if not _EVERY_BYTE <= set(self._token_bytes):
+        self.spells_every_byte = _EVERY_BYTE <= set(self._token_bytes)
+        """Whether the tokenizer has an id for each byte, so that ids of the artifact's own are not needed."""
+        if not self.spells_every_byte:
             self._token_bytes += sorted(_EVERY_BYTE)
         self._byte_ids = {token[0]: id_ for id_, token in enumerate(self._token_bytes) if len(token) == 1}
         self.eod_id = len(self._token_bytes)
@@ -109,6 +112,13 @@ class SubwordRepresentation(Representation):
 
     def byte_lengths(self, ids: npt.ArrayLike) -> np.ndarray:
         return self._token_lengths[check_ids(ids, self.vocab_size)]
+
+    @property
+    def used_tokenizer(self) -> tokenizers.Tokenizer:
+        """A copy of the library's tokenizer as it is used here, without what the module docstring says is off."""
+        copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        copy.encode_special_tokens = True
+        return copy
 
     def to_files(self) -> dict[str, bytes]:
         return {TOKENIZER_FILE: self._tokenizer_json}

@@ -42,6 +42,16 @@ class EvalOptions:
     """With --exact-bytes: how much text; each byte costs about a forward pass over its context."""
     ensemble: tuple[epath.Path, ...] = ()
     """With --exact-bytes: other runs to score the same text with, and all of them as one by averaging the next byte's probabilities."""
+    tasks: pathlib.Path | None = None
+    """Run these tasks of EleutherAI's lm-evaluation-harness instead: a task's .yaml file, or a folder of them (see docs/export.md)."""
+
+    def __post_init__(self):
+        if self.tasks is not None and (self.exact_bytes or self.ensemble):
+            raise UserError("--tasks is one way to evaluate and --exact-bytes another; give one of them")
+        if self.ensemble and not self.exact_bytes:
+            raise UserError("--ensemble averages next bytes; give --exact-bytes with it")
+        if self.corpus is not None and self.tasks is not None:
+            raise UserError("--tasks bring their own text; give them or --corpus, not both")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -370,8 +380,8 @@ def evaluate(arguments: list[str]) -> None:
     options, console = parse(EvalOptions, arguments, "eval"), rich.console.Console()
     if options.exact_bytes:
         return evaluate_exact_bytes(options, console)
-    if options.ensemble:
-        raise UserError("--ensemble averages next bytes; give --exact-bytes with it")
+    if options.tasks is not None:
+        return evaluate_tasks(options, console)
     with interruptible_import():
         from train.evaluation import evaluate_run
         from train.logs import shown_figure
@@ -402,6 +412,18 @@ def evaluate_exact_bytes(options: EvalOptions, console: rich.console.Console) ->
     if options.ensemble:
         console.print(f"ensemble of {len(result['runs'])}  {result['ensemble_bits_per_byte']:.4f} bits/byte by exact bytes  {size}",
                       soft_wrap=True, highlight=False)
+
+
+def evaluate_tasks(options: EvalOptions, console: rich.console.Console) -> None:
+    """The harness's results, a line each."""
+    with interruptible_import():
+        from train.harness import evaluate_tasks as run_tasks
+
+    with progress_bar(console, "eval", of_bytes=False) as update:
+        result = run_tasks(str(options.run), options.tasks, update)
+    for task, values in result["results"].items():
+        for metric, value in values.items():
+            console.print(f"{options.run}  {task:24} {metric:32} {value:.4f}", soft_wrap=True, highlight=False)
 
 
 def sample(arguments: list[str]) -> None:
@@ -443,6 +465,25 @@ def blimp(arguments: list[str]) -> None:
     console.print(f"{options.run}  {'all':56} {result['accuracy']:.3f}  {result['num_pairs']:,} pairs, by {result['score']}", soft_wrap=True, highlight=False)
 
 
+def export(arguments: list[str]) -> None:
+    """a run as a folder that Hugging Face transformers loads"""
+    with interruptible_import():
+        from train.export import ExportOptions, export_run
+
+    options, console = parse(ExportOptions, arguments, "export"), rich.console.Console()
+    with console.status("exporting"):
+        result = export_run(options)
+    for folder, architecture in result.architectures.items():
+        console.print(f"{options.out / folder}  {architecture}", soft_wrap=True, highlight=False)
+    if result.checked is not None:
+        same, total = result.checked
+        console.print(f"{options.out}  the tokenizer gives the same ids for {same:,} of {total:,} documents of the corpus"
+                      + ("" if same == total else "; in the others it changes text, which is spelled in bytes here"), soft_wrap=True, highlight=False)
+    if result.needs_code:
+        console.print(f"{options.out}  its tokenizer is a Python file in the folder: AutoTokenizer.from_pretrained(..., trust_remote_code=True)",
+                      soft_wrap=True, highlight=False)
+
+
 def report(arguments: list[str]) -> None:
     """many runs -> one page, CSV and JSON"""
     with interruptible_import():
@@ -468,8 +509,8 @@ def inspect(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "ingest": ingest, "fit": fit, "encode": encode, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp, "report": report,
-    "compare": compare, "inspect": inspect,
+    "ingest": ingest, "fit": fit, "encode": encode, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp,
+    "report": report, "compare": compare, "inspect": inspect, "export": export,
 }
 
 

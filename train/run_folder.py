@@ -12,6 +12,7 @@
     profile/         traces of steps, where `--profile` asked for them            train
     eval.json        bits per byte over all held-out text                         eval
     exact_bytes.json bits per byte of some held-out text, byte by byte            eval
+    tasks.json       results of the lm-evaluation-harness                         eval --tasks
     samples.json     texts drawn from the model                                   sample
     finetune/        one file a task: what the run came to when fine-tuned on it  finetune
     blimp.json       how often the better sentence of a pair had the better score blimp
@@ -52,6 +53,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "eval.json"
         self.exact_bytes = self.path / "exact_bytes.json"
+        self.tasks = self.path / "tasks.json"
         self.samples = self.path / "samples.json"
         self.finetuned = self.path / "finetune"
         self.minimal_pairs = self.path / "blimp.json"
