@@ -48,7 +48,8 @@ def evaluate_tasks(run_dir: str, tasks: pathlib.Path, on_progress: Callable[[int
     loaded = load_run(run_dir)
     found = lm_eval.simple_evaluate(model=language_model(loaded, on_progress), tasks=made, task_manager=manager, bootstrap_iters=_BOOTSTRAP_SAMPLES,
                                     log_samples=False)
-    results = {task: {metric: value for metric, value in values.items() if isinstance(value, int | float)} for task, values in found["results"].items()}
+    results = {task: {metric: value for metric, value in values.items() if "," in metric and isinstance(value, int | float)}  # "metric,filter"
+               for task, values in found["results"].items()}
     result = {**loaded.counters, "lm_eval_version": lm_eval.__version__, "results": results}
     write_json(RunFolder(run_dir).tasks, result)
     return result
