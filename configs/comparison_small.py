@@ -1,4 +1,4 @@
-"""Bytes, subwords, equal-info windows and replaced ids beside each other, small enough for two CPU cores."""
+"""Bytes, subwords, superwords, equal-info windows and replaced ids beside each other, small enough for two CPU cores."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ SHAPE = dict(num_layers=3, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=
 
 
 def experiment() -> Experiment:
-    """Five arms x three seeds at equal FLOPs, the compressor's among them: 15 runs of 2e12 FLOPs, and evaluations.
+    """Six arms x three seeds at equal FLOPs, the compressor's among them: 18 runs of 2e12 FLOPs, and evaluations.
 
     toklab ingest enwiki2016_206pages.xml --separator '  <page>' --domain enwiki --out corpus
     toklab ingest linux-doc-6.1 --domain linux_doc --out corpus
@@ -41,6 +41,7 @@ def experiment() -> Experiment:
             Arm(name="byte", recipe=causal, fit=ByteFit()),
             Arm(name="subword4k", recipe=causal, fit=SubwordFit(vocab_size=4096)),
             Arm(name="subword32k", recipe=causal, fit=SubwordFit(vocab_size=32768)),
+            Arm(name="superword4k", recipe=causal, fit=SubwordFit(vocab_size=4096, superword_transition=3277)),
             Arm(name="equal_info16", recipe=causal, fit=EqualInfoFit(window_bits=16, id_bits=8, lm_recipe="demo_compressor")),
             Arm(name="replaced4k", recipe=replaced, fit=SubwordFit(vocab_size=4096)),
         ),

@@ -32,14 +32,14 @@ needs_libtpu = pytest.mark.skipif(
 def compile_train_step(
     topology: str, num_slices: int = 1, mesh: dict | None = None, model: dict | None = None, objective: dict | None = None,
     optimizer: dict | None = None, vocab_size: int = 257, batch_rows: int = 32, sequence_length: int = 1024, num_microbatches: int = 1,
-    optimization_level: str = "O0",
+    optimization_level: str = "O0", kernels: str = "auto",
 ) -> dict:
     """What `train.compiled_step.compile_step` says of a recipe with these options."""
     recipe = Recipe(
         name="compiled", representation="none", budget=Budget(steps=100), mesh=MeshConfig(**(mesh or {})),
         data=DataConfig(corpora=("none",), batch_rows=batch_rows, sequence_length=sequence_length, num_microbatches=num_microbatches),
         model=from_json(DecoderConfig | EncoderConfig, {"num_layers": 2} | (model or {})),
-        objective=from_json(Objective, objective or {}), optimizer=OptimizerConfig(**(optimizer or {})))
+        objective=from_json(Objective, objective or {}), optimizer=OptimizerConfig(**(optimizer or {})), kernels=kernels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_OPTIMIZATION_LEVEL", optimization_level)
         return compile_ahead(recipe, vocab_size, Pod(topology, num_slices))
@@ -113,7 +113,7 @@ def test_the_step_compiles_for_a_tpu_with_its_kernels(options, expected_collecti
 @pytest.mark.slow
 def test_without_kernels_the_step_compiles_without_them():
     result = compile_train_step(topology="v5e:2x2", kernels="reference")
-    assert result["tpu_custom_calls"] == 0 and not result["warnings"]
+    assert result["program"]["tpu_custom_calls"] == 0 and not result["warnings"]
 
 
 @needs_libtpu
