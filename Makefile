@@ -49,6 +49,7 @@ bench: $(VENV)/installed-for-tests demo
 	$(BIN)/python benchmarks/encode.py demo/byte demo/subword demo/equal_info --corpus-file $(A_TEXT)
 	$(BIN)/python benchmarks/equal_info.py
 	$(BIN)/python benchmarks/sample_replacements.py
+	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/loss_memory.py
 	$(BIN)/python benchmarks/pipeline.py demo/byte demo/subword demo/equal_info --corpus demo/corpus --run demo/runs/byte
 	$(BIN)/python benchmarks/trainer.py --text $(A_TEXT)

@@ -1,31 +1,39 @@
-"""What the loss needs of a TPU's memory: the kernel, chunked XLA and plain XLA, by what the compiler says. Nothing runs, no TPU is needed.
+"""What the loss needs of a TPU's memory, by what its compiler says. Nothing runs, no TPU is needed.
 
     python benchmarks/loss_memory.py [--topology v5e:2x2] [--vocab-size 65536] [--width 768] [--step] [--json-file FILE]
 
-Temporaries are what a compiled program needs besides its arguments and results: "loss" for the loss and its gradients alone, bfloat16
-hidden states and table, 8,192 positions of one chip; with --step, "step" for the training step of a decoder of two layers with as many
-positions a chip, all optimizations on, which takes minutes to compile.
+Temporaries are what a compiled program needs besides its arguments and results, bfloat16, with 8,192 positions a chip. "loss alone": of the loss
+and its gradients on one chip, by ours, optax and tokamax (benchmarks/loss.py). With --step, which takes minutes to compile, "step": of the
+training step of a decoder of two layers over the whole topology, and "the loss's part": what that is more than of the same step with
+`LabelLogits` in place of the loss.
 """
+
+from train.tpu_stand_in import topology_devices  # before JAX
 
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
+from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import rich.box
 import rich.console
 import rich.table
 import tyro
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from loss import Loss, losses
 
-from models.decoder import DecoderConfig
+from models.axes import current_placement, use_placement
+from models.decoder import Decoder, DecoderConfig
+from train.compiled_step import compile_step
+from train.objectives import Batch, Causal, Sums
 from train.optimizer import Budget
-from train.plan import Pod, compile_ahead
 from train.recipe import DataConfig, Recipe
 
 NUM_POSITIONS, SEQUENCE_LENGTH = 8192, 1024
-IMPLEMENTATIONS = {"kernel": "auto", "chunked XLA": "chunked", "plain XLA": "reference"}
-COMPILE = pathlib.Path(__file__).resolve().parents[1] / "tests/tokenizer_lab/kernels/linear_cross_entropy_compile.py"
+IMPLEMENTATIONS = {"ours, kernel": "pallas", "ours, in chunks": "chunked", "ours, plain": "reference"}  # that a step can have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,40 +49,80 @@ class Options:
     """Also write the figures here."""
 
 
-def run(script: pathlib.Path, *arguments: str) -> dict:
-    """The JSON that a script prints last. It is a process of its own: see its docstring."""
-    result = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads(result.stdout.splitlines()[-1])
+class _Computed:
+    """A model whose hidden states are there already."""
+
+    def __init__(self, model: Decoder, batch: Batch):
+        self.output_table, self.vocab_size = model.output_table, model.vocab_size
+        self._hidden_btd = model(batch["ids"], batch["segment_ids"], batch["positions"])
+
+    def __call__(self, *_: jax.Array) -> jax.Array:
+        return self._hidden_btd
 
 
-def loss_bytes(options: Options, implementation: str) -> int:
-    shape = f"{NUM_POSITIONS}x{options.vocab_size}x{options.width}"
-    programs = run(COMPILE, options.topology, "--shapes", shape, "--implementation", implementation)
-    return programs[options.topology][0]["temp_bytes"]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalBy(Causal):
+    """The objective with its loss by an implementation, whatever computes the rest of the step."""
+
+    implementation: str
+
+    def __call__(self, model: Decoder, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
+        computed = _Computed(model, batch)
+        with use_placement(dataclasses.replace(current_placement(), kernels=self.implementation)):
+            return super().__call__(computed, batch, rng)
 
 
-def step_bytes(options: Options, implementation: str) -> int:
-    heads, pod = options.width // 64, Pod(options.topology)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelLogits(Causal):
+    """The labels' logits and no others: what is left of the loss without its softmax, with the same inputs and gradients by all of them."""
+
+    def __call__(self, model: Decoder, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
+        del rng
+        computed = _Computed(model, batch)
+        rows_btd = computed.output_table[batch["targets"]]
+        total = -jnp.einsum("btd,btd->", computed(), rows_btd, preferred_element_type=jnp.float32)
+        return total, jnp.sum((batch["segment_ids"] > 0).astype(jnp.float32)), {"nats": total}
+
+
+def loss_bytes(options: Options, devices: Sequence[jax.Device], loss: Loss) -> int:
+    mesh = Mesh(np.array(devices[:1]), ("chip",))
+    arguments = loss.abstract_arguments(NUM_POSITIONS, options.vocab_size, options.width, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))
+    with jax.set_mesh(mesh):  # kernels ask it which chip they are compiled for
+        return loss.differentiated().lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def step_bytes(options: Options, devices: Sequence[jax.Device], objective: Causal) -> int:
+    heads = options.width // 64
     recipe = Recipe(
-        name="loss_memory", representation="none", budget=Budget(steps=100), kernels=implementation,
-        data=DataConfig(corpora=("none",), batch_rows=pod.num_chips * NUM_POSITIONS // SEQUENCE_LENGTH, sequence_length=SEQUENCE_LENGTH),
+        name="loss_memory", representation="none", budget=Budget(steps=100), objective=objective,
+        data=DataConfig(corpora=("none",), batch_rows=len(devices) * NUM_POSITIONS // SEQUENCE_LENGTH, sequence_length=SEQUENCE_LENGTH),
         model=DecoderConfig(num_layers=2, embed_dim=options.width, num_heads=heads, num_kv_heads=heads, mlp_dim=8 * options.width // 3))
-    return compile_ahead(recipe, options.vocab_size, pod)["memory"]["temp"]
+    return compile_step(recipe, options.vocab_size, devices)["memory"]["temp"]
+
+
+def measure(options: Options) -> list[dict]:
+    devices = topology_devices(options.topology)
+    rows = [{"loss": name, "loss alone": loss_bytes(options, devices, loss)} for name, loss in losses("tpu").items()]
+    if options.step:
+        without = step_bytes(options, devices, LabelLogits())
+        for row in rows:
+            if implementation := IMPLEMENTATIONS.get(row["loss"]):
+                step = step_bytes(options, devices, CausalBy(implementation=implementation))
+                row |= {"step": step, "the loss's part": step - without}
+        rows.append({"loss": "labels' logits", "step": without})
+    return rows
 
 
 def main(options: Options) -> None:
-    rows = []
-    for name, implementation in IMPLEMENTATIONS.items():
-        row = {"implementation": name, "loss": loss_bytes(options, implementation)}
-        has_step = options.step and implementation != "chunked"  # which no recipe asks for
-        rows.append(row | ({"step": step_bytes(options, implementation)} if has_step else {}))
+    rows = measure(options)
     title = f"Temporaries, MB, {options.topology}, vocabulary {options.vocab_size:,}, width {options.width}, {NUM_POSITIONS:,} positions a chip"
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "implementation" else "right")
+    table.add_column("loss")
+    columns = list(rows[0])[1:]
+    for name in columns:
+        table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value / 1e6:,.2f}" for value in row.values()))
+        table.add_row(row["loss"], *(f"{row[name] / 1e6:,.2f}" if name in row else "" for name in columns))
     rich.console.Console().print(table)
     if options.json_file:
         options.json_file.write_text(json.dumps(rows, indent=2))

@@ -337,6 +337,11 @@ def compile_for_tpus(*arguments: str) -> dict[str, list[dict]]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def most_temporary_bytes(num_positions: int, width: int) -> int:
+    """What the kernels may need: neither logits nor the table once more."""
+    return 2**20 + 8 * num_positions * width
+
+
 @needs_libtpu
 @pytest.mark.parametrize(
     "arguments",
@@ -357,6 +362,14 @@ def test_the_kernels_compile_for_tpus(arguments):
             num_positions, num_rows, width = program["shape"]
             assert program["kernels"] == ["backward_by_table", "backward_by_x", "forward"], (topology, program)
             assert program["tpu_custom_calls"] == 3, (topology, program)
-            assert program["temp_bytes"] < 2**20 + 8 * num_positions * width, (topology, program)  # no logits, nor the table once more
+            assert program["temp_bytes"] < most_temporary_bytes(num_positions, width), (topology, program)
             if num_positions == 8192 and num_rows % 512 == 0:
                 assert program["flops"] == pytest.approx(5 * 2 * num_positions * num_rows * width, rel=0.01), (topology, program)
+
+
+@needs_libtpu
+def test_plain_xla_needs_twenty_times_the_memory_that_the_kernels_may():
+    """Of loss and gradients, at a production shape of a TPU."""
+    (plain,) = compile_for_tpus("v5e:2x2", "--shapes", LARGEST, "--implementation", "reference")["v5e:2x2"]
+    assert not plain["kernels"]
+    assert plain["temp_bytes"] >= 20 * most_temporary_bytes(plain["shape"][0], plain["shape"][2])
