@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
+from data.rows import cursor_width
 from models.axes import parameter
 from models.decoder import Decoder, DecoderConfig
 from train.objectives import Causal
@@ -152,7 +153,7 @@ def demo_losses(recipe: Recipe, vocab_size: int, kernels: str, num_microbatches:
         ones = np.ones((rows, length), np.int32)
         state, metrics = step(state, put_batch(mesh, {
             "ids": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": ones, "positions": ones * np.arange(length, dtype=np.int32),
-            "num_bytes": ones[:, 0], "cursors": ones[:, :2]}))
+            "num_bytes": ones[:, 0], "cursors": np.zeros((rows, cursor_width(1)), np.int32)}))
         losses.append(metrics["loss"])
     return np.array(losses)
 
