@@ -22,7 +22,8 @@ from train.plan_tables import plan_cells
 from train.recipe import Recipe, load_recipe
 
 PODS = (Pod("v5e:16x16"), Pod("v5p:8x8x16"), Pod("v5e:16x16", 2))
-HEADER = ("recipe", "over", "pod", "rows", "positions", "HBM, GiB", "", "waste", "ICI, GB", "DCN, GB", "s a step", "MFU", "MB text/s")
+COLUMNS = ("positions", "HBM, GiB", "", "waste", "ICI, GB", "DCN, GB", "s a step", "MFU", "MB text/s")
+HEADER = ("recipe", "over", "pod", "rows", *COLUMNS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def markdown(folder: pathlib.Path, table: list[tuple[Recipe, Ids, Pod]]) -> Iter
         recipe, ids, pod = case
         if (file := file_of(folder, *case)).exists():
             plan: dict[str, Any] = json.loads(file.read_text())
-            yield f"| {recipe.name} | {ids.name} | {pod} | {plan['batch_rows']:,} | " + " | ".join(plan_cells(plan)) + " |"
+            yield f"| {recipe.name} | {ids.name} | {pod} | {plan['batch_rows']:,} | " + " | ".join(plan_cells(plan)[column] for column in COLUMNS) + " |"
 
 
 def main() -> None:

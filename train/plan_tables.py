@@ -78,37 +78,50 @@ def arithmetic_table(rows: list[dict[str, Any]]) -> rich.table.Table:
 
 def compared_table(plans: list[dict[str, Any]]) -> rich.table.Table:
     """The compiled steps of each representation."""
-    table = _table("compiled over", "positions a row", "HBM GiB", "", "waste", "ICI GB", "DCN GB", "s a step", "MFU", "MB text/s")
-    for plan in plans:
-        table.add_row(plan["representation"]["name"], *plan_cells(plan))
-    return table
+    return _table_of_plans("compiled over", [(plan["representation"]["name"], plan) for plan in plans], "positions", "HBM, GiB", "", "s a step", "MB text/s")
 
 
 def search_table(found: Searched) -> rich.table.Table:
     """What fits, the fastest first."""
-    table = _table("mesh", "remat", "rows at a time", "positions a row", "HBM GiB", "", "waste", "ICI GB", "DCN GB", "s a step", "MFU", "MB text/s")
-    for plan in found.plans:
+    def name(plan: dict[str, Any]) -> str:
         mesh = plan["mesh"]
         rows = plan["batch_rows"] // (mesh["replica"] * mesh["fsdp"] * plan["num_microbatches"])
-        table.add_row(" ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1), plan["remat"], f"{rows}", *plan_cells(plan))
+        return f"{' '.join(f'{axis} {size}' for axis, size in mesh.items() if size > 1)}, {plan['remat']}, {rows}"
+
+    table = _table_of_plans("mesh, remat, rows at a time", [(name(plan), plan) for plan in found.plans], "HBM, GiB", "waste", "s a step", "MFU")
     table.caption = f"{len(found.plans)} fit of {found.num_compiled} compiled; {found.num_impossible} could not by arithmetic"
     table.caption += "".join(f"\n{failure}" for failure in found.failures)
     return table
 
 
-def plan_cells(plan: dict[str, Any]) -> list[str]:
-    """A plan as a row: positions a row, HBM, verdict, waste, bytes over ICI and DCN, step, MFU, text a second."""
+def _table_of_plans(title: str, plans: list[tuple[str, dict[str, Any]]], *columns: str) -> rich.table.Table:
+    """Named plans with some of the cells of `plan_cells`."""
+    table = _table(title, *columns)
+    for name, plan in plans:
+        cells = plan_cells(plan)
+        table.add_row(name, *(cells[column] for column in columns))
+    return table
+
+
+def plan_cells(plan: dict[str, Any]) -> dict[str, str]:
+    """A plan as a row, by column; the verdict's has no name."""
     memory = plan["memory"]
-    cells = [f"{plan['sequence_length']:,}", f"{memory['total'] / 2**30:.2f}", "fits" if memory["fits"] else f"{gib(-memory['spare'])} too much"]
+    cells = {"positions": f"{plan['sequence_length']:,}", "HBM, GiB": f"{memory['total'] / 2**30:.2f}",
+             "": "fits" if memory["fits"] else f"{gib(-memory['spare'])} too much"}
     if "flops" not in plan:
-        return cells + ["-"] * 6
+        return cells | dict.fromkeys(("waste", "ICI, GB", "DCN, GB", "s a step", "MFU", "MB text/s"), "-")
     sent = {network: sum(one["bytes"] for one in plan["collectives"] if one["network"] == network) for network in ("ici", "dcn")}
     estimate = plan["estimate"]
-    return [*cells, f"{plan['flops']['waste']:.1%}", f"{sent['ici'] / 1e9:.2f}", f"{sent['dcn'] / 1e9:.2f}",
-            f"{estimate['hidden_step_seconds']:.3g} to {estimate['exposed_step_seconds']:.3g}",
-            f"{estimate['exposed_mfu']:.0%} to {estimate['hidden_mfu']:.0%}",
-            f"{estimate['exposed_text_bytes_per_second'] / 1e6:,.0f} to {estimate['hidden_text_bytes_per_second'] / 1e6:,.0f}"]
+    return cells | {
+        "waste": f"{plan['flops']['waste']:.1%}", "ICI, GB": f"{sent['ici'] / 1e9:.2f}", "DCN, GB": f"{sent['dcn'] / 1e9:.2f}",
+        "s a step": f"{estimate['hidden_step_seconds']:.3g} to {estimate['exposed_step_seconds']:.3g}",
+        "MFU": f"{estimate['exposed_mfu']:.0%} to {estimate['hidden_mfu']:.0%}",
+        "MB text/s": " to ".join(_megabytes(estimate[f"{how}_text_bytes_per_second"]) for how in ("exposed", "hidden")),
+    }
 
+
+def _megabytes(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:,.0f}" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.3g}"
 
 
 def _table(first: str, *others: str) -> rich.table.Table:
