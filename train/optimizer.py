@@ -34,7 +34,9 @@ class Budget:
     def __post_init__(self):
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) != 1 or any(not value > 0 or math.isinf(value) for value in given.values()):
-            raise UserError(f"budget {given or 'of nothing'}: give exactly one of steps, bytes, flops and seconds, more than 0")
+            others = " ".join(f"--budget.{name} None" for name in list(given)[1:])
+            raise UserError(f"budget {given or 'of nothing'}: give exactly one of steps, bytes, flops and seconds, more than 0"
+                            + (f"; e.g. {others} with the first" if others else ""))
 
     @property
     def twice(self) -> str:
