@@ -16,19 +16,19 @@ SHAPE = dict(num_layers=3, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=
 
 
 def experiment() -> Experiment:
-    """Six arms x three seeds at equal FLOPs, the compressor's among them: 18 runs of 2e12 FLOPs, and evaluations.
+    """Six arms x two sizes x three seeds at equal FLOPs, the compressor's among them: 36 runs, and their evaluations.
 
-    toklab ingest enwiki2016_206pages.xml --separator '  <page>' --domain enwiki --out corpus
-    toklab ingest linux-doc-6.1 --domain linux_doc --out corpus
-    toklab ingest cpython-3.12.1 --domain cpython --out corpus
-    toklab ingest debian_manuals --domain debian_manuals --out corpus
+    toklab ingest enwiki2016_206pages.xml --separator '  <page>' --domain enwiki --test-fraction 0.0125 --out corpus
+    toklab ingest linux-doc-6.1 --domain linux_doc --test-fraction 0.0125 --out corpus
+    toklab ingest cpython-3.12.1 --domain cpython --on-empty skip --test-fraction 0.0125 --out corpus
+    toklab ingest debian_manuals --separator '\n\n\n' --domain debian_manuals --on-empty skip --test-fraction 0.0125 --out corpus
     toklab compare comparison_small --corpus corpus --out comparison --plan-only
     toklab compare comparison_small --corpus corpus --out comparison
 
-    Not run to its end by us yet.
+    docs/comparison.md has the report and what it took.
     """
     causal = Recipe(
-        name="causal", representation="", budget=Budget(flops=2e12), data=DataConfig(corpora=("corpus",), batch_rows=8),
+        name="causal", representation="", budget=Budget(flops=5e12), data=DataConfig(corpora=("corpus",), batch_rows=8),
         model=DecoderConfig(**SHAPE), optimizer=OptimizerConfig(learning_rate=4e-3), checkpoint=CheckpointConfig(every_steps=200),
         evaluation=EvaluationConfig(every_steps=100, max_bytes=32 << 10, batch_rows=8), logging=LoggingConfig(every_steps=20, tensorboard=False))
     replaced = dataclasses.replace(
@@ -45,6 +45,7 @@ def experiment() -> Experiment:
             Arm(name="equal_info16", recipe=causal, fit=EqualInfoFit(window_bits=16, id_bits=8, lm_recipe="demo_compressor")),
             Arm(name="replaced4k", recipe=replaced, fit=SubwordFit(vocab_size=4096)),
         ),
-        sizes=(Size(name="3x128", budget=Budget(flops=2e12)),),
+        sizes=(Size(name="2x96", budget=Budget(flops=1e12), model=dict(num_layers=2, embed_dim=96, head_dim=48, mlp_dim=256)),
+               Size(name="3x128", budget=Budget(flops=5e12))),
         context_bytes=512,
     )

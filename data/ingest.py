@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -44,7 +43,7 @@ class IngestOptions:
     r"""Split plain text files at this string, e.g. '\n\n'. Without it, a file is a document."""
 
     test_fraction: float = 1 / 16
-    """Share of the documents to hold out for evaluation, by a fixed rule on the hash of a document's name."""
+    """Share of the documents to hold out for evaluation, by a fixed rule on a document's hash, so that a copy is on the same side."""
 
     on_empty: Literal["error", "skip", "keep"] = "error"
     """What to do with a document that has no bytes, or a file without records."""
@@ -139,9 +138,9 @@ def _embedded_bytes() -> int:
     return sum(len(document) for _, _, document in embedded_documents())
 
 
-def split_of(name: str, test_fraction: float) -> Split:
-    """The split of a document, by its name alone: everyone holds out the same ones, whatever else is in a corpus."""
-    first_bytes = hashlib.sha256(os.fsencode(name)).digest()[:8]
+def split_of(document: bytes, test_fraction: float) -> Split:
+    """The split of a document, by its bytes alone: none is ever both trained on and held out, however often it is there."""
+    first_bytes = hashlib.sha256(document).digest()[:8]
     return "test" if int.from_bytes(first_bytes) < test_fraction * 2**64 else "train"
 
 
@@ -196,8 +195,8 @@ def read_portions(options: IngestOptions, file: SourceFile | None) -> Iterator[P
         nonlocal reached
         reached = num_bytes
 
-    for domain, name, document in _documents(options, file, report):
-        documents.append((domain, split_of(name, options.test_fraction), document))
+    for domain, document in _documents(options, file, report):
+        documents.append((domain, split_of(document, options.test_fraction), document))
         size_bytes += len(document) + _DOCUMENT_OVERHEAD_BYTES
         if size_bytes >= _PORTION_BYTES:
             yield Portion(documents, reached - before)
@@ -207,23 +206,20 @@ def read_portions(options: IngestOptions, file: SourceFile | None) -> Iterator[P
 
 def _documents(
     options: IngestOptions, file: SourceFile | None, report: Callable[[int], None]
-) -> Iterator[tuple[str, str, bytes]]:
-    """Yields (domain, name, document) of a file, or of what is embedded."""
+) -> Iterator[tuple[str, bytes]]:
+    """Yields (domain, document) of a file, or of what is embedded."""
     if file is not None:
-        for name, document in _file_documents(options, file, report):
-            yield options.domain, name, document
+        for document in _file_documents(options, file, report):
+            yield options.domain, document
         return
     num_bytes = 0
-    for domain, name, document in embedded_documents():
+    for domain, _, document in embedded_documents():
         num_bytes += len(document)
         report(num_bytes)
-        yield domain, name, document
+        yield domain, document
 
 
-def _file_documents(
-    options: IngestOptions, file: SourceFile, report: Callable[[int], None]
-) -> Iterator[tuple[str, bytes]]:
-    """Yields (name, document) of a file."""
+def _file_documents(options: IngestOptions, file: SourceFile, report: Callable[[int], None]) -> Iterator[bytes]:
     separator = None if options.separator is None else parse_separator(options.separator)
     number = 0
     for number, document in read_records(
@@ -233,6 +229,6 @@ def _file_documents(
             raise UserError(
                 f"{file.path}{f', record {number},' if number else ''} is empty; choose --on-empty skip or keep"
             )
-        yield file.name if number is None else f"{file.name}#{number}", document
+        yield document
     if number == 0 and options.on_empty == "error":
         raise UserError(f"{file.path} has no records; leave it out or choose --on-empty skip")

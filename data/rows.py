@@ -352,11 +352,24 @@ def _encode_documents(
 
     def encode(batch: Sequence[tuple[int, bytes]]) -> list[tuple[int, Encoded]]:
         numbers, texts = zip(*batch)
-        return list(zip(numbers, document_positions(representation, texts)))
+        encoded = document_positions(representation, texts)
+        if representation.batch_documents == 1:  # the others compare what they encode themselves, and take long to decode
+            for text, (ids, _) in zip(texts, encoded):
+                _check_lossless(representation, text, ids[1:-1])
+        return list(zip(numbers, encoded))
 
     batches = _batched(documents, representation.batch_documents)
     ahead = 4 * num_workers if representation.batch_documents == 1 else 1
     return itertools.chain.from_iterable(_map_ahead(workers, encode, batches, ahead=ahead))
+
+
+def _check_lossless(representation: Representation, text: bytes, ids: np.ndarray) -> None:
+    """Raises UserError where ids stand for another text, whose bits would be divided by bytes that they do not tell."""
+    decoded = representation.decode(ids)
+    if decoded != text:
+        at = next((number for number, (a, b) in enumerate(zip(text, decoded)) if a != b), min(len(text), len(decoded)))
+        raise UserError(f"the {representation.kind} representation does not give a document back: from byte {at} on, {decoded[at:at + 20]!r} where the text "
+                        f"has {text[at:at + 20]!r}; it drops or changes characters, so that its bits per byte would be of another text; use one that is lossless")
 
 
 def _batched(items: Iterable, size: int) -> Iterator[list]:

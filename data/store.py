@@ -35,7 +35,7 @@ from tokenizer_lab.files import cache_folder, cannot_write, check_name, fetch, i
 
 Split = Literal["train", "test"]
 
-FORMAT = "tokenizer-lab corpus 1"
+FORMAT = "tokenizer-lab corpus 2"
 MANIFEST = "manifest.json"
 SHARD_BYTES = 256 << 20  # of text
 _PARTIAL = ".partial"
@@ -262,7 +262,7 @@ def _manifest(shards: Sequence[Shard], test_fraction: float) -> dict[str, Any]:
         "num_documents": sum(shard.num_documents for shard in shards),
         "num_bytes": sum(shard.num_bytes for shard in shards),
         "holdout": {
-            "rule": "test if the first 8 bytes of sha256(name), big endian, / 2^64 < test_fraction",
+            "rule": "test if the first 8 bytes of sha256(document), big endian, / 2^64 < test_fraction",
             "test_fraction": test_fraction,
         },
         "shards": [dataclasses.asdict(shard) for shard in shards],

@@ -31,6 +31,13 @@ class DecoderConfig(TransformerConfig):
     def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> dict[str, float]:
         return flops.training_flops_per_token(self, vocab_size, sequence_length)
 
+    def generation_flops_per_token(self, vocab_size: int, sequence_length: int) -> float:
+        return flops.generation_flops_per_token(self, vocab_size, sequence_length)
+
+    @property
+    def kv_cache_bytes_per_token(self) -> int:
+        return flops.kv_cache_bytes_per_token(self)
+
 
 class Decoder(nnx.Module):
     """Token ids -> the last hidden states; what is done with them is the objective's."""

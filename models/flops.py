@@ -1,4 +1,4 @@
-"""Parameters and training FLOPs of a model, per component, from its config alone.
+"""Parameters, FLOPs and cache of a model, per component, from its config alone.
 
 A multiply-add is 2 FLOPs; the backward pass costs twice the forward pass (one product for the inputs' gradient, one for the
 weights'), so training costs 3 x forward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; here with attention and softmax).
@@ -9,6 +9,8 @@ other elementwise work are left out; tests hold the whole within 2 % of what XLA
 from __future__ import annotations
 
 import typing
+
+import jax.numpy as jnp
 
 if typing.TYPE_CHECKING:
     from models.decoder import DecoderConfig
@@ -69,8 +71,21 @@ def training_flops_per_token(config: DecoderConfig, vocab_size: int, sequence_le
     Causal attention is counted at half: a position sees (sequence_length + 1) / 2 others on average. That sequences hold
     several documents, which see less, is not taken off.
     """
-    forward = _layer_flops(config, (sequence_length + 1) / 2) | {"softmax": 2.0 * config.embed_dim * vocab_size}
-    return _training(forward, lookups=config.embed_dim)
+    return _training(_decoder_flops(config, vocab_size, sequence_length), lookups=config.embed_dim)
+
+
+def generation_flops_per_token(config: DecoderConfig, vocab_size: int, sequence_length: int) -> float:
+    """FLOPs to generate one position of a sequence with a cache of keys and values, on average over the sequence: one forward pass."""
+    return sum(_decoder_flops(config, vocab_size, sequence_length).values())
+
+
+def kv_cache_bytes_per_token(config: DecoderConfig) -> int:
+    """Bytes of keys and values that generation keeps of a position."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(config.compute_dtype).itemsize
+
+
+def _decoder_flops(config: DecoderConfig, vocab_size: int, sequence_length: int) -> dict[str, float]:
+    return _layer_flops(config, (sequence_length + 1) / 2) | {"softmax": 2.0 * config.embed_dim * vocab_size}
 
 
 def encoder_training_flops_per_token(

@@ -4,10 +4,12 @@ A metric is a number for a representation and documents. `encode` runs the repre
 its result. Special ids stand for no text and count for nothing. `docs/metrics.md` says what each metric tells, and what not.
 """
 
+import collections
 import dataclasses
 import functools
 import statistics
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -70,6 +72,13 @@ def encode(representation: Representation, documents: Sequence[bytes], on_progre
         encoded += representation.encode_many(batch)
         on_progress(sum(map(len, batch)))
     return EncodedText(representation, documents, [ids for ids, _ in encoded], [lengths for _, lengths in encoded])
+
+
+def script(text: bytes) -> str:
+    """The script of most letters of a text by their Unicode names, e.g. "Latin", "Cyrillic", "CJK" or "Hiragana"; "none" without letters."""
+    letters = collections.Counter(unicodedata.name(letter, "none").split()[0] for letter in text.decode(errors="ignore") if letter.isalpha())
+    [(name, _)] = letters.most_common(1) or [("none", 0)]
+    return name if name in ("CJK", "none") else name.capitalize()
 
 
 def cut(document: bytes, lengths: np.ndarray) -> list[bytes]:

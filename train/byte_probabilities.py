@@ -23,7 +23,7 @@ from flax import nnx
 from tokenizer_lab.covers import Covers, Ids, covers_of
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
-from train.evaluation import bits_per_byte, fixed_subset, held_out_documents, make_scorer, score_run_documents
+from train.evaluation import bits_per_byte, corpora_hash, fixed_subset, held_out_documents, make_scorer, score_run_documents
 from train.run_folder import RunFolder
 from train.setup import LoadedRun, Setup, load_run
 
@@ -282,7 +282,7 @@ def evaluate_bytes(
         "ensemble_bits_per_byte": bits_per_byte(ensemble_nats, num_bytes),
         "num_bytes": num_bytes,
         "num_documents": len(documents),
-        "corpus_content_hash": "+".join(corpus.content_hash for corpus in corpora),
+        "corpus_content_hash": corpora_hash(corpora),
     }
     write_json(RunFolder(run_dirs[0]).exact_bytes, result)
     return result

@@ -42,12 +42,16 @@ class EvalOptions:
     """With --exact-bytes: how much text; each byte costs about a forward pass over its context."""
     ensemble: tuple[epath.Path, ...] = ()
     """With --exact-bytes: other runs to score the same text with, and all of them as one by averaging the next byte's probabilities."""
+    noise: bool = False
+    """Then also score some text and pairs of lines with wrong characters in them (see docs/comparison.md)."""
     tasks: pathlib.Path | None = None
     """Run these tasks of EleutherAI's lm-evaluation-harness instead: a task's .yaml file, or a folder of them (see docs/export.md)."""
 
     def __post_init__(self):
         if self.tasks is not None and (self.exact_bytes or self.ensemble):
             raise UserError("--tasks is one way to evaluate and --exact-bytes another; give one of them")
+        if self.noise and (self.exact_bytes or self.tasks is not None):
+            raise UserError("--noise goes with the evaluation of all held-out text; leave out --exact-bytes and --tasks, or run them by themselves")
         if self.ensemble and not self.exact_bytes:
             raise UserError("--ensemble averages next bytes; give --exact-bytes with it")
         if self.corpus is not None and self.tasks is not None:
@@ -388,14 +392,34 @@ def evaluate(arguments: list[str]) -> None:
 
     with progress_bar(console, "eval", of_bytes=True) as update:
         result = evaluate_run(str(options.run), str(options.corpus) if options.corpus else None, update)
+    lines = []
     if "encoder" in result:
         figures = "  ".join(shown_figure(name, value, 4) for name, value in result["encoder"].items())
-        console.print(f"{options.run}  {figures}  {result['num_documents']:,} documents, {result['num_bytes']:,} bytes", soft_wrap=True, highlight=False)
-        return
-    for domain, numbers in [*result["by_domain"].items(), ("all", result)]:
+        lines.append(f"{figures}  {result['num_documents']:,} documents, {result['num_bytes']:,} bytes")
+    for domain, numbers in [*result["by_domain"].items(), *([] if "encoder" in result else [("all", result)])]:
         low, high = numbers["interval_95"]
-        console.print(f"{options.run}  {domain:12} {numbers['bits_per_byte']:.4f} bits/byte  95 % [{low:.4f}, {high:.4f}]  "
-                      f"{numbers['num_documents']:,} documents, {numbers['num_bytes']:,} bytes", soft_wrap=True, highlight=False)
+        lines.append(f"{domain:12} {numbers['bits_per_byte']:.4f} bits/byte  95 % [{low:.4f}, {high:.4f}]  "
+                     f"{numbers['num_documents']:,} documents, {numbers['num_bytes']:,} bytes")
+    if seen := result["num_documents_in_training"]:
+        lines.append(f"{seen:,} of the {result['num_documents']:,} held-out documents are also among those trained on, byte for byte")
+    if options.noise:
+        lines += evaluate_noise(options, console)
+    for line in lines:
+        console.print(f"{options.run}  {line}", soft_wrap=True, highlight=False)
+
+
+def evaluate_noise(options: EvalOptions, console: rich.console.Console) -> list[str]:
+    """A line for each rate of noise."""
+    from train.robustness import evaluate_noise as score_noise
+
+    with progress_bar(console, "noise", of_bytes=False) as update:
+        result = score_noise(str(options.run), str(options.corpus) if options.corpus else None, update)
+    lines = []
+    for level in result["levels"]:
+        bits = "" if level["bits_per_byte"] is None else f"{level['bits_per_byte']:.4f} bits/byte  "
+        told = "" if level["accuracy"] is None else f"{100 * level['accuracy']:.1f} % of {result['num_pairs']:,} pairs told apart"
+        lines.append(f"noise {100 * level['rate']:3.0f} %  {bits}{told}")
+    return lines
 
 
 def evaluate_exact_bytes(options: EvalOptions, console: rich.console.Console) -> None:

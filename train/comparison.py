@@ -413,7 +413,7 @@ def do(planned: PlannedRun, out: epath.Path, target: Target, console: rich.conso
                 return code
         if state_of(folder)[0] != UNSCORED:  # it was handed over to others, who are at it
             return EXIT_DONE
-        return toklab(["eval", str(folder.path)], folder.logs / "eval", console)
+        return toklab(["eval", str(folder.path), "--noise"], folder.logs / "eval", console)
     except UserError as error:
         console.print(f"{recipe.name}: {error}", soft_wrap=True, markup=False)
         return EXIT_USER_ERROR

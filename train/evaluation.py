@@ -5,6 +5,7 @@ bytes, never an average of averages. The nats of end-of-document ids count, alth
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,12 +23,14 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from tokenizer_lab.representation import Representation
 from train import encoder_evaluation
+from train.intervals import middle_95, resampled_bits_per_byte
 from train.objectives import token_nats
 from train.run_folder import RunFolder
 from train.setup import Setup, load_run
 from train.sharding import check_batch, placement, put_batch, replicated
 
-NUM_RESAMPLES = 1000
+_SCRIPT_BYTES = 1 << 14  # of a document, by which its script is told
+_MAX_COMPARED_BYTES = 4 << 30  # of training text, beyond which it is not read to look for held-out documents
 _MODEL_ARRAYS = ("ids", "targets", "segment_ids", "positions")
 
 
@@ -148,15 +151,8 @@ def text_statistics(id_counts: np.ndarray, num_bytes: int, eod_id: int) -> dict[
 
 
 def bootstrap_interval(scores: Scores, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of bits per byte: percentiles over documents drawn again with replacement (Efron & Tibshirani 1993, ch. 13)."""
-    rng, count = np.random.default_rng(seed), len(scores.nats)
-    resampled = []
-    for _ in range(NUM_RESAMPLES):
-        drawn = rng.integers(0, count, count)
-        if (drawn_bytes := scores.num_bytes[drawn].sum()) > 0:
-            resampled.append(bits_per_byte(scores.nats[drawn].sum(), drawn_bytes))
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return float(low), float(high)
+    """95 % interval of bits per byte: percentiles over documents drawn again with replacement."""
+    return middle_95(resampled_bits_per_byte(scores.nats[None], scores.num_bytes, seed)[:, 0])
 
 
 def summarize(scores: Scores, domains: Sequence[str]) -> dict[str, Any]:
@@ -188,6 +184,10 @@ class HeldOut:
         part, index = self._find(number)
         return part.domain(index)
 
+    def script(self, number: int) -> str:
+        """The script of a document, by its beginning."""
+        return metrics.script(self[number][:_SCRIPT_BYTES])
+
     def _find(self, number: int) -> tuple[Any, int]:
         for part in self.parts:
             if number < len(part):
@@ -199,6 +199,11 @@ class HeldOut:
 def held_out_documents(corpora: Sequence[Corpus]) -> HeldOut:
     """Raises UserError where a corpus holds nothing out."""
     return HeldOut([corpus.documents("test") for corpus in corpora])
+
+
+def corpora_hash(corpora: Sequence[Corpus]) -> str:
+    """Tells texts apart, of several corpora in their order."""
+    return "+".join(corpus.content_hash for corpus in corpora)
 
 
 def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:
@@ -214,8 +219,39 @@ def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[by
     return subset
 
 
+def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
+    """What a byte of held-out text costs, by the ids it takes: FLOPs to train and to generate it, and of its keys and values the bytes that are kept.
+
+    None where the model generates nothing. Windows of a compressor are read by walking its model again, as when they were written.
+    """
+    recipe, per_id = setup.recipe, setup.flops_per_token
+    generation = cache = None
+    if recipe.model.kind == "decoder":
+        generation = recipe.model.generation_flops_per_token(setup.representation.vocab_size, recipe.data.sequence_length) + per_id["encode"]
+        cache = recipe.model.kv_cache_bytes_per_token
+    each = {"train_flops": per_id["total"], "generator_flops": per_id.get("generator", 0.0), "encode_flops": per_id["encode"],
+            "generate_flops": generation, "kv_cache_bytes": cache}
+    return {f"{name}_per_byte": None if count is None else count / bytes_per_id for name, count in each.items()}
+
+
+def count_in_training(documents: HeldOut, run: RunFolder) -> int | None:
+    """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much text to read, or gone."""
+    try:
+        training = [Corpus.open(path).documents("train") for path in run.recipe().data.corpora]
+    except UserError:
+        return None
+    if sum(part.num_bytes for part in training) > _MAX_COMPARED_BYTES:
+        return None
+    seen = {_document_hash(part[number]) for part in training for number in range(len(part))}
+    return sum(_document_hash(documents[number]) in seen for number in range(len(documents)))
+
+
+def _document_hash(document: bytes) -> bytes:
+    return hashlib.blake2b(document, digest_size=16).digest()
+
+
 def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Scores all held-out documents with a run's newest checkpoint and writes `eval.json`.
+    """Scores all held-out documents with a run's newest checkpoint; writes `eval.json`, and document by document `eval_documents.json`.
 
     Args:
       run_dir: the run's folder.
@@ -226,17 +262,22 @@ def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, i
     setup, recipe = loaded.setup, loaded.setup.recipe
     documents = held_out_documents(setup.corpora)
     total_bytes = sum(part.num_bytes for part in documents.parts)
-    content = {"corpus_content_hash": "+".join(corpus.content_hash for corpus in setup.corpora)}
+    content = {"corpus_content_hash": corpora_hash(setup.corpora)}
     if recipe.objective.layout is CausalRow:
         scores = score_run_documents(setup, documents, make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels), loaded.params,
                                      on_progress=lambda num_bytes: on_progress(num_bytes, total_bytes))
-        summary = summarize(scores, [documents.domain(number) for number in range(len(documents))])
-        result = loaded.counters | summary | content
+        domains, scripts = ([of(number) for number in range(len(documents))] for of in (documents.domain, documents.script))
+        result = loaded.counters | summarize(scores, domains) | content
+        write_json(RunFolder(run_dir).evaluated_documents, {
+            "step": loaded.counters["step"], **content, "nats": scores.nats.tolist(), "num_bytes": scores.num_bytes.tolist(),
+            "domains": domains, "scripts": scripts})
         id_counts, num_bytes = scores.id_counts, int(scores.num_bytes.sum())
     else:
         result = encoder_evaluation.summarize(setup, documents, loaded.params, lambda num_bytes: on_progress(num_bytes, total_bytes))
         id_counts, num_bytes = result.pop("id_counts"), result["num_bytes"]
         result = loaded.counters | result | content
     result["text"] = text_statistics(id_counts, num_bytes, setup.representation.eod_id)
+    result["costs"] = costs(setup, result["text"]["bytes_per_id"])
+    result["num_documents_in_training"] = count_in_training(documents, RunFolder(run_dir))
     write_json(RunFolder(run_dir).evaluation, result)
     return result

@@ -50,13 +50,18 @@ def score_minimal_pairs(options: MinimalPairsOptions, on_progress: Callable[[int
     name, score = choose_score(loaded)
     by_paradigm, done, total = {}, 0, sum(map(len, paradigms.values()))
     for paradigm, pairs in paradigms.items():
-        good, bad = np.split(score([text for column in zip(*pairs) for text in column]), 2)
-        by_paradigm[paradigm] = float(np.mean((good > bad) + 0.5 * (good == bad)))
+        by_paradigm[paradigm] = share_told_apart(score, pairs)
         done += len(pairs)
         on_progress(done, total)
     result = {**loaded.counters, "score": name, "accuracy": float(np.mean(list(by_paradigm.values()))), "num_pairs": total, "by_paradigm": by_paradigm}
     write_json(RunFolder(options.run).minimal_pairs, result)
     return result
+
+
+def share_told_apart(score: Callable[[Sequence[bytes]], np.ndarray], pairs: Sequence[tuple[bytes, bytes]]) -> float:
+    """The share of the pairs of which the first text has the better score, a tie counted half."""
+    first, second = np.split(score([text for column in zip(*pairs) for text in column]), 2)
+    return float(np.mean((first > second) + 0.5 * (first == second)))
 
 
 def read_pairs(path: pathlib.Path, max_pairs: int) -> dict[str, list[tuple[bytes, bytes]]]:

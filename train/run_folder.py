@@ -11,6 +11,8 @@
     tensorboard/     the same metrics for TensorBoard                             train
     profile/         traces of steps, where `--profile` asked for them            train
     eval.json        bits per byte over all held-out text                         eval
+    eval_documents.json  the same, document by document                           eval
+    noise.json       the same of some text with noise, and pairs told apart       eval --noise
     exact_bytes.json bits per byte of some held-out text, byte by byte            eval
     tasks.json       results of the lm-evaluation-harness                         eval --tasks
     samples.json     texts drawn from the model                                   sample
@@ -52,6 +54,8 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
         self.evaluation = self.path / "eval.json"
+        self.evaluated_documents = self.path / "eval_documents.json"
+        self.noise = self.path / "noise.json"
         self.exact_bytes = self.path / "exact_bytes.json"
         self.tasks = self.path / "tasks.json"
         self.samples = self.path / "samples.json"

@@ -228,30 +228,25 @@ def test_the_corpus_itself_is_not_ingested(tmp_path):
 
 def test_holdout_golden():
     """The held-out documents of everyone's corpora hang on this rule: it must never change."""
-    names = [f"file{i}.txt" for i in range(60)]
-    assert [name for name in names if split_of(name, 1 / 16) == "test"] == [
-        "file2.txt",
-        "file5.txt",
-        "file15.txt",
-        "file40.txt",
-    ]
-    assert split_of("caf\udce9.txt", 0.5) == "train"  # a name that is not UTF-8
-    assert {split_of(name, 0.0) for name in names} == {"train"}
-    assert {split_of(name, 1.0) for name in names} == {"test"}
+    documents = [b"file%d.txt" % i for i in range(60)]
+    assert [document for document in documents if split_of(document, 1 / 16) == "test"] == [b"file2.txt", b"file5.txt", b"file15.txt", b"file40.txt"]
+    assert {split_of(document, 0.0) for document in documents} == {"train"}
+    assert {split_of(document, 1.0) for document in documents} == {"test"}
 
 
-def test_names_of_records_decide_the_split(tmp_path):
+def test_copies_of_a_document_are_on_one_side(tmp_path):
     texts = [str(i) for i in range(1, 200)]
     write_files(tmp_path, {"d/a.jsonl": jsonl(*texts), "d/t.txt": "|".join(texts).encode()})
     write_parquet(tmp_path / "d/a.parquet", texts)
     result = ingest_from(tmp_path, "d", separator="|", test_fraction=1 / 16)
     expected = [
         text.encode()
-        for file in ("a.jsonl", "a.parquet", "t.txt")
+        for _ in ("a.jsonl", "a.parquet", "t.txt")
         for text in texts
-        if split_of(f"{file}#{text}", 1 / 16) == "test"
+        if split_of(text.encode(), 1 / 16) == "test"
     ]
     assert stored(tmp_path, "test") == expected
+    assert not set(stored(tmp_path, "train")) & set(expected)
     assert result.num_documents == {("text", "train"): 597 - len(expected), ("text", "test"): len(expected)}
     assert result.num_bytes["text", "test"] == sum(map(len, expected))
 

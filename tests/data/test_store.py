@@ -230,8 +230,8 @@ def test_too_many_open_files(tmp_path, monkeypatch):
     ("change", "message"),
     [
         (
-            lambda m: m.update(format="tokenizer-lab corpus 2"),
-            "format 'tokenizer-lab corpus 2', this version reads 'tokenizer-lab corpus 1'",
+            lambda m: m.update(format="tokenizer-lab corpus 1"),
+            "format 'tokenizer-lab corpus 1', this version reads 'tokenizer-lab corpus 2'",
         ),
         (lambda m: m.update(num_bytes=5), "contradict each other"),
         (lambda m: m.update(content_hash="0" * 64), "contradict each other"),
