@@ -18,7 +18,7 @@ SHAPE = dict(num_layers=3, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=
 def experiment() -> Experiment:
     """Six arms x two sizes x three seeds at equal FLOPs, the compressor's among them: 36 runs, and their evaluations.
 
-    toklab ingest enwiki2016_206pages.xml --separator '  <page>' --domain enwiki --test-fraction 0.0125 --out corpus
+    toklab ingest enwiki2016_206pages.xml --separator '\n==' --domain enwiki --test-fraction 0.0125 --out corpus
     toklab ingest linux-doc-6.1 --domain linux_doc --test-fraction 0.0125 --out corpus
     toklab ingest cpython-3.12.1 --domain cpython --on-empty skip --test-fraction 0.0125 --out corpus
     toklab ingest debian_manuals --separator '\n\n\n' --domain debian_manuals --on-empty skip --test-fraction 0.0125 --out corpus
@@ -30,7 +30,7 @@ def experiment() -> Experiment:
     causal = Recipe(
         name="causal", representation="", budget=Budget(flops=5e12), data=DataConfig(corpora=("corpus",), batch_rows=8),
         model=DecoderConfig(**SHAPE), optimizer=OptimizerConfig(learning_rate=4e-3), checkpoint=CheckpointConfig(every_steps=200),
-        evaluation=EvaluationConfig(every_steps=100, max_bytes=32 << 10, batch_rows=8), logging=LoggingConfig(every_steps=20, tensorboard=False))
+        evaluation=EvaluationConfig(every_steps=25, max_bytes=32 << 10, batch_rows=8), logging=LoggingConfig(every_steps=20, tensorboard=False))
     replaced = dataclasses.replace(
         causal, model=EncoderConfig(**SHAPE), objective=Replaced(generator_share=0.5),
         optimizer=OptimizerConfig(learning_rate=2e-3, schedule="linear", warmup_share=0.1, final_share=0.0, beta2=0.999, epsilon=1e-6,

@@ -23,6 +23,7 @@ import numpy as np
 import rich.box
 import rich.console
 import rich.table
+import rich.text
 import tyro
 from etils import epath
 
@@ -33,14 +34,15 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
 from tokenizer_lab.representation import Representation
 from train.cli import EXIT_STOPPED, EXIT_USER_ERROR
+from train.decision import Decision, Design
 from train.evaluation import fixed_subset
 from train.experiment import Arm, Experiment, Measured, Run, Text, check, fit_of, load_experiment, open_text, resolve
 from train.hosts import code_fingerprint
 from train.loop import FINISHED
 from train.optimizer import Budget, total_steps
 from train.recipe import Recipe, refused_changes, to_json
-from train.report import console_table, write_report
-from train.report_chart import si
+from train.page import NOTHING, fixed, si
+from train.report import write_report
 from train.run_folder import RunFolder
 from train.setup import model_flops_per_token
 from train.submit.job import Target, make_job
@@ -142,7 +144,9 @@ def compare(options: CompareOptions, target: Target, console: rich.console.Conso
     refuse_longer(plan, options.max_hours)
     if options.plan_only:
         return EXIT_DONE
-    return run_all(plan, options.out, target, console)
+    design = Design(name=experiment.name, budget=experiment.sizes[0].budget.kind, arms=tuple(arm.name for arm in experiment.arms),
+                    sizes=tuple(size.name for size in experiment.sizes), num_seeds=len(experiment.seeds), places=())
+    return run_all(plan, design, options.out, target, console)
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -327,10 +331,10 @@ def refuse_longer(plan: Plan, max_hours: float | None) -> None:
 
 def show(experiment: Experiment, plan: Plan, measured: Mapping[str, Measured], console: rich.console.Console) -> None:
     """Prints the plan: a line for each arm of a size, then the sums."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for number, title in enumerate(("size", "arm", "vocab", "bytes/\nid", "row\nlength", "params", "FLOPs/\nbyte", "steps", "bytes\nseen", "FLOPs", "time", "runs")):
-        table.add_column(title, justify="left" if number in (0, 1, 11) else "right", overflow="fold")
+    table = _console_table("arm", "vocab", "bytes/\nid", "row", "params", "FLOPs/\nbyte", "steps", "bytes\nseen", "time")
+    table.add_column("runs", overflow="fold")
     for size in experiment.sizes:
+        table.add_row(rich.text.Text(size.name, style="bold"))
         for arm in experiment.arms:
             of_arm = [planned for planned in plan.runs if (planned.run.arm, planned.run.size) == (arm.name, size.name)]
             first, of = of_arm[0], measured[arm.name]
@@ -338,9 +342,9 @@ def show(experiment: Experiment, plan: Plan, measured: Mapping[str, Measured], c
             seconds = [planned.seconds for planned in of_arm]
             states = [planned.state + (f" at step {planned.step:,}" if planned.state == CUT_OFF else "") for planned in of_arm]
             table.add_row(
-                size.name, arm.name, f"{of.vocab_size:,}", f"{of.bytes_per_position:.2f}", f"{first.run.recipe.data.sequence_length:,}", si(cost.parameters),
-                si(cost.flops_per_byte), _known(cost.steps, "{:,}".format), _known(cost.num_bytes, lambda number: si(number, "B")), _known(cost.flops, si),
-                "–" if None in seconds else duration(sum(seconds)), ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+                arm.name, f"{of.vocab_size:,}", f"{of.bytes_per_position:.2f}", f"{first.run.recipe.data.sequence_length:,}", si(cost.parameters),
+                si(cost.flops_per_byte), fixed(cost.steps), si(cost.num_bytes, "B"),
+                NOTHING if None in seconds else duration(sum(seconds)), ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
         table.add_section()
     console.print(table)
     states = [planned.state for planned in plan.runs]
@@ -354,8 +358,31 @@ def show(experiment: Experiment, plan: Plan, measured: Mapping[str, Measured], c
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _known(value: Any, form: Any) -> str:
-    return "–" if value is None else form(value)
+def show_decision(decision: Decision, console: rich.console.Console) -> None:
+    """Prints the arms of each size, best first, and what the numbers support."""
+    table = _console_table("arm", "bits/\nbyte", "95 %,\nseeds", "behind\nthe best", "clear", "bytes/\nid", "FLOPs/B,\ngenerated", "bytes\nseen")
+    for ranking in reversed(decision.rankings):
+        table.add_row(rich.text.Text(ranking.size, style="bold"))
+        for cell in ranking.cells:
+            behind = ranking.behind.get(cell.arm)
+            table.add_row(
+                cell.arm, fixed(cell.mean, 3), NOTHING if cell.interval is None else "–".join(fixed(end, 3) for end in cell.interval),
+                fixed(behind.bits, 3) if behind else "", ("yes" if behind.clear else "no") if behind else "", fixed(cell.average("bytes_per_id"), 2),
+                si(cell.average("generate_flops_per_byte")), si(cell.average("bytes_seen"), "B"))
+        table.add_section()
+    if decision.rankings:
+        console.print(table)
+    for line in decision.supported:
+        console.print(f"- {line}", highlight=False, markup=False)
+
+
+def _console_table(first: str, *titles: str) -> rich.table.Table:
+    """A table for 80 columns: names on the left, numbers on the right."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
 
 
 def duration(seconds: float) -> str:
@@ -377,8 +404,8 @@ def describe(experiment: Experiment, text: Text, plan: Plan) -> dict[str, Any]:
 # ---- The runs ------------------------------------------------------------------------------------
 
 
-def run_all(plan: Plan, out: epath.Path, target: Target, console: rich.console.Console) -> int:
-    """Does what is missing, one run after the other, and writes the report; the exit code. Raises UserError naming runs that failed."""
+def run_all(plan: Plan, design: Design, out: epath.Path, target: Target, console: rich.console.Console) -> int:
+    """Does what is missing, one run after the other, and writes the report on `design`; the exit code. Raises UserError naming runs that failed."""
     failed, done = [], []
     for number, planned in enumerate(plan.runs, 1):
         if planned.state != DONE:
@@ -390,10 +417,11 @@ def run_all(plan: Plan, out: epath.Path, target: Target, console: rich.console.C
             if code != EXIT_DONE:
                 failed.append(planned.run.recipe.name)
         if state_of(planned.folder)[0] == DONE:
-            done.append(planned.folder.path)
+            done.append(planned)
     if done:
-        report = write_report(done, out / "report")
-        console.print(console_table(report))
+        places = tuple((planned.run.arm, planned.run.size, planned.run.seed) for planned in done)
+        report = write_report([planned.folder.path for planned in done], out / "report", dataclasses.replace(design, places=places))
+        show_decision(report.decision, console)
         console.print(str(report.index), soft_wrap=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(plan.runs)} runs failed, for the reasons above: {', '.join(failed)}; mend that and run the same command again; "

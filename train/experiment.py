@@ -209,7 +209,7 @@ def check(experiment: Experiment) -> list[str]:
     problems += [line for what in ("arm", "size") for name in names[f"{what}s"] for line in _complaint(check_name, name, f"{what} name")]
     if experiment.context_bytes is not None and experiment.context_bytes < 1:
         problems.append(f"context_bytes is {experiment.context_bytes}; it must be at least 1, or None")
-    kinds = {size.name: next(name for name, value in dataclasses.asdict(size.budget).items() if value is not None) for size in experiment.sizes}
+    kinds = {size.name: size.budget.kind for size in experiment.sizes}
     if "steps" in kinds.values() or len(set(kinds.values())) > 1:
         problems.append(f"the budgets are in {', '.join(f'{kind} ({name})' for name, kind in kinds.items())}; they must all be in FLOPs, all in bytes or all in "
                         "seconds, as equal steps are not equal anything")

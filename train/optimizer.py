@@ -39,9 +39,14 @@ class Budget:
                             + (f"; e.g. {others} with the first" if others else ""))
 
     @property
+    def kind(self) -> str:
+        """Which of the four it is in."""
+        return next(name for name, value in dataclasses.asdict(self).items() if value is not None)
+
+    @property
     def twice(self) -> str:
         """The option that gives a run this budget once more."""
-        [(name, value)] = [(name, value) for name, value in dataclasses.asdict(self).items() if value is not None]
+        name, value = self.kind, getattr(self, self.kind)
         return f"--budget.{name} {2 * value:g}" if name in ("flops", "seconds") else f"--budget.{name} {2 * value}"
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import rich.box
 import rich.table
 import rich.text
@@ -20,7 +21,9 @@ from etils import epath
 from tokenizer_lab import files
 from tokenizer_lab.errors import UserError
 from train import report_page
+from train.decision import Decision, Design, as_json, decide, rows as decision_rows
 from train.document_hashes import Hashes, common_documents, read_hashes
+from train.intervals import Interval, middle_95, resampled_bits_per_byte
 from train.page import csv_text, fixed, printable as _printable, short, si
 
 # The form of a run's files: `float` is a finite number or null, `...` any other key, a tuple that many items or null.
@@ -39,12 +42,15 @@ _POINT = {"step": float, "bytes_seen": float, "flops": float, "bits_per_byte": f
 _SCORE = {"bits_per_byte": float, "interval_95": (float, float), "num_bytes": float, "num_documents": float}
 _CURVE_POINT = _POINT | {"num_bytes": float}
 _TEXT = {"bytes_per_id": float, "uniform_bits_per_byte": float, "unigram_bits_per_byte": float}
-_EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: _SCORE}, "text": _TEXT, "encoder": {...: float}}
+_EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: _SCORE}, "text": _TEXT, "encoder": {...: float},
+                                 "costs": {...: float}, "num_documents_in_training": float}
+_DOCUMENTS = {"step": float, "corpus_content_hash": str, "nats": [float], "num_bytes": [float], "domains": [str], "scripts": [str]}
+_NOISE = {"step": float, "corpus_content_hash": str, "levels": [{"rate": float, "bits_per_byte": float, "accuracy": float}]}
 _FINETUNED = {"task": str, "num_train": float, "num_dev": float, "finetune_flops": float,
               "metrics": {...: {"median": float, "low": float, "high": float, "values": [float]}}}
 _MINIMAL_PAIRS = {"accuracy": float, "num_pairs": float, "score": str}
 _MAY_LACK = {  # what encoders or decoders do not have, or runs of before it was written down
-    "bits_per_byte": None, "encoder": {}, "save_memory_growth_bytes": None,
+    "bits_per_byte": None, "encoder": {}, "save_memory_growth_bytes": None, "costs": {}, "num_documents_in_training": None,
     "goodput": {"seconds": None, "share": None, "starts": None, "seconds_by_part": {}},
 }
 _SETTINGS = {"temperature": float, "top_k": float, "top_p": float, "seed": float, "step": float}
@@ -83,6 +89,8 @@ class Arm:
       minimal_pairs: how often it preferred the better sentence, where that was asked.
       order: what decides which documents its rows read, besides the text: seed, rows of a batch and weights of the corpora.
       documents: running hashes of what its rows have read.
+      documents_scored: what each document cost in `evaluation`.
+      noise: what it came to on text with wrong characters.
     """
 
     label: str
@@ -98,6 +106,8 @@ class Arm:
     minimal_pairs: dict | None
     order: tuple[str, ...]
     documents: Hashes
+    documents_scored: dict | None
+    noise: dict | None
 
     @property
     def finished(self) -> bool:
@@ -131,6 +141,11 @@ class Arm:
     def task_scores(self) -> dict[tuple[str, str], dict]:
         """(task, metric) -> median, low and high over seeds."""
         return {(result["task"], metric): values for result in self.finetuned for metric, values in result["metrics"].items()}
+
+    @property
+    def costs(self) -> dict[str, float | None]:
+        """What a byte of held-out text costs."""
+        return self.evaluation["costs"] if self.evaluation else {}
 
     @property
     def is_encoder(self) -> bool:
@@ -221,6 +236,11 @@ class Group:
         if len(ranked) == 1:
             return f"Bits per byte of {best}: {score}. No other arm has been evaluated on this text: nothing to rank."
         found = f"{best} has the lowest bits per byte, {score}; next is {ranked[1]['arm']}, {_score(ranked[1])}."
+        first, second = [arm for arm in self.arms if arm.row["bits_per_byte"] is not None][:2]
+        if first.documents_scored and second.documents_scored:
+            low, high = _paired_difference(first.documents_scored, second.documents_scored)
+            settled = "On the same documents" if low > 0 else "On the same documents the two are not told apart"
+            return f"{found} {settled}: it is behind by {fixed(low, 3)} to {fixed(high, 3)} (95 %, a bootstrap over documents; other seeds may differ)."
         high, low = ranked[0]["bits_per_byte_high"], ranked[1]["bits_per_byte_low"]
         if high is None or low is None:
             return found
@@ -249,6 +269,7 @@ class Report:
       warnings: what a reader must know before comparing, an entry each.
       order: which arms have read the same documents, an entry each that shows it.
       index: the page.
+      decision: of an experiment.
     """
 
     arms: list[Arm]
@@ -256,6 +277,7 @@ class Report:
     warnings: list[str]
     order: list[str]
     index: epath.Path
+    decision: Decision | None
 
     @property
     def ranked_arms(self) -> list[Arm]:
@@ -275,8 +297,13 @@ class Report:
         return [f"{group.name.capitalize()}: {group.finding}" for group in self.groups]
 
 
-def write_report(run_dirs: Sequence[epath.PathLike], out: epath.PathLike) -> Report:
+def write_report(run_dirs: Sequence[epath.PathLike], out: epath.PathLike, design: Design | None = None) -> Report:
     """Reads runs and writes `index.html`, `report.csv` and `report.json` to the folder `out`, each whole or not at all.
+
+    Args:
+      run_dirs: the runs' folders.
+      out: the folder of the report.
+      design: what the runs are of an experiment; the page then begins with its decision, and `decision.csv` has that as numbers.
 
     Raises:
       UserError: no run was given, one twice, a folder is not a run, a file is damaged, or `out` cannot be written.
@@ -286,7 +313,10 @@ def write_report(run_dirs: Sequence[epath.PathLike], out: epath.PathLike) -> Rep
     arms = _with_distinct_labels([read_arm(folder) for folder in run_dirs])
     out, groups = epath.Path(out), group_arms(arms)
     same, other = _orders(arms)
-    report = Report(arms=arms, groups=groups, warnings=_warnings(arms, groups) + other, order=same, index=out / "index.html")
+    report = Report(arms=arms, groups=groups, warnings=_warnings(arms, groups) + other, order=same, index=out / "index.html",
+                    decision=design and decide(design, arms))
+    if report.decision and (table := decision_rows(report.decision)):
+        files.write_bytes(out / "decision.csv", csv_text(table).encode())
     files.write_bytes(out / "report.csv", _csv(report).encode())
     files.write_json(out / "report.json", _json(report))
     files.write_bytes(report.index, report_page.render(report).encode())
@@ -340,6 +370,7 @@ def read_arm(folder: epath.PathLike) -> Arm:
     objective = recipe.get("objective") if isinstance(recipe, dict) else None
     kind = objective.get("kind", "causal") if isinstance(objective, dict) else "causal"
     summary = _read(folder / "summary.json", _SUMMARY)
+    evaluation = _read(folder / "eval.json", _EVALUATION) if (folder / "eval.json").exists() else None
     unfinished = summary["state"] != "finished"
     return Arm(
         label=_one_line(summary["name"]) or folder.name,
@@ -349,13 +380,26 @@ def read_arm(folder: epath.PathLike) -> Arm:
         summary=summary,
         curve=_by_step(_read_lines(folder / "eval.jsonl", _CURVE_POINT, unfinished)),
         training=_by_step(_read_lines(folder / "metrics.jsonl", _POINT, unfinished)),
-        evaluation=_read(folder / "eval.json", _EVALUATION) if (folder / "eval.json").exists() else None,
+        evaluation=evaluation,
         samples=_read(folder / "samples.json", _SAMPLES) if (folder / "samples.json").exists() else [],
         finetuned=[_read(path, _FINETUNED) for path in sorted((folder / "finetune").glob("*.json"))],
         minimal_pairs=_read(folder / "blimp.json", _MINIMAL_PAIRS) if (folder / "blimp.json").exists() else None,
         order=_order(recipe),
         documents=read_hashes(folder / "documents"),
+        documents_scored=_of_evaluation(evaluation, folder / "eval_documents.json", _DOCUMENTS),
+        noise=_of_evaluation(evaluation, folder / "noise.json", _NOISE),
     )
+
+
+def _of_evaluation(evaluation: dict | None, path: epath.Path, form: Any) -> dict | None:
+    """A file that goes with `eval.json`; None where there is none, or it is of another step or text."""
+    value = _read(path, form) if evaluation and path.exists() else None
+    if not value or any(value[key] != evaluation[key] for key in ("step", "corpus_content_hash")):
+        return None
+    columns = [column for key, column in value.items() if key in ("nats", "num_bytes", "domains", "scripts")]
+    if any(len(column) != evaluation["num_documents"] or None in column for column in columns):
+        raise UserError(f"{path} does not have an entry for each of the documents of eval.json; make it again with `toklab eval`")
+    return value
 
 
 def _order(recipe: Any) -> tuple[str, ...]:
@@ -468,6 +512,8 @@ def _warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
                 f"{arm.label} was evaluated at step {fixed(evaluated_step)} and has trained to step {fixed(steps)}; "
                 f"`toklab eval {arm.folder}` renews that."
             )
+        if seen := (arm.evaluation or {}).get("num_documents_in_training"):
+            warnings.append(f"{fixed(seen)} of the held-out documents of {arm.label} are also among those it was trained on, byte for byte.")
         if arm.curve and not arm.on_its_own_text:
             warnings.append(
                 f"{arm.label} was evaluated on another text than its curve, which is therefore not drawn; `toklab eval "
@@ -500,6 +546,13 @@ def _orders(arms: list[Arm]) -> tuple[list[str], list[str]]:
         other += [f"{label} and {first.label} have not read the same documents in the same order, though seed, rows and text are the same."
                   for label, number in through.items() if number is None]
     return same, other
+
+
+def _paired_difference(first: dict, second: dict) -> Interval:
+    """95 % interval of what the second takes more than the first, in bits per byte, over documents."""
+    nats_an = np.array([first["nats"], second["nats"]])
+    resampled_ra = resampled_bits_per_byte(nats_an, np.array(first["num_bytes"]))
+    return middle_95(resampled_ra[:, 1] - resampled_ra[:, 0])
 
 
 def _score(row: dict) -> str:
@@ -538,6 +591,7 @@ def _json(report: Report) -> dict:
         "budgets": [group.budget for group in report.groups],
         "warnings": report.warnings,
         "order": report.order,
+        **({"decision": as_json(report.decision)} if report.decision else {}),
         "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve, "finetuned": arm.finetuned, "seconds_by_part": arm.summary["goodput"]["seconds_by_part"]}
                  for arm in report.ranked_arms],
     }

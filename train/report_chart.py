@@ -6,6 +6,7 @@ Colours, dashes and type sizes are in `report.css`.
 
 import dataclasses
 import html
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -39,15 +40,15 @@ class Line:
       label: the arm's name, any text.
       style: which of the 60 looks.
       points: (x, bits per byte) of the curve.
-      final: none or one such point that is drawn apart from the curve.
-      interval: none, or low and high ends of bits per byte at `final`.
+      final: such points that are drawn apart from the curve.
+      intervals: low and high ends of bits per byte at each `final`, or none.
     """
 
     label: str
     style: int
     points: list[tuple[float, float]]
     final: list[tuple[float, float]] = dataclasses.field(default_factory=list)
-    interval: Sequence[float] = ()
+    intervals: Sequence[Sequence[float]] = ()
 
     @property
     def xs(self) -> list[float]:
@@ -56,7 +57,8 @@ class Line:
     def positive(self) -> "Line":
         """What of the line a logarithmic axis can show."""
         points, final = ([p for p in part if p[0] > 0] for part in (self.points, self.final))
-        return dataclasses.replace(self, points=points, final=final)
+        intervals = [interval for (x, _), interval in zip(self.final, self.intervals) if x > 0]
+        return dataclasses.replace(self, points=points, final=final, intervals=intervals)
 
 
 def figure(title: str, lines: list[Line], axis: Axis) -> str:
@@ -125,7 +127,7 @@ def _chart(title: str, lines: list[Line], axis: Axis, log: bool = False) -> str:
 
 def _y_limits(lines: list[Line]) -> tuple[float, float]:
     ys = [y for line in lines for _, y in line.final]
-    ys += [end for line in lines if line.final for end in line.interval]
+    ys += [end for line in lines for interval in line.intervals for end in interval]
     for line in lines:
         start = 0.25 * max((x for x, _ in line.points), default=0)
         ys += [y for x, y in line.points if x >= start]
@@ -141,10 +143,10 @@ def _marks(line: Line, x: Callable, y: Callable, axis: Axis) -> str:
         if y(py) >= _TOP:
             tip = f"{line.label}: {axis.name} {si(px, axis.unit)}, bits per byte {py:.3f}"
             marks.append(_mark(line, x(px), y(py), "quiet" if from_end % every else "some", tip))
-    for px, py in line.final:
+    for (px, py), interval in itertools.zip_longest(line.final, line.intervals, fillvalue=()):
         tip = f"{line.label}, all held-out documents: {axis.name} {si(px, axis.unit)}, bits per byte {py:.3f}"
-        if line.interval:
-            low, high = line.interval
+        if interval:
+            low, high = interval
             tip += f", 95 % interval {low:.3f} to {high:.3f}"
             caps = "".join(f"M{x(px) - 4:.1f} {y(end):.1f}h8" for end in (low, high))
             marks.append(f'<path class="error {_look(line.style)}" d="M{x(px):.1f} {y(low):.1f}V{y(high):.1f}{caps}"/>')

@@ -8,7 +8,7 @@ import re
 import typing
 from collections.abc import Callable, Sequence
 
-from train import page, report_chart
+from train import decision_page, page, report_chart
 from train.page import NOTHING as _NOTHING, Column as _Column, cell as _td, escape as _e, row_head as _row_head, some as _some, table as _table
 from train.page import fixed, percent, short, si
 from train.report_chart import Axis, Line
@@ -23,16 +23,26 @@ def render(report: "Report") -> str:
     """The whole page as HTML that loads nothing."""
     styles = {arm.label: index for index, arm in enumerate(report.arms)}
     several = len(report.groups) > 1
+    findings = [] if report.decision else report.findings
+    groups = "".join(_group(group, f": {_e(group.name)}" if several else "", styles) for group in report.groups)
     no_samples = "<p>None. <code>toklab sample RUN --prompt TEXT</code> draws some.</p>"
     parts = {
-        "title": f"Bits per byte of {_some(len(report.arms), 'arm')}",
-        "findings": "".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings) + "".join(f"<p>{_e(line)}</p>" for line in report.order),
+        "title": _e(_title(report)),
+        "findings": "".join(f'<p class="finding">{_e(finding)}</p>' for finding in findings) + "".join(f"<p>{_e(line)}</p>" for line in report.order),
         "warnings": _warnings(report.warnings),
-        "groups": "".join(_group(group, f": {_e(group.name)}" if several else "", styles) for group in report.groups),
+        "decision": decision_page.render(report.decision) if report.decision else "",
+        "groups": f"<details><summary>Every run by itself</summary>{groups}</details>" if report.decision else groups,
         "samples": "".join(map(_samples, report.arms)) or no_samples,
         "runs": "".join(map(_run, report.arms)),
     }
     return page.render("report", parts, styles=["report.css"], scripts=["report.js"])
+
+
+def _title(report: "Report") -> str:
+    if report.decision is None:
+        return f"Bits per byte of {_some(len(report.arms), 'arm')}"
+    design = report.decision.design
+    return f"{design.name}: {_some(len(design.arms), 'arm')}, {_some(len(design.sizes), 'size')}, {_some(design.num_seeds, 'seed')}"
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -208,10 +218,10 @@ def _charts(group: "Group", styles: dict[str, int]) -> str:
         name = _e(arm.label) + ("" if arm.evaluation else " (not evaluated)")
         legend += f"<li>{report_chart.key(styles[arm.label])}{name}</li>"
         look = {"label": arm.label, "style": styles[arm.label]}
-        interval = [end for evaluation in arm.evaluations for end in evaluation["interval_95"] or ()]
+        intervals = [evaluation["interval_95"] or () for evaluation in arm.evaluations]
         for axis, lines in held_out.items():
             curve, final = _points(arm.curve if arm.on_its_own_text else [], axis), _points(arm.evaluations, axis)
-            lines.append(Line(**look, points=curve, final=final, interval=interval))
+            lines.append(Line(**look, points=curve, final=final, intervals=intervals if final else ()))
         training.append(Line(**look, points=_thinned(_points(arm.training, _BYTES))))
     held_out_figures = ""
     for axis, lines in held_out.items():

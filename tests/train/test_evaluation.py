@@ -1,16 +1,23 @@
+import hashlib
 import json
 import math
 
 import jax
 import numpy as np
 import pytest
+import rich.console
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.store import Corpus, write_corpus
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
+from train import evaluation
 from train.evaluation import Scores, bits_per_byte, bootstrap_interval, fixed_subset, make_scorer, score_documents, summarize, text_statistics
+from train.loop import train
 from train.setup import set_up
+
+QUIET = rich.console.Console(quiet=True)
 
 
 def statistics_of(scores: Scores, eod_id: int) -> dict[str, float]:
@@ -145,3 +152,79 @@ def test_a_subset_is_fixed_and_of_whole_documents():
     subset = fixed_subset(documents, 105)
     assert subset == fixed_subset(documents, 105) and len(subset) == 10 and all(document in documents for document in subset)
     assert len(fixed_subset(documents, 1)) == 1, "at least one document, however small the part"
+
+
+# Traps that comparisons of tokenizers fall into.
+
+
+def test_a_mean_weighted_by_tokens_would_be_another_number(score):
+    """Bits a token times tokens a byte, each averaged over documents by itself, is what many reports give."""
+    scores = score(DOCUMENTS)
+    bits_per_token = scores.nats.sum() / math.log(2) / scores.num_tokens.sum()
+    some = scores.num_bytes > 0
+    by_tokens = bits_per_token * np.mean(scores.num_tokens[some] / scores.num_bytes[some])
+    assert abs(scores.bits_per_byte - bits_per_token) > 0.05 and abs(scores.bits_per_byte - by_tokens) > 0.05, "this text cannot tell them apart"
+    result = summarize(scores, ["a"] * len(DOCUMENTS))
+    assert result["bits_per_byte"] == result["total_nats"] / math.log(2) / sum(map(len, DOCUMENTS))
+
+
+def test_ends_of_documents_bring_no_bytes_but_their_nats(score):
+    whole, cut = score([b"one text and another"]), score([b"one text ", b"and another"])
+    assert whole.num_bytes.sum() == cut.num_bytes.sum() and cut.num_tokens.sum() == whole.num_tokens.sum() + 1
+    uniform = jax.tree.map(np.zeros_like, score.params)
+    extra = score([b"one text ", b"and another"], params=uniform).nats.sum() - score([b"one text and another"], params=uniform).nats.sum()
+    assert extra == pytest.approx(math.log(257), rel=1e-5)
+
+
+class Normalizing(ByteRepresentation):
+    """Loses what the case of letters says, in as many bytes."""
+
+    def encode(self, text):
+        return super().encode(text.lower())
+
+
+class Dropping(ByteRepresentation):
+    """Leaves out what it does not know, and gives the byte before it the length of both."""
+
+    def encode(self, text):
+        return super().encode(text.replace(b"?", b""))
+
+    def encode_many(self, texts):
+        encoded = [self.encode(text) for text in texts]
+        return [(ids, np.append(np.ones(len(ids) - 1, np.int64), len(text) - len(ids) + 1)) for ids, text in zip(encoded, texts)]
+
+
+@pytest.mark.parametrize("representation, text, said", [(Normalizing(), b"see Tokyo", "from byte 4 on, b'tokyo' where the text has b'Tokyo'"),
+                                                        (Dropping(), b"what is ?x", r"from byte 8 on, b'x' where the text has b'\?x'")])
+def test_a_tokenizer_that_drops_or_normalizes_is_caught(score, representation, text, said):
+    with pytest.raises(UserError, match="does not give a document back.*" + said):
+        score([text], representation=representation)
+
+
+def test_evaluation_reads_no_document_that_was_trained_on(make_recipe, one_device, tmp_path, monkeypatch):
+    """By their hashes; where a corpus has one in both splits, which `toklab ingest` never makes, that is counted."""
+    train(make_recipe(), str(tmp_path / "run"), QUIET)
+    read = []
+    monkeypatch.setattr(evaluation, "score_documents", lambda documents, *args, **kw: read.extend(documents[i] for i in range(len(documents))) or score_documents(
+        documents, *args, **kw))
+    result = evaluation.evaluate_run(str(tmp_path / "run"), None, lambda *_: None)
+    [corpus] = make_recipe().data.corpora
+    training = Corpus.open(corpus).documents("train")
+    trained_on = {hashlib.sha256(training[number]).digest() for number in range(len(training))}
+    assert read and not trained_on & {hashlib.sha256(document).digest() for document in read}
+    assert result["num_documents_in_training"] == 0
+
+    with write_corpus(tmp_path / "leaky", 0.5) as writer:
+        for split, document in (("train", training[0]), ("test", training[0]), ("test", b"never seen")):
+            writer.add("text", split, document)
+        writer.commit()
+    assert evaluation.evaluate_run(str(tmp_path / "run"), str(tmp_path / "leaky"), lambda *_: None)["num_documents_in_training"] == 1
+
+
+def test_what_a_byte_costs_is_what_its_ids_cost(recipe, one_device):
+    setup = set_up(recipe)
+    one, two = evaluation.costs(setup, 1.0), evaluation.costs(setup, 2.0)
+    assert one["train_flops_per_byte"] == setup.flops_per_token["total"] == 2 * two["train_flops_per_byte"]
+    model = recipe.model
+    assert one["kv_cache_bytes_per_byte"] == 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4 == 2 * two["kv_cache_bytes_per_byte"]
+    assert one["generate_flops_per_byte"] == pytest.approx((one["train_flops_per_byte"] - setup.flops_per_token["embedding"]) / 3)

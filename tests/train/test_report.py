@@ -1,6 +1,7 @@
 """The report: made-up run folders in, a page, a CSV and a JSON out."""
 
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -16,6 +17,7 @@ import rich.console
 
 from tokenizer_lab.errors import UserError
 from train import report_chart
+from train.decision import Design
 from train.report import console_table, write_report
 
 HOSTILE = (
@@ -105,6 +107,35 @@ def runs(tmp_path):
         make_run(folder / "subword-4k", "subword-4k", kind="subword", bits=2.02, bytes_per_token=3.7),
         make_run(folder / "unigram-4k", "unigram-4k", kind="subword", bits=2.11, bytes_per_token=3.5, **begun),
     ]
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """(folders, design) of two arms x two sizes x two seeds, evaluated document by document and under noise."""
+    folders, places = [], []
+    for arm, kind, bits in (("byte", "byte", 2.3), ("subword-4k", "subword", 2.0)):
+        for size, gain in (("small", 0.0), ("large", 0.4)):
+            for seed in (0, 1):
+                folder = make_run(tmp_path / "runs" / f"{arm}-{size}-s{seed}", f"{arm}-{size}-s{seed}", kind=kind, bits=bits - gain + 0.01 * seed,
+                                  bytes_per_token=1.0 if kind == "byte" else 3.7, bytes_seen=20_000_000 if size == "small" else 80_000_000)
+                add_documents_and_noise(folder, bits - gain + 0.01 * seed)
+                folders.append(folder)
+                places.append((arm, size, seed))
+    return folders, Design(name="mine", budget="bytes", arms=("byte", "subword-4k"), sizes=("small", "large"), num_seeds=2, places=tuple(places))
+
+
+def add_documents_and_noise(folder: pathlib.Path, bits: float):
+    """What `toklab eval --noise` leaves besides: 140 documents, the later the harder."""
+    evaluation = json.loads((folder / "eval.json").read_text())
+    of = {key: evaluation[key] for key in ("step", "corpus_content_hash")}
+    sizes = [7142] * 140
+    dump(folder / "eval_documents.json", of | {
+        "nats": [(bits + 0.001 * (number - 69.5)) * math.log(2) * size for number, size in enumerate(sizes)], "num_bytes": sizes,
+        "domains": ["code"] * 60 + ["docs"] * 80, "scripts": ["Latin"] * 100 + ["Cyrillic"] * 40})
+    dump(folder / "noise.json", of | {"levels": [{"rate": rate, "bits_per_byte": bits + rate, "accuracy": 0.7 - rate} for rate in (0.0, 0.05, 0.15)]})
+    dump(folder / "eval.json", evaluation | {"costs": {
+        "train_flops_per_byte": 3e6, "generate_flops_per_byte": 1e6 / bits, "kv_cache_bytes_per_byte": 1000.0, "encode_flops_per_byte": 0.0,
+        "generator_flops_per_byte": 0.0}, "num_documents_in_training": 0})
 
 
 def page_of(report) -> str:
@@ -346,7 +377,7 @@ def positions(figure, kind):
 def test_a_chart_puts_points_where_they_belong():
     axis = report_chart.Axis("bytes_seen", "bytes seen", "B")
     curve = [(100, 8.0), (500, 3.0), (900, 2.0)]
-    figure = report_chart.figure("Chart", [line(curve, final=[(900, 2.1)], interval=[1.9, 2.4])], axis)
+    figure = report_chart.figure("Chart", [line(curve, final=[(900, 2.1)], intervals=[[1.9, 2.4]])], axis)
     (left, upper), (right, lower) = positions(figure, "some")  # the early value is above the frame
     assert report_chart._TOP < upper < lower < report_chart._BOTTOM and right == report_chart._RIGHT
     assert (left - report_chart._LEFT) / (right - report_chart._LEFT) == pytest.approx(5 / 9, abs=1e-3)
@@ -469,6 +500,59 @@ def test_out_that_cannot_be_written(runs, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+# ---- An experiment -------------------------------------------------------------------------------
+
+
+def test_page_of_an_experiment_begins_with_what_is_supported(experiment, tmp_path):
+    folders, design = experiment
+    report = write_report(folders, tmp_path / "out", design)
+    text = text_of(report)
+    assert "mine: 2 arms, 2 sizes, 2 seeds" in text
+    order = ["What the numbers support", "What they do not", "Results", "Bits per byte against compute and text", "Laws", "Domains and scripts at size large", "Costs",
+             "Noise", "Every run by itself"]
+    assert [text.index(title) for title in order] == sorted(text.index(title) for title in order)
+    assert "Size large, equal bytes of text: subword-4k has the lowest bits per byte of 2 arms" in text and "clearly ahead of byte by 0.300" in text
+    for shown in ("1.605", "0.300", "yes", "70.0 %", "Cyrillic", "525 kFLOPs"):
+        assert shown in text, shown
+    in_csv = list(csv.DictReader((tmp_path / "out/decision.csv").open()))
+    assert [(row["size"], row["arm"]) for row in in_csv] == [(size, arm) for size in ("small", "large") for arm in ("subword-4k", "byte")]
+    decision = json.loads((tmp_path / "out/report.json").read_text())["decision"]
+    assert decision["supported"] == report.decision.supported and float(in_csv[2]["bits_per_byte"]) == decision["arms"][2]["bits_per_byte"] == pytest.approx(1.605)
+    assert set(decision["laws"]) == {"subword-4k", "byte"} and decision["laws"]["byte"]["slope"] < 0
+
+
+def test_runs_that_are_missing_are_said(experiment, tmp_path):
+    folders, design = experiment
+    report = write_report(folders[:-1], tmp_path / "out", dataclasses.replace(design, places=design.places[:-1]))
+    assert "subword-4k of size large is in no table yet: 1 of its 2 runs are finished and evaluated." in text_of(report)
+
+
+def test_documents_of_another_evaluation_do_not_count(experiment, tmp_path):
+    folders, design = experiment
+    for folder in folders:
+        edit(folder / "eval_documents.json", step=1)
+    assert "nothing to compare" in text_of(write_report(folders, tmp_path / "out", design))
+
+
+@pytest.mark.parametrize("changes", [{"nats": [1.0]}, {"num_bytes": [None] * 140}, {"nats": "x"}])
+def test_damaged_documents_are_said(experiment, tmp_path, changes):
+    edit(experiment[0][0] / "eval_documents.json", **changes)
+    with pytest.raises(UserError, match="eval_documents.json"):
+        write_report(experiment[0], tmp_path / "out", experiment[1])
+
+
+def test_two_runs_on_the_same_documents_are_told_apart_in_pairs(experiment, tmp_path):
+    """Their intervals overlap; each document costs one of them more."""
+    folders, _ = experiment
+    found = write_report([folders[0], folders[1]], tmp_path / "out").findings[0]
+    assert "On the same documents: it is behind by 0.010 to 0.010 (95 %, a bootstrap over documents; other seeds may differ)." in found
+
+
+def test_documents_that_were_trained_on_are_warned_of(experiment, tmp_path):
+    edit(experiment[0][0] / "eval.json", num_documents_in_training=3)
+    assert "3 of the held-out documents of byte-small-s0 are also among those it was trained on" in text_of(write_report(experiment[0], tmp_path / "out"))
+
+
 # ---- In a browser -----------------------------------------------------------------------------------
 
 
@@ -512,6 +596,31 @@ def test_page_in_chromium(runs, tmp_path, browser):
 
     browser.open(report.index, 1280, dark=True)
     assert browser.javascript(PAPER) != paper
+    browser.assert_quiet()
+
+
+TABLES = """[...document.querySelectorAll('body section table')].filter(table => !table.closest('details')).map(
+    table => [...table.tBodies[0].rows].map(row => row.cells[0].dataset.value))"""
+
+
+def test_page_of_an_experiment_in_chromium(experiment, tmp_path, browser):
+    folders, design = experiment
+    report = write_report(folders, tmp_path / "out", design)
+    for width in (390, 1280):
+        browser.open(report.index, width)
+        assert browser.javascript(SIDEWAYS) <= 0
+    results = browser.javascript(TABLES)[0]
+    assert results == ["subword-4k", "byte"] * 2, "largest size first, best first"
+    browser.javascript("document.querySelectorAll('th button')[0].focus()")
+    browser.press("Enter")
+    assert browser.javascript(TABLES)[0] == ["byte", "byte", "subword-4k", "subword-4k"]
+    charts = "[...document.querySelectorAll('.charts')].filter(charts => !charts.closest('details'))[0].querySelectorAll('.chart.linear')"
+    assert browser.javascript(f"{charts}.length") == 6, "all held-out text and two sizes while training, against FLOPs and bytes"
+    assert browser.javascript(f"[...{charts}].every(chart => chart.role === 'img' && chart.ariaLabel.length > 20)") is True
+    browser.javascript("document.querySelector('.chart').scrollIntoView()")
+    box = json.loads(browser.javascript(MARK))
+    browser("Input.dispatchMouseEvent", type="mouseMoved", x=box["x"] + box["width"] / 2, y=box["y"] + box["height"] / 2)
+    assert "95 % interval" in browser.javascript("document.getElementById('tip').textContent")
     browser.assert_quiet()
 
 
