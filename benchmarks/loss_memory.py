@@ -4,8 +4,8 @@
 
 Temporaries are what a compiled program needs besides its arguments and results, bfloat16, with 8,192 positions a chip. "loss alone": of the loss
 and its gradients on one chip, by ours, optax and tokamax (benchmarks/loss.py). With --step, which takes minutes to compile, "step": of the
-training step of a decoder of two layers over the whole topology, and "the loss's part": what that is more than of the same step with
-`LabelLogits` in place of the loss.
+training step of a decoder of two layers over the whole topology, with what is wasted by packing them; "alive": the most of them that the step has
+at a time; and "the loss's part" of both: what they are more than of the same step with `LabelLogits` in place of the loss.
 """
 
 from train.tpu_stand_in import topology_devices  # before JAX
@@ -91,13 +91,14 @@ def loss_bytes(options: Options, devices: Sequence[jax.Device], loss: Loss) -> i
         return loss.differentiated().lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
-def step_bytes(options: Options, devices: Sequence[jax.Device], objective: Causal) -> int:
+def step_bytes(options: Options, devices: Sequence[jax.Device], objective: Causal) -> dict[str, int]:
     heads = options.width // 64
     recipe = Recipe(
         name="loss_memory", representation="none", budget=Budget(steps=100), objective=objective,
         data=DataConfig(corpora=("none",), batch_rows=len(devices) * NUM_POSITIONS // SEQUENCE_LENGTH, sequence_length=SEQUENCE_LENGTH),
         model=DecoderConfig(num_layers=2, embed_dim=options.width, num_heads=heads, num_kv_heads=heads, mlp_dim=8 * options.width // 3))
-    return compile_step(recipe, options.vocab_size, devices)["memory"]["temp"]
+    memory = compile_step(recipe, options.vocab_size, devices)["memory"]
+    return {"step": memory["temp"], "alive": memory["peak"] - memory["argument"]}
 
 
 def measure(options: Options) -> list[dict]:
@@ -108,8 +109,8 @@ def measure(options: Options) -> list[dict]:
         for row in rows:
             if implementation := IMPLEMENTATIONS.get(row["loss"]):
                 step = step_bytes(options, devices, CausalBy(implementation=implementation))
-                row |= {"step": step, "the loss's part": step - without}
-        rows.append({"loss": "labels' logits", "step": without})
+                row |= step | {f"{name}, the loss's part": step[name] - without[name] for name in step}
+        rows.append({"loss": "labels' logits"} | without)
     return rows
 
 

@@ -27,7 +27,8 @@ def compile_step(recipe: Recipe, vocab_size: int, devices: Sequence[jax.Device],
     Returns:
       mesh and slices_of_replicas; bytes: of the state and a batch on a device, by shapes and shardings; compile_seconds; warnings; and
       memory: the compiler's bytes on a device, and program: of `train.hlo.summarize`. Where the program needs more memory than a
-      device has, out_of_memory (of `out_of_memory`) in place of these two.
+      device has, out_of_memory (of `out_of_memory`) in place of these two. The peak is the most that is alive at a time, arguments
+      included; temp also has what XLA wastes by packing temporaries (docs/performance.md).
 
     Raises:
       UserError: mesh, batch, model and devices do not go together.
@@ -63,7 +64,8 @@ def compile_step(recipe: Recipe, vocab_size: int, devices: Sequence[jax.Device],
     return answer | {
         "compile_seconds": seconds,
         "warnings": _messages(caught),
-        "memory": {name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp", "generated_code")},
+        "memory": {name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp", "generated_code")}
+        | {"peak": memory.peak_memory_in_bytes},
         "program": summarize(hlo, slices, recipe.model.causal),
     }
 
