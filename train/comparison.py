@@ -296,7 +296,8 @@ def notes_on_code(planned: Sequence[PlannedRun]) -> list[str]:
     for run in planned:
         if run.folder.job.exists():
             by_code.setdefault(str(read_json(run.folder.job, "job").get("code")), []).append(run.run.recipe.name)
-    return [f"{len(names)} runs are of another version of the code ({code[:12]}, here {here[:12]}): {', '.join(names)}; remove their folders to run them again"
+    return [f"{len(names)} of {len(planned)} runs are of another version of the code ({code[:12]}, here {here[:12]}): {', '.join(names[:3])}"
+            f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}; remove their folders to run them again"
             for code, names in by_code.items() if code != here]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from train.report import Arm as RunRead
 
 COSTS = ("train_flops_per_byte", "generator_flops_per_byte", "encode_flops_per_byte", "generate_flops_per_byte", "kv_cache_bytes_per_byte")
+_NEAR = 10  # times the most FLOPs of a run, up to where a crossing is spoken of
 _FEW_DOCUMENTS = 10  # below which a bootstrap over documents says little
 _BUDGETS = {"flops": "FLOPs, everything included", "bytes": "bytes of text", "seconds": "seconds of training"}
 
@@ -181,6 +182,8 @@ class Decision:
                 lines.append(f"Size {ranking.size}: whether {ranking.cells[0].arm} is better than {_listed(open_)} is not settled by "
                              f"{'one seed' if seeds == 1 else f'{seeds} seeds'} and this text.")
         most = max((cell.average("flops") or 0 for ranking in self.rankings for cell in ranking.cells), default=0)
+        lines += [f"{_overtaking(self, arms)} at about {si(point.flops, 'FLOPs')}, which is beyond what was measured."
+                  for arms, point in self.crossings.items() if point.flops and not point.measured and most < point.flops < _NEAR * most]
         lines.append(f"Nothing here is of more than {si(most, 'FLOPs')} a run. " + (
             "An order of small models need not be that of large ones." if len(sizes) > 1 else "One size says nothing of how the order changes with compute."))
         lines.append("All arms have the recipes' learning rates and shapes; an arm may gain from its own.")
@@ -288,11 +291,15 @@ def _on_compute(decision: Decision) -> list[str]:
              f"The leader changes with compute: {', '.join(f'{leader} at {ranking.size}' for leader, ranking in zip(leaders, decision.rankings))}."]
     for (one, other), point in decision.crossings.items():
         if point.measured:
-            faster, slower = sorted((one, other), key=lambda arm: decision.laws[arm].slope)
             ends = [si(end, "FLOPs") for end in point.interval if end is not None]
-            lines.append(f"By lines through their runs, {faster} overtakes {slower} at about {si(point.flops, 'FLOPs')}"
+            lines.append(f"{_overtaking(decision, (one, other))} at about {si(point.flops, 'FLOPs')}"
                          + (f" (95 % interval {' to '.join(ends)})." if ends else ", where noise alone could have put it."))
     return lines
+
+
+def _overtaking(decision: Decision, arms: tuple[str, str]) -> str:
+    faster, slower = sorted(arms, key=lambda arm: decision.laws[arm].slope)
+    return f"By lines through their runs, {faster} overtakes {slower}"
 
 
 def _on_parts(decision: Decision) -> list[str]:
@@ -301,7 +308,7 @@ def _on_parts(decision: Decision) -> list[str]:
         parts = [part for part in decision.parts if part.kind == kind and part.large]
         best = decision.largest.cells[0].arm
         others = [f"{part.best} in {part.name}" for part in parts if part.best != best]
-        if parts:
+        if len(parts) > 1:
             lines.append(f"At size {decision.largest.size}, {best} is best in {len(parts) - len(others)} of {len(parts)} {whose} with {_FEW_DOCUMENTS} documents or more"
                          + (f"; {_listed(others)}." if others else "."))
     return lines

@@ -62,17 +62,16 @@ def _read_file(path: epath.Path) -> Hashes:
     return hashes
 
 
-def common_documents(one: Hashes, other: Hashes) -> int | None:
-    """Through which document every row of two runs has read the same; 0 if there is no row of which that is known.
+def common_documents(one: Hashes, other: Hashes) -> dict[int, int] | None:
+    """Row -> through which of its documents two runs have read the same; 0 where one of them has not finished a document of that row.
 
-    None: they have read others, or have not the same rows.
+    None: they have read others.
     """
-    if one.keys() != other.keys():
-        return None
-    through = []
-    for row in one:
-        both = one[row].keys() & other[row].keys()
-        if any(one[row][number] != other[row][number] for number in both):
+    through = {}
+    for row in sorted(one.keys() | other.keys()):
+        of_one, of_other = one.get(row, {}), other.get(row, {})
+        both = of_one.keys() & of_other.keys()
+        if any(of_one[number] != of_other[number] for number in both):
             return None
-        through.append(max(both, default=0))
-    return min(through, default=0)
+        through[row] = max(both, default=0)
+    return through

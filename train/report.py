@@ -541,8 +541,9 @@ def _orders(arms: list[Arm]) -> tuple[list[str], list[str]]:
         through = {arm.label: common_documents(first.documents, arm.documents) for arm in rest}
         agreeing = {label: number for label, number in through.items() if number is not None}
         if agreeing:
+            least = min(agreeing.values(), key=lambda by_row: sum(by_row.values()))
             same.append(f"{', '.join([first.label, *agreeing])} have read the same documents in the same order, by the running hashes of their "
-                        f"{len(first.documents):,} rows: each row through its document {min(agreeing.values()):,} at least.")
+                        f"{len(least):,} rows: {sum(least.values()):,} documents at least, {min(least.values()):,} to {max(least.values()):,} of each row.")
         other += [f"{label} and {first.label} have not read the same documents in the same order, though seed, rows and text are the same."
                   for label, number in through.items() if number is None]
     return same, other

@@ -187,7 +187,7 @@ def test_runs_of_another_version_of_the_code_are_named(experiment, text, tmp_pat
         path.write_text(json.dumps({"code": code}))
     monkeypatch.setattr(comparison, "code_fingerprint", lambda: "ours")
     [note] = comparison.make_plan(experiment, text, runs, MEASURED, epath.Path(tmp_path)).notes
-    assert note.startswith("2 runs are of another version of the code (theirs, here ours): subword-xs-s0, byte-xs-s1; remove their folders")
+    assert note.startswith("2 of 4 runs are of another version of the code (theirs, here ours): subword-xs-s0, byte-xs-s1; remove their folders")
 
 
 def test_a_folder_that_holds_another_run_is_named(experiment, text, tmp_path):

@@ -62,6 +62,13 @@ def test_arms_that_cross_between_two_sizes():
     assert "The leader changes with compute: a at s, b at l" in said and "b overtakes a at about" in said
 
 
+def test_a_crossing_just_beyond_what_was_measured_is_not_supported():
+    decision = decide_on({"a": [run(3.0), run(2.8, flops=1e13)], "b": [run(3.3), run(2.9, flops=1e13)]}, sizes=("s", "l"), num_seeds=1)
+    assert not decision.crossings["a", "b"].measured
+    assert any("b overtakes a" in line and "beyond what was measured" in line for line in decision.unsupported)
+    assert not any("overtakes" in line for line in decision.supported)
+
+
 def test_a_part_has_a_leader_of_its_own_and_few_documents_have_no_interval():
     decision = decide_on({"a": [run(2.0, tilt=0.5)] * 3, "b": [run(2.02, tilt=-0.5)] * 3})
     code, docs, rare = (part for part in decision.parts if part.kind == "domain")
