@@ -77,10 +77,12 @@ class Cell:
         """f64[N], what each held-out document costs, the mean over seeds."""
         return np.mean([run.documents_scored["nats"] for run in self.runs.values()], axis=0)
 
+    def values(self, key: str) -> list[float | None]:
+        """What each seed has of a number in the runs' rows or costs."""
+        return [(run.row | run.costs).get(key) for run in self.runs.values()]
+
     def average(self, key: str) -> float | None:
-        """Of a number in the runs' rows or costs."""
-        values = [(run.row | run.costs).get(key) for run in self.runs.values()]
-        return None if None in values else statistics.fmean(values)
+        return _mean(self.values(key))
 
     @functools.cached_property
     def noise(self) -> dict[float, dict[str, float | None]]:

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from train import report_chart
 from train.decision import Cell, Decision, Part, Ranking
-from train.intervals import Interval
+from train.intervals import Interval, mean_interval
 from train.page import Column, cell as _td, escape as _e, fixed, percent, row_head as _row_head, si, table as _table
 from train.report_chart import Axis, Line
 
@@ -22,6 +22,8 @@ def render(decision: Decision) -> str:
         sections["Laws"] = _laws(decision, styles)
     if decision.parts:
         sections[f"Domains and scripts at size {decision.largest.size}"] = _parts(decision, styles)
+    if decision.encoders:
+        sections["Encoders"] = _encoders(decision, styles)
     if decision.rankings:
         sections |= {"Costs": _costs(decision, styles), "Noise": _noise(decision, styles)}
     return "".join(f"<section><h2>{_e(title)}</h2>{content}</section>" for title, content in sections.items())
@@ -138,6 +140,27 @@ def _parts(decision: Decision, styles: dict[str, int]) -> str:
 def _part_of(part: Part, arm: str) -> str:
     bits = part.bits_per_byte[arm]
     return _td(bits, f"<strong>{bits:.3f}</strong><small>best</small>" if arm == part.best else f"{bits:.3f}{_small(part.behind.get(arm))}")
+
+
+_ENCODER_COLUMNS = {
+    "detection_nats": Column("Detection", "nats a position"),
+    "always_real_nats": Column("Always real", "nats a position"),
+    "auc": Column("AUC", "of detection"),
+    "predicted_nats": Column("Prediction", "nats a chosen position"),
+    "predicted_right": Column("Prediction", "share right"),
+}
+
+
+def _encoders(decision: Decision, styles: dict[str, int]) -> str:
+    columns = [Column("Arm", number=False), Column("Size", number=False), *_ENCODER_COLUMNS.values()]
+    rows = [[_arm(cell.arm, styles), _td(cell.size, _e(cell.size)), *(_over_seeds(cell.values(key)) for key in _ENCODER_COLUMNS)] for cell in decision.encoders]
+    return _table("What encoders detect and predict: means over seeds with their 95 % intervals. They have no bits per byte.", columns, rows)
+
+
+def _over_seeds(values: Sequence[float | None]) -> str:
+    if None in values:
+        return _td(None, fixed(None))
+    return _td(fmean(values), f"{fmean(values):.4f}{_small(mean_interval(values))}")
 
 
 _COST_COLUMNS: dict[str, tuple[Column, Callable[[float | None], str]]] = {

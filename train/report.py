@@ -239,8 +239,9 @@ class Group:
         first, second = [arm for arm in self.arms if arm.row["bits_per_byte"] is not None][:2]
         if first.documents_scored and second.documents_scored:
             low, high = _paired_difference(first.documents_scored, second.documents_scored)
-            settled = "On the same documents" if low > 0 else "On the same documents the two are not told apart"
-            return f"{found} {settled}: it is behind by {fixed(low, 3)} to {fixed(high, 3)} (95 %, a bootstrap over documents; other seeds may differ)."
+            settled = "" if low > 0 else ", so that this text does not settle which of the two is better"
+            return (f"{found} On the same documents {second.label} is behind by {fixed(low, 3)} to {fixed(high, 3)} (95 %, a bootstrap over documents; other "
+                    f"seeds may differ){settled}.")
         high, low = ranked[0]["bits_per_byte_high"], ranked[1]["bits_per_byte_low"]
         if high is None or low is None:
             return found

@@ -521,6 +521,16 @@ def test_page_of_an_experiment_begins_with_what_is_supported(experiment, tmp_pat
     assert set(decision["laws"]) == {"subword-4k", "byte"} and decision["laws"]["byte"]["slope"] < 0
 
 
+def test_encoders_of_an_experiment_have_a_table_of_their_own(experiment, tmp_path):
+    folders, design = experiment
+    for folder in folders[-2:]:
+        detected = {"detection_nats": 0.3 + 0.02 * (folder is folders[-1]), "always_real_nats": 0.42, "auc": 0.7, "predicted_nats": None, "predicted_right": None}
+        edit(folder / "eval.json", bits_per_byte=None, interval_95=None, by_domain={}, encoder=detected)
+    text = text_of(write_report(folders, tmp_path / "out", design))
+    assert "What encoders detect and predict" in text and "0.3100" in text and "0.183 to 0.437" in text
+    assert "Encoders have no bits per byte and are not ranked (subword-4k)" in text
+
+
 def test_runs_that_are_missing_are_said(experiment, tmp_path):
     folders, design = experiment
     report = write_report(folders[:-1], tmp_path / "out", dataclasses.replace(design, places=design.places[:-1]))
@@ -545,7 +555,7 @@ def test_two_runs_on_the_same_documents_are_told_apart_in_pairs(experiment, tmp_
     """Their intervals overlap; each document costs one of them more."""
     folders, _ = experiment
     found = write_report([folders[0], folders[1]], tmp_path / "out").findings[0]
-    assert "On the same documents: it is behind by 0.010 to 0.010 (95 %, a bootstrap over documents; other seeds may differ)." in found
+    assert "On the same documents byte-small-s1 is behind by 0.010 to 0.010 (95 %, a bootstrap over documents; other seeds may differ)." in found
 
 
 def test_documents_that_were_trained_on_are_warned_of(experiment, tmp_path):
