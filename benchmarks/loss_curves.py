@@ -44,7 +44,7 @@ def train(setup: Setup, steps: int, implementation: str, num_microbatches: int) 
     state = setup.program.init(np.asarray(jax.random.key_data(jax.random.key(recipe.seed))))
     step = make_train_step(setup.program, recipe.objective, recipe.optimizer, setup.mesh, meter=setup.meter,
                            num_microbatches=num_microbatches, kernels=implementation)
-    next_batch = open_batches(setup, state)
+    next_batch = open_batches(setup, state, lambda row, num_documents, digest: None)
     for _ in range(steps):
         state, metrics = step(state, next_batch())
         losses.append(float(metrics["loss"]))
