@@ -20,7 +20,7 @@ from data.store import Corpus
 from models.axes import use_placement
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import write_json
+from tokenizer_lab.files import is_remote, write_json
 from tokenizer_lab.representation import Representation
 from train import encoder_evaluation
 from train.intervals import middle_95, resampled_bits_per_byte
@@ -235,15 +235,19 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
 
 
 def count_in_training(documents: HeldOut, run: RunFolder) -> int | None:
-    """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much text to read, or gone."""
+    """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much text to read, far away, or
+    cannot be read any more, which does not concern what is evaluated."""
+    paths, held_out = run.recipe().data.corpora, [_document_hash(documents[number]) for number in range(len(documents))]
+    if any(map(is_remote, paths)):
+        return None
     try:
-        training = [Corpus.open(path).documents("train") for path in run.recipe().data.corpora]
+        training = [Corpus.open(path).documents("train") for path in paths]
+        if sum(part.num_bytes for part in training) > _MAX_COMPARED_BYTES:
+            return None
+        both = set(held_out).intersection(_document_hash(part[number]) for part in training for number in range(len(part)))
     except UserError:
         return None
-    if sum(part.num_bytes for part in training) > _MAX_COMPARED_BYTES:
-        return None
-    seen = {_document_hash(part[number]) for part in training for number in range(len(part))}
-    return sum(_document_hash(documents[number]) in seen for number in range(len(documents)))
+    return sum(digest in both for digest in held_out)
 
 
 def _document_hash(document: bytes) -> bytes:
