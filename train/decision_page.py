@@ -6,7 +6,7 @@ from statistics import fmean
 from train import report_chart
 from train.decision import Cell, Decision, Part, Ranking
 from train.intervals import Interval, mean_interval
-from train.page import Column, cell as _td, escape as _e, fixed, percent, row_head as _row_head, si, table as _table
+from train.page import Column, cell as _td, escape as _e, fixed, percent, row_head as _row_head, si, table as _table, with_code
 from train.report_chart import Axis, Line
 
 _AXES = (Axis("flops", "FLOPs spent", ""), Axis("bytes_seen", "bytes seen", "B"))
@@ -30,7 +30,7 @@ def render(decision: Decision) -> str:
 
 
 def _items(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_e(line)}</li>' for line in lines)}</ul>"
+    return f"<ul>{''.join(f'<li>{with_code(line)}</li>' for line in lines)}</ul>"
 
 
 def _arm(cell_or_name: str, styles: dict[str, int]) -> str:

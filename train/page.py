@@ -82,6 +82,11 @@ def escape(value: object) -> str:
     return html.escape(str(value))
 
 
+def with_code(text: str) -> str:
+    """The text escaped, and what is between backticks in it as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def some(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 

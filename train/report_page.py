@@ -4,13 +4,12 @@ Every text of a run goes through `_e`, and the page's own policy lets no script 
 """
 
 import math
-import re
 import typing
 from collections.abc import Callable, Sequence
 
 from train import decision_page, page, report_chart
 from train.page import NOTHING as _NOTHING, Column as _Column, cell as _td, escape as _e, row_head as _row_head, some as _some, table as _table
-from train.page import fixed, percent, short, si
+from train.page import fixed, percent, short, si, with_code
 from train.report_chart import Axis, Line
 
 if typing.TYPE_CHECKING:
@@ -23,14 +22,14 @@ def render(report: "Report") -> str:
     """The whole page as HTML that loads nothing."""
     styles = {arm.label: index for index, arm in enumerate(report.arms)}
     several = len(report.groups) > 1
-    findings = [] if report.decision else report.findings
+    order = "".join(f"<p>{_e(line)}</p>" for line in report.order)
     groups = "".join(_group(group, f": {_e(group.name)}" if several else "", styles) for group in report.groups)
     no_samples = "<p>None. <code>toklab sample RUN --prompt TEXT</code> draws some.</p>"
     parts = {
         "title": _e(_title(report)),
-        "findings": "".join(f'<p class="finding">{_e(finding)}</p>' for finding in findings) + "".join(f"<p>{_e(line)}</p>" for line in report.order),
+        "findings": "" if report.decision else "".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings) + order,
         "warnings": _warnings(report.warnings),
-        "decision": decision_page.render(report.decision) if report.decision else "",
+        "decision": f"{decision_page.render(report.decision)}<section><h2>The same documents</h2>{order}</section>" if report.decision else "",
         "groups": f"<details><summary>Every run by itself</summary>{groups}</details>" if report.decision else groups,
         "samples": "".join(map(_samples, report.arms)) or no_samples,
         "runs": "".join(map(_run, report.arms)),
@@ -48,8 +47,7 @@ def _title(report: "Report") -> str:
 def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
-    marked_up = (re.sub("`([^`]+)`", r"<code>\1</code>", _e(warning)) for warning in warnings)
-    items = "".join(f"<li>{warning}</li>" for warning in marked_up)
+    items = "".join(f"<li>{with_code(warning)}</li>" for warning in warnings)
     return f'<section class="warnings"><h2>Before you compare</h2><ul>{items}</ul></section>'
 
 
