@@ -274,6 +274,11 @@ def _split_hashes(shards: Iterable[Shard]) -> dict[tuple[str, str], str]:
     return {(shard.domain, shard.split): shard.content_hash for shard in shards}
 
 
+def corpora_hash(corpora: "Sequence[Corpus]") -> str:
+    """Tells texts apart, of several corpora in their order."""
+    return "+".join(corpus.content_hash for corpus in corpora)
+
+
 def _content_hash(shards: Iterable[Shard]) -> str:
     return sha256_of_parts(
         part.encode() for (domain, split), content in _split_hashes(shards).items() for part in (domain, split, content)

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data.store import corpora_hash
 from tokenizer_lab.covers import Covers, Ids, covers_of
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
-from train.evaluation import bits_per_byte, corpora_hash, fixed_subset, held_out_documents, make_scorer, score_run_documents
+from train.evaluation import bits_per_byte, fixed_subset, held_out_documents, make_scorer, score_run_documents
 from train.run_folder import RunFolder
 from train.setup import LoadedRun, Setup, load_run
 

@@ -40,8 +40,8 @@ from train.experiment import Arm, Experiment, Measured, Run, Text, check, fit_of
 from train.hosts import code_fingerprint
 from train.loop import FINISHED
 from train.optimizer import Budget, total_steps
-from train.recipe import Recipe, refused_changes, to_json
 from train.page import NOTHING, fixed, si
+from train.recipe import Recipe, refused_changes, to_json
 from train.report import write_report
 from train.run_folder import RunFolder
 from train.setup import model_flops_per_token

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data.rows import CausalRow, Documents, scoring_batches
-from data.store import Corpus
+from data.store import Corpus, corpora_hash
 from models.axes import use_placement
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
@@ -199,11 +199,6 @@ class HeldOut:
 def held_out_documents(corpora: Sequence[Corpus]) -> HeldOut:
     """Raises UserError where a corpus holds nothing out."""
     return HeldOut([corpus.documents("test") for corpus in corpora])
-
-
-def corpora_hash(corpora: Sequence[Corpus]) -> str:
-    """Tells texts apart, of several corpora in their order."""
-    return "+".join(corpus.content_hash for corpus in corpora)
 
 
 def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from data.store import Corpus
+from data.store import Corpus, corpora_hash
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name
 from tokenizer_lab.representation import KINDS, kind_class, read_manifest
@@ -72,7 +72,7 @@ class Text:
 
     @property
     def content_hash(self) -> str:
-        return "+".join(corpus.content_hash for corpus in self.corpora)
+        return corpora_hash(self.corpora)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

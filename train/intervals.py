@@ -117,14 +117,12 @@ def crossing(first: PowerLaw, second: PowerLaw, seed: int = 0) -> Crossing:
     low, high = max(first.flops[0], second.flops[0]), min(first.flops[1], second.flops[1])
     if first.slope == second.slope:
         return Crossing(None, (None, None), False)
-    flops = _meeting(first.level - second.level, second.slope - first.slope)
-    rng = np.random.default_rng(seed)
+    flops, interval, rng = _flops((first.level - second.level) / (second.slope - first.slope)), (None, None), np.random.default_rng(seed)
     level, slope = (first.draws(rng, NUM_RESAMPLES) - second.draws(rng, NUM_RESAMPLES)).T
     if np.mean(slope > 0) < 0.025 or np.mean(slope < 0) < 0.025:  # that the lines meet, on the side where they do, is not in doubt
-        ends = [math.exp(min(end, 700.0)) for end in np.percentile(-level / slope, [2.5, 97.5])]
-        return Crossing(flops, (ends[0], ends[1]), low <= flops <= high)
-    return Crossing(flops, (None, None), low <= flops <= high)
+        interval = tuple(map(_flops, middle_95(-level / slope)))
+    return Crossing(flops, interval, low <= flops <= high)
 
 
-def _meeting(level_difference: float, slope_difference: float) -> float:
-    return math.exp(min(level_difference / slope_difference, 700.0))
+def _flops(logarithm: float) -> float:
+    return math.exp(min(logarithm, 700.0))  # beyond that, no float

@@ -6,6 +6,7 @@ same runs give the same bytes. What a run folder holds is text from a stranger: 
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -224,7 +225,7 @@ class Group:
     def name(self) -> str:
         return f"held-out text {short(self.text)}"
 
-    @property
+    @functools.cached_property  # the page, the JSON and the terminal have it, and a bootstrap is in it
     def finding(self) -> str:
         """The result in a sentence or two."""
         ranked = [arm.row for arm in self.arms if arm.row["bits_per_byte"] is not None]

@@ -13,8 +13,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from data.store import corpora_hash
 from tokenizer_lab.files import write_json
-from train.evaluation import bits_per_byte, corpora_hash, fixed_subset, held_out_documents, make_scorer, score_run_documents
+from train.evaluation import bits_per_byte, fixed_subset, held_out_documents, make_scorer, score_run_documents
 from train.minimal_pairs import choose_score, share_told_apart
 from train.run_folder import RunFolder
 from train.setup import load_run
