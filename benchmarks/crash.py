@@ -21,17 +21,17 @@ import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import rich.console  # noqa: E402
-import tyro  # noqa: E402
+import jax
+import numpy as np
+import rich.console
+import tyro
 
-from train.checkpoints import Checkpoints  # noqa: E402
-from train.cli import EXIT_HUNG  # noqa: E402
-from train.recipe import load_recipe  # noqa: E402
-from train.run_folder import RunFolder, read_lines  # noqa: E402
-from train.setup import set_up  # noqa: E402
-from train.submit.local import Local, free_port, newest_step  # noqa: E402
+from train.exits import EXIT_HUNG
+from train.recipe import load_recipe
+from train.run.checkpoints import Checkpoints
+from train.run.folder import RunFolder, read_lines
+from train.setup import set_up
+from train.submit.local import Local, free_port, newest_step
 
 HEARTBEAT_SECONDS, START_SECONDS = 10, 90
 MARGIN_SECONDS = 20  # for a machine that has other things to do
@@ -41,7 +41,7 @@ from models.decoder import DecoderConfig
 from train.optimizer import Budget
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
 from train.sharding import MeshConfig
-from train.watchdog import Deadlines
+from train.hosts.watchdog import Deadlines
 
 
 def recipe() -> Recipe:
@@ -136,14 +136,14 @@ def prepare(folder: pathlib.Path, options: Options) -> None:
 
 
 def toklab(folder: pathlib.Path, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "train.cli", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "train.commands.cli", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 def start(folder: pathlib.Path, run: str, num_processes: int) -> list[subprocess.Popen]:
     port, processes, place = free_port(), [], Local(num_processes=num_processes, devices_per_process=1)
     for number in range(num_processes):
         with open(folder / f"{run}-{number}.log", "a") as log:
-            processes.append(subprocess.Popen([sys.executable, "-m", "train.cli", "train", str(folder / "recipe.py"), "--run-dir", str(folder / run)],
+            processes.append(subprocess.Popen([sys.executable, "-m", "train.commands.cli", "train", str(folder / "recipe.py"), "--run-dir", str(folder / run)],
                                               env=os.environ | place.environment(number, port), stdout=log, stderr=subprocess.STDOUT))
     return processes
 
@@ -173,7 +173,7 @@ def crash_once(folder: pathlib.Path, run: str, num_processes: int, random_: rand
 
 def wait_for_writes(path: pathlib.Path, count: int, processes: list[subprocess.Popen]) -> None:
     """Until a file has been changed so often."""
-    last_write = lambda: path.stat().st_mtime_ns if path.exists() else 0  # noqa: E731
+    last_write = lambda: path.stat().st_mtime_ns if path.exists() else 0
     for _ in range(count):
         before = last_write()
         wait_until(lambda: last_write() != before, processes)

@@ -23,14 +23,14 @@ from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.subword import SubwordFit
-from train.evaluation import evaluate_run
-from train.finetune import FinetuneOptions, finetune
+from train.evaluate.bits_per_byte import evaluate_run, make_judge
+from train.evaluate.finetune import FinetuneOptions, finetune
+from train.evaluate.tasks import task_name
 from train.loop import FINISHED, train
-from train.objectives import Causal, Masked, RandomSubstitution, Replaced
+from train.objectives.objectives import Causal, Masked, RandomSubstitution, Replaced
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
-from train.report import write_report
-from train.tasks import task_name
+from train.report.report import write_report
 
 SHAPE = dict(num_layers=2, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=64, mlp_dim=384, compute_dtype="float32", remat="none")
 SEQUENCE_LENGTH = 64
@@ -73,7 +73,7 @@ def main(options: Options) -> None:
     for seed in options.seeds:
         for arm in options.arms:
             try:
-                if train(recipe(arm, seed, options), str(options.out / f"{arm}-{seed}"), console) != FINISHED:
+                if train(recipe(arm, seed, options), str(options.out / f"{arm}-{seed}"), console, make_judge) != FINISHED:
                     raise SystemExit("stopped; the same command goes on there")
             except UserError as error:  # a run may diverge; that is a result too
                 console.print(f"{arm}-{seed} is left out: {error}", soft_wrap=True)

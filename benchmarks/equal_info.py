@@ -38,10 +38,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenizer_lab import UserError
-from tokenizer_lab.byte_lm import ByteLM, quantize
+from tokenizer_lab.equal_info.byte_lm import ByteLM, quantize
+from tokenizer_lab.equal_info.window_code import Matcher, Tree, build_tree
+from tokenizer_lab.equal_info.window_stream import MAX_LANES, WindowStream
 from tokenizer_lab.kernels import window_coder
-from tokenizer_lab.window_code import Matcher, Tree, build_tree
-from tokenizer_lab.window_stream import MAX_LANES, WindowStream
 
 TABLE_BITS, STREAM_BITS = 16, 32
 BPE_VOCAB_SIZE = 32_768

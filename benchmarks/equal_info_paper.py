@@ -23,16 +23,17 @@ import tyro
 from flax import nnx
 
 import tokenizer_lab
+from data.held_out import held_out_documents
 from data.rows import scoring_batches
 from data.store import Corpus, write_corpus
 from models.decoder import DecoderConfig
-from tokenizer_lab.ac import ACFit
+from tokenizer_lab.baselines.ac import ACFit
+from tokenizer_lab.baselines.gzip_code import GzipFit
+from tokenizer_lab.baselines.static_ac import StaticACFit
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoFit
-from tokenizer_lab.gzip_code import GzipFit
-from tokenizer_lab.static_ac import StaticACFit
-from train.compressor import load_byte_lm
-from train.evaluation import evaluate_run, held_out_documents
+from train.evaluate.bits_per_byte import evaluate_run, make_judge
+from train.export.compressor import load_byte_lm
 from train.loop import FINISHED, train
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
@@ -127,7 +128,7 @@ def recipe(name: str, representation: pathlib.Path, options: Options, model: Dec
 
 
 def run(recipe: Recipe, run_dir: pathlib.Path, console: rich.console.Console) -> None:
-    if train(recipe, str(run_dir), console) != FINISHED:
+    if train(recipe, str(run_dir), console, make_judge) != FINISHED:
         raise SystemExit(f"stopped; the same command goes on with {run_dir}")
 
 

@@ -8,8 +8,6 @@ training step of a decoder of two layers over the whole topology, with what is w
 at a time; and "the loss's part" of both: what they are more than of the same step with `LabelLogits` in place of the loss.
 """
 
-from train.tpu_stand_in import topology_devices  # before JAX
-
 import dataclasses
 import json
 import pathlib
@@ -27,9 +25,10 @@ from loss import Loss, losses
 
 from models.axes import current_placement, use_placement
 from models.decoder import Decoder, DecoderConfig
-from train.compiled_step import compile_step
-from train.objectives import Batch, Causal, Sums
+from train.objectives.objectives import Batch, Causal, Sums
 from train.optimizer import Budget
+from train.plan.compiled_step import compile_step
+from train.plan.tpu_stand_in import topology_devices  # before JAX
 from train.recipe import DataConfig, Recipe
 
 NUM_POSITIONS, SEQUENCE_LENGTH = 8192, 1024

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from data.rows import cursor_width
+from models import flops
 from models.decoder import DecoderConfig
-from train.cli import keep_memory
-from train.objectives import Causal
+from train.commands.cli import keep_memory
+from train.objectives.objectives import Causal
 from train.optimizer import Budget, OptimizerConfig, make_meter
 from train.sharding import MeshConfig, make_mesh, put_batch
 from train.step import build_program, make_train_step
@@ -34,7 +35,7 @@ class Shape:
     @property
     def flops(self) -> float:
         """Of a step, by `models/flops.py`."""
-        return self.model.training_flops_per_token(self.vocab_size, self.sequence_length)["total"] * self.tokens
+        return flops.training_flops_per_token(self.model, self.vocab_size, self.sequence_length)["total"] * self.tokens
 
     def ids(self) -> np.ndarray:
         """i32[B, T + 1], the same every time."""

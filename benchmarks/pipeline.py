@@ -16,7 +16,7 @@ import tyro
 import tokenizer_lab
 from data.rows import RowStreams, Source
 from data.store import Corpus
-from train.run_folder import RunFolder
+from train.run.folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

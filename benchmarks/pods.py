@@ -17,8 +17,8 @@ import rich.progress
 import tyro
 
 from tokenizer_lab.errors import UserError
-from train.plan import ASSUMED, Ids, Pod, compared, make_plan
-from train.plan_tables import plan_cells
+from train.plan.plan import ASSUMED, Ids, Pod, compared, make_plan
+from train.plan.tables import plan_cells
 from train.recipe import Recipe, load_recipe
 
 PODS = (Pod("v5e:16x16"), Pod("v5p:8x8x16"), Pod("v5e:16x16", 2))

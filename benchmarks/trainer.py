@@ -21,7 +21,7 @@ import rich.console
 import rich.table
 import tyro
 
-from train.run_folder import RunFolder, read_lines
+from train.run.folder import RunFolder, read_lines
 
 DOCUMENT_CHARACTERS = 4096
 RECIPE = '''
@@ -100,7 +100,7 @@ def toklab(folder: pathlib.Path, *arguments: Any, cache: str) -> None:
 
 
 def command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "train.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "train.commands.cli", *map(str, arguments)]
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:

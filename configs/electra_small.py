@@ -1,7 +1,7 @@
 """ELECTRA-Small (Clark et al. 2020, arXiv 2003.10555; configure_pretraining.py of google-research/electra): the published shapes and settings, over any representation."""
 
 from models.encoder import published_config
-from train.objectives import Replaced
+from train.objectives.objectives import Replaced
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, Recipe
 

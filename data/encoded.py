@@ -28,7 +28,18 @@ from etils import epath
 
 import tokenizer_lab
 from data.engines import Engine, LocalEngine
-from data.store import MANIFEST, Corpus, Documents, Shard, Split, check_files, locked, open_writer, parse_shard, write_errors
+from data.store import (
+    MANIFEST,
+    Corpus,
+    Documents,
+    Shard,
+    Split,
+    check_files,
+    locked,
+    open_writer,
+    parse_shard,
+    write_errors,
+)
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cache_folder, cannot_write, is_remote, read_json, remote_errors, write_json
 from tokenizer_lab.representation import Representation, read_manifest

@@ -31,7 +31,17 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cache_folder, cannot_write, check_name, fetch, is_remote, read_json, remote_errors, sha256_of_parts, write_json
+from tokenizer_lab.files import (
+    cache_folder,
+    cannot_write,
+    check_name,
+    fetch,
+    is_remote,
+    read_json,
+    remote_errors,
+    sha256_of_parts,
+    write_json,
+)
 
 Split = Literal["train", "test"]
 

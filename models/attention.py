@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+    splash_attention_mask as splash_mask,
+)
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models.axes import Placement, current_placement, on_one_cpu
@@ -132,6 +134,6 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=Tru
         per_row = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))
         return per_row(q_bhtd, k_bhsd, v_bhsd, splash.SegmentIds(segment_ids_bt, segment_ids_bs))
 
-    heads_first = lambda x: x.swapaxes(1, 2)  # noqa: E731
+    heads_first = lambda x: x.swapaxes(1, 2)
     scaled_q = q_bthd * head_dim**-0.5
     return heads_first(sharded(kernel, heads_first(scaled_q), heads_first(k_bshd), heads_first(v_bshd), segment_ids_bt, segment_ids_bt))

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import flops
 from models.axes import constrain, parameter
 from models.layers import Block, KVCache, Places, TransformerConfig, over_layers, rms_norm
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(TransformerConfig):
@@ -24,19 +24,6 @@ class DecoderConfig(TransformerConfig):
 
     def build(self, vocab_size: int, rngs: nnx.Rngs) -> "Decoder":
         return Decoder(self, vocab_size, rngs=rngs)
-
-    def count_parameters(self, vocab_size: int) -> dict[str, int]:
-        return flops.count_parameters(self, vocab_size)
-
-    def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> dict[str, float]:
-        return flops.training_flops_per_token(self, vocab_size, sequence_length)
-
-    def generation_flops_per_token(self, vocab_size: int, sequence_length: int) -> float:
-        return flops.generation_flops_per_token(self, vocab_size, sequence_length)
-
-    @property
-    def kv_cache_bytes_per_token(self) -> int:
-        return flops.kv_cache_bytes_per_token(self)
 
 
 class Decoder(nnx.Module):

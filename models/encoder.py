@@ -14,7 +14,16 @@ from flax import nnx
 
 from models.axes import constrain, parameter
 from models.layers import (
-    Block, Dense, Dropout, LayerNorm, Places, PostNormBlock, TransformerConfig, no_dropout, over_layers, rms_norm,
+    Block,
+    Dense,
+    Dropout,
+    LayerNorm,
+    Places,
+    PostNormBlock,
+    TransformerConfig,
+    no_dropout,
+    over_layers,
+    rms_norm,
 )
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS

@@ -6,16 +6,11 @@ These are the model's FLOPs: what remat computes again and what pads a vocabular
 other elementwise work are left out; tests hold the whole within 2 % of what XLA counts.
 """
 
-from __future__ import annotations
-
-import typing
-
 import jax.numpy as jnp
 
-if typing.TYPE_CHECKING:
-    from models.decoder import DecoderConfig
-    from models.encoder import EncoderConfig, Heads
-    from models.layers import TransformerConfig
+from models.decoder import DecoderConfig
+from models.encoder import EncoderConfig, Heads
+from models.layers import TransformerConfig
 
 
 def count_parameters(config: DecoderConfig, vocab_size: int) -> dict[str, int]:

@@ -10,16 +10,16 @@ import json
 import pathlib
 import random
 
-import jax  # noqa: E402
+import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from data.ingest import IngestOptions, ingest  # noqa: E402
-from models.decoder import DecoderConfig  # noqa: E402
-from tokenizer_lab.byte import ByteFit  # noqa: E402
-from train.optimizer import Budget, OptimizerConfig  # noqa: E402
-from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe, to_json  # noqa: E402
-from train.sharding import MeshConfig  # noqa: E402
+from data.ingest import IngestOptions, ingest
+from models.decoder import DecoderConfig
+from tokenizer_lab.byte import ByteFit
+from train.optimizer import Budget, OptimizerConfig
+from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe, to_json
+from train.sharding import MeshConfig
 
 
 def write_corpus(folder: pathlib.Path, num_documents: int = 40, seed: int = 0, domain: str = "text") -> pathlib.Path:

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from tokenizer_lab.byte import ByteRepresentation
-from tokenizer_lab.equal_info import EqualInfoRepresentation
+from tokenizer_lab.equal_info.representation import EqualInfoRepresentation
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
-from tokenizer_lab.subword import SubwordRepresentation
+from tokenizer_lab.subword.representation import SubwordRepresentation
 
 Ids = tuple[int, ...]
 

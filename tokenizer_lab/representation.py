@@ -27,7 +27,16 @@ import numpy.typing as npt
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, check_name, is_remote, read_bytes, read_json, sha256_of_parts, write_bytes, write_json
+from tokenizer_lab.files import (
+    cannot_write,
+    check_name,
+    is_remote,
+    read_bytes,
+    read_json,
+    sha256_of_parts,
+    write_bytes,
+    write_json,
+)
 
 FORMAT = "tokenizer-lab representation 2"
 MAX_FILE_BYTES = 4 << 30
@@ -39,11 +48,11 @@ NUM_ENCODER_IDS = 3
 # Kind -> where its class lives. A new representation is one file beside this one and one line here.
 KINDS = {
     "byte": "tokenizer_lab.byte:ByteRepresentation",
-    "subword": "tokenizer_lab.subword:SubwordRepresentation",
-    "ac": "tokenizer_lab.ac:ACRepresentation",
-    "static_ac": "tokenizer_lab.static_ac:StaticACRepresentation",
-    "equal_info": "tokenizer_lab.equal_info:EqualInfoRepresentation",
-    "gzip": "tokenizer_lab.gzip_code:GzipRepresentation",
+    "subword": "tokenizer_lab.subword.representation:SubwordRepresentation",
+    "ac": "tokenizer_lab.baselines.ac:ACRepresentation",
+    "static_ac": "tokenizer_lab.baselines.static_ac:StaticACRepresentation",
+    "equal_info": "tokenizer_lab.equal_info.representation:EqualInfoRepresentation",
+    "gzip": "tokenizer_lab.baselines.gzip_code:GzipRepresentation",
 }
 
 

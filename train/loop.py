@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -14,28 +14,32 @@ import jax
 import numpy as np
 import rich.console
 
+from data.held_out import fixed_subset, held_out_documents
 from data.rows import NoteHash, RowStreams, Source
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
-from train import hosts
-from train.checkpoints import Checkpoints
-from train.cli import stop_signals_to
-from train.document_hashes import DocumentHashes
-from train.evaluation import fixed_subset, held_out_documents, make_judge
-from train.goodput import Timekeeper, account
-from train.logs import NoLog, RunLog, Stopwatch
+from train.exits import stop_signals_to
+from train.hosts import processes
 from train.optimizer import from_limbs
-from train.profiles import Profiler, StepRange
 from train.recipe import Recipe, flatten, refused_changes, to_json
-from train.run_folder import RunFolder, drop_lines_after, lock
+from train.run.checkpoints import Checkpoints
+from train.run.document_hashes import DocumentHashes
+from train.run.folder import RunFolder, drop_lines_after, lock
+from train.run.goodput import Timekeeper, account
+from train.run.logs import NoLog, RunLog, Stopwatch
+from train.run.profiles import Profiler, StepRange
 from train.setup import Setup, set_up
 from train.sharding import batch_sharding, cursor_sharding, local_rows, put_rows
 from train.step import TrainState, make_train_step
 
 FINISHED, STOPPED = "finished", "stopped"
 
+Judge = Callable[[Sequence[bytes], Any], dict[str, Any]]
+"""(documents, params) -> the figures of held-out text and its `num_bytes`."""
+MakeJudge = Callable[[Setup], Judge]
 
-def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Callable[[str], None] = lambda part: None,
+
+def train(recipe: Recipe, run_dir: str, console: rich.console.Console, make_judge: MakeJudge, enter: Callable[[str], None] = lambda part: None,
           profile: StepRange | None = None) -> str:
     """Trains until the budget is spent; goes on from the newest checkpoint if the folder has one.
 
@@ -43,7 +47,8 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
       recipe: what to train.
       run_dir: the run's folder, which all processes see.
       console: where to say how it goes.
-      enter: told which part of the run begins: compile, step, evaluation, save (`train/watchdog.py`).
+      make_judge: what held-out text is scored by while training, e.g. `train.evaluate.bits_per_byte.make_judge`.
+      enter: told which part of the run begins: compile, step, evaluation, save (`train/hosts/watchdog.py`).
       profile: steps to trace.
 
     Returns:
@@ -57,31 +62,31 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         stop = StopSignal()
         stack.enter_context(stop_signals_to(stop.note))
         # 1. What is read and trained, and where it lives; refused before anything is written.
-        hosts.compare("code and config", hosts.code_version() | what_hosts_share(recipe))
-        hosts.compare("devices", {"the number of its devices": jax.local_device_count()})
+        processes.compare("code and config", processes.code_version() | what_hosts_share(recipe))
+        processes.compare("devices", {"the number of its devices": jax.local_device_count()})
         setup = set_up(recipe)
         if profile:
             profile.check(setup.num_steps)
-        hosts.compare("data", {name: value for name, value in setup.identity.items() if name != "config"})
+        processes.compare("data", {name: value for name, value in setup.identity.items() if name != "config"})
         # 2. Where the run stands.
-        if hosts.is_first():
+        if processes.is_first():
             stack.enter_context(lock(run_dir))
             if is_remote(run_dir):
                 console.print(f"{run_dir} is in an object store, which has no locks: let no other job train in it", soft_wrap=True)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.host_gigabytes)))
-        stack.enter_context(hosts.ending_together())  # before the checkpoints are closed, which waits for all hosts
+        stack.enter_context(processes.ending_together())  # before the checkpoints are closed, which waits for all hosts
         state = start_or_resume(setup, run, checkpoints, console)
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
         over = bool(setup.meter(state.step, state.bytes_seen, state.seconds)[1])
-        if hosts.first_decides("nothing left to do", over and is_summarized(run, first_step)):
+        if processes.first_decides("nothing left to do", over and is_summarized(run, first_step)):
             console.print(f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. {recipe.budget.twice}",
                           soft_wrap=True)
             return FINISHED
-        times = Timekeeper(run.times if hosts.is_first() else None, clock, first_step)
+        times = Timekeeper(run.times if processes.is_first() else None, clock, first_step)
         # 3. The data from there, and the held-out text.
-        document_hashes = DocumentHashes(run.documents, hosts.this_host())
+        document_hashes = DocumentHashes(run.documents, processes.this_host())
         next_batch = open_batches(setup, state, document_hashes.note)
-        evaluate = make_evaluate(setup)
+        evaluate = make_evaluate(setup, make_judge(setup))
         # 4. The step.
         enter("compile")
         batch = next_batch()
@@ -92,13 +97,13 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         describe(setup, clock.seconds["compile"], console)
 
         # 5. The loop. One step is in flight while the host looks at the numbers of the one before it.
-        log = stack.enter_context(RunLog(run, recipe, console) if hosts.is_first() else NoLog())
-        profiler = stack.enter_context(Profiler(profile if hosts.is_first() else None, run.profile, console))
+        log = stack.enter_context(RunLog(run, recipe.logging, setup.identity["config"], recipe.objective.figures, console) if processes.is_first() else NoLog())
+        profiler = stack.enter_context(Profiler(profile if processes.is_first() else None, run.profile, console))
         launched, in_flight = first_step, collections.deque()
-        any_host, stopped = hosts.make_any_host(setup.mesh), False
+        any_host, stopped = processes.make_any_host(setup.mesh), False
         on_clock = make_on_clock(setup, state, clock)
-        checkpoint_due = lambda: launched % recipe.checkpoint.every_steps == 0  # noqa: E731
-        evaluation_due = lambda: launched % recipe.evaluation.every_steps == 0  # noqa: E731
+        checkpoint_due = lambda: launched % recipe.checkpoint.every_steps == 0
+        evaluation_due = lambda: launched % recipe.evaluation.every_steps == 0
         started = time.perf_counter()
 
         while not (over or stopped):
@@ -151,7 +156,7 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, enter: Ca
         outcome = FINISHED if over else STOPPED
         summary = summarize(setup, state, outcome, int(state.step) - first_step, from_limbs(state.bytes_seen) - first_bytes, seconds, clock.seconds)
         times.write(int(state.step), finished=over)
-        if hosts.is_first():
+        if processes.is_first():
             write_json(run.summary, summary | {"goodput": account(run.times), "save_memory_growth_bytes": checkpoints.memory_growth_bytes})
         console.print(f"{recipe.name} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen, {summary['flops']:.3g} FLOPs, "
                       f"{seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the step), {summary['skipped_steps']} steps skipped",
@@ -182,8 +187,8 @@ def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, cons
     Raises:
       UserError: the folder belongs to another run, or none of its checkpoints is whole.
     """
-    found = checkpoints.newest_whole(lambda line: console.print(line, soft_wrap=True)) if hosts.is_first() else None
-    step = hosts.first_decides("step to go on from", found)
+    found = checkpoints.newest_whole(lambda line: console.print(line, soft_wrap=True)) if processes.is_first() else None
+    step = processes.first_decides("step to go on from", found)
     if step is not None:
         refuse_another_run(run, checkpoints.read_meta(step), setup.identity)
         checkpoints.set_aside_after(step)
@@ -195,7 +200,7 @@ def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, cons
         state = setup.program.init(np.asarray(jax.random.key_data(jax.random.key(setup.recipe.seed))))
         text = setup.corpora[0].documents("train")
         state = dataclasses.replace(state, params=setup.recipe.objective.learn_from_text(state.params, setup.representation, text))
-    if hosts.is_first():
+    if processes.is_first():
         setup.representation.save(run.representation)
         write_json(run.config, setup.identity["config"])
         for lines in (run.metrics, run.evaluations):
@@ -248,15 +253,14 @@ def make_on_clock(setup: Setup, state: TrainState, clock: Stopwatch) -> Callable
     """A function that tells a state how long has been trained, where the budget is in seconds; `state` is the one that is gone on from."""
     if setup.budget.seconds is None:
         return lambda state: state
-    before, shared = float(state.seconds), hosts.make_first_number(setup.mesh)
-    trained = lambda: before + clock.seconds.get("step", 0.0) + clock.seconds.get("data", 0.0)  # noqa: E731
+    before, shared = float(state.seconds), processes.make_first_number(setup.mesh)
+    trained = lambda: before + clock.seconds.get("step", 0.0) + clock.seconds.get("data", 0.0)
     return lambda state: dataclasses.replace(state, seconds=shared(trained()))
 
 
-def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, Any]]:
+def make_evaluate(setup: Setup, judge: Judge) -> Callable[[TrainState], dict[str, Any]]:
     """A function that scores a fixed part of the held-out text; its result is a line of eval.jsonl."""
     held_out = fixed_subset(held_out_documents(setup.corpora), setup.recipe.evaluation.max_bytes)
-    judge = make_judge(setup)
     return lambda state: counters(setup, state) | judge(held_out, state.params)
 
 

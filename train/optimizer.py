@@ -149,7 +149,7 @@ def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
       config: the options.
       axes: nested dict of the parameters' logical axes (`models.axes.parameter_axes`).
     """
-    is_axes = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+    is_axes = lambda leaf: isinstance(leaf, tuple)
     decayed = jax.tree.map(_is_matrix, axes, is_leaf=is_axes)
     adam = dict(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
     if not config.bias_correction:
@@ -166,7 +166,7 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
     """Adam's update from moments that are not corrected for having begun at 0 (optimization.py of google-research/bert)."""
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros(), nu=zeros())
 
     def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:

@@ -21,11 +21,14 @@ from data.rows import CausalRow, Row
 from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_json
-from train.objectives import Causal, Objective
+from tokenizer_lab.files import read_json, remote_errors
+from train.hosts.watchdog import Deadlines
+from train.objectives.objectives import Causal, Objective
 from train.optimizer import Budget, OptimizerConfig
+from train.run.checkpoints import CheckpointConfig
+from train.run.folder import RunFolder
+from train.run.logs import LoggingConfig
 from train.sharding import MeshConfig, check_batch, mesh_sizes
-from train.watchdog import Deadlines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,24 +74,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When the run is saved. It is saved at its end, and when it is stopped, in any case."""
-
-    every_steps: int = 1000
-    keep: int = 2
-    """Newest checkpoints that stay."""
-    host_gigabytes: float = 32.0
-    """What a save may copy at once into a host's memory; where the host has more to save, training waits until all is written."""
-
-    def __post_init__(self):
-        for name in ("every_steps", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.host_gigabytes > 0:
-            raise UserError(f"checkpoint.host_gigabytes is {self.host_gigabytes}; it must be more than 0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How held-out text is scored while training; `toklab eval` scores all of it."""
 
@@ -96,16 +81,6 @@ class EvaluationConfig:
     max_bytes: int = 1 << 20
     """Score whole held-out documents, in a fixed random order, up to this many bytes."""
     batch_rows: int = 32
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
-    """What is written down while training."""
-
-    every_steps: int = 10
-    tensorboard: bool = True
-    wandb_project: str | None = None
-    """Also log to this Weights & Biases project (pip install 'tokenizer-lab[wandb]')."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +153,15 @@ def load_recipe(name_or_path: str) -> Recipe:
     if name_or_path.endswith(".json"):
         return from_json(Recipe, read_json(name_or_path, "recipe"), name_or_path)
     return load_config(name_or_path, "recipe", Recipe)
+
+
+def read_recipe(run: RunFolder) -> Recipe:
+    """The recipe that a run was made with. Raises UserError where the folder is no run."""
+    with remote_errors(run.path):
+        is_run = run.config.exists()
+    if not is_run:
+        raise UserError(f"{run.path} is not a run: it has no config.json; make one with 'toklab train RECIPE --run-dir {run.path}'")
+    return from_json(Recipe, read_json(run.config, "run's config"), str(run.config))
 
 
 def load_config(name_or_path: str, function: str, kind: type) -> Any:
@@ -269,6 +253,6 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
 def refused_changes(stored: dict, wanted: dict) -> list[str]:
     """What differs between two configs (`to_json`) and may not when a run goes on, as 'field: stored -> wanted'."""
     old, new = flatten(stored), flatten(wanted)
-    may_change = lambda name: any(name == free or name.startswith(free + ".") for free in MAY_CHANGE_ON_RESUME)  # noqa: E731
+    may_change = lambda name: any(name == free or name.startswith(free + ".") for free in MAY_CHANGE_ON_RESUME)
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not may_change(name)]

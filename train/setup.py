@@ -15,11 +15,11 @@ from data.rows import CausalRow, cursor_width
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
-from train.checkpoints import Checkpoints
-from train.hardware import keep_compiled_programs
+from train.hosts.hardware import keep_compiled_programs
 from train.optimizer import Budget, Meter, make_meter, total_steps
-from train.recipe import Recipe, to_json
-from train.run_folder import RunFolder
+from train.recipe import Recipe, read_recipe, to_json
+from train.run.checkpoints import Checkpoints
+from train.run.folder import RunFolder
 from train.sharding import MeshConfig, batch_sharding, check_batch, cursor_sharding, make_mesh
 from train.step import StepProgram, build_program
 
@@ -149,7 +149,7 @@ def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
       UserError: the folder is no run, or has no whole checkpoint.
     """
     run = RunFolder(run_dir)
-    recipe = run.recipe()
+    recipe = read_recipe(run)
     if corpus:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpora=(corpus,), weights=(), encoded=()))
     checkpoints = Checkpoints(run.checkpoints, read_only=True)

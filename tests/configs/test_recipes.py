@@ -22,12 +22,13 @@ from data.ingest import IngestOptions, ingest
 from data.store import Corpus
 from tokenizer_lab.byte import ByteFit
 from tokenizer_lab.equal_info import EqualInfoRepresentation
+from tokenizer_lab.equal_info.window_code import build_tree
 from tokenizer_lab.subword import SubwordFit
-from tokenizer_lab.window_code import build_tree
+from train.evaluate.bits_per_byte import make_judge
 from train.loop import train
 from train.optimizer import Budget
 from train.recipe import Recipe, from_json, load_recipe, recipe_names, to_json
-from train.run_folder import RunFolder, read_lines
+from train.run.folder import RunFolder, read_lines
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 HOW_TO_UPDATE = "if this is meant, write it anew with UPDATE_GOLDENS=1 make test TESTS=tests/configs (and make test-slow), and say in the commit why"
@@ -66,7 +67,7 @@ def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> 
         data=dataclasses.replace(recipe.data, corpora=(str(fixed / "corpus"),), batch_rows=8, sequence_length=min(recipe.data.sequence_length, 512)),
         logging=dataclasses.replace(recipe.logging, every_steps=1, tensorboard=False),
         evaluation=dataclasses.replace(recipe.evaluation, max_bytes=1, batch_rows=8))
-    train(recipe, run_dir, rich.console.Console(quiet=True))
+    train(recipe, run_dir, rich.console.Console(quiet=True), make_judge)
     return [line["loss"] for line in read_lines(RunFolder(run_dir).metrics)]
 
 

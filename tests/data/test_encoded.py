@@ -7,8 +7,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import tokenizer_lab
 from data import encoded
@@ -17,10 +16,9 @@ from data.encoder_rows import EncoderRow, held_out_batches
 from data.engines import LocalEngine
 from data.rows import CausalRow, RowStreams, Source, scoring_batches
 from data.store import Corpus
-from tokenizer_lab import window_stream
 from tokenizer_lab.byte import ByteRepresentation
-from tokenizer_lab.byte_lm import quantize
-from tokenizer_lab.equal_info import EqualInfoRepresentation
+from tokenizer_lab.equal_info import EqualInfoRepresentation, window_stream
+from tokenizer_lab.equal_info.byte_lm import quantize
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.subword import SubwordFit
 from train.recipe import refused_changes, to_json

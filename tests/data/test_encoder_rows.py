@@ -5,8 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from data.encoder_rows import EncoderRow, PairRow, held_out_batches
 from data.rows import RowStreams, Source

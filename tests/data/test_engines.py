@@ -18,7 +18,7 @@ from data.encoded import EncodeOptions, encode_corpus
 from data.engines import EngineOptions, LocalEngine
 from data.ingest import IngestOptions, ingest
 from tokenizer_lab.errors import UserError
-from train import commands
+from train.commands import command_line
 
 
 def test_local_results_come_in_order_and_only_when_asked_for():
@@ -42,7 +42,7 @@ def test_local_results_come_in_order_and_only_when_asked_for():
 )
 @pytest.mark.parametrize("command", [["ingest", "in"], ["encode", "byte", "--corpus", "corpus"]], ids=lambda command: command[0])
 def test_options_that_make_no_sense(capsys, tmp_path, command, options, message):
-    assert commands.run([*command, "--out", str(tmp_path / "out"), *options]) == 2
+    assert command_line.run([*command, "--out", str(tmp_path / "out"), *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(message, line), line
 
@@ -179,7 +179,7 @@ def test_a_cluster_that_is_there_is_joined_and_one_that_is_killed_leaves_nothing
         processes = psutil.Process(holder.pid).children(recursive=True)
         assert processes
         environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-        command = [sys.executable, "-m", "train.cli", "ingest", str(tmp_path / "in"), "--on-empty", "skip", "--engine", "ray"]
+        command = [sys.executable, "-m", "train.commands.cli", "ingest", str(tmp_path / "in"), "--on-empty", "skip", "--engine", "ray"]
         ran = subprocess.run([*command, "--out", str(tmp_path / "corpus")], env=environment, capture_output=True, text=True)
         assert (ran.returncode, ran.stderr) == (0, "") and "corpus: added" in ran.stdout
         holder.send_signal(signal.SIGKILL)
@@ -194,7 +194,7 @@ def test_a_cluster_that_is_there_is_joined_and_one_that_is_killed_leaves_nothing
 def test_stopped_in_the_middle(tmp_path, number, code):
     pytest.importorskip("ray")
     (tmp_path / "large.jsonl").write_bytes(b'{"text": "%s"}\n' % (b"text " * 100) * 400_000)
-    command = [sys.executable, "-m", "train.cli", "ingest", str(tmp_path / "large.jsonl"), "--engine", "ray", "--out", str(tmp_path / "corpus")]
+    command = [sys.executable, "-m", "train.commands.cli", "ingest", str(tmp_path / "large.jsonl"), "--engine", "ray", "--out", str(tmp_path / "corpus")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not list((tmp_path / "corpus").glob(".partial/*.array_record")):
             time.sleep(0.1)

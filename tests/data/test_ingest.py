@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import tyro
 import zstandard
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from data import sources
 from data.ingest import IngestOptions, ingest, parse_separator, split_of

@@ -9,8 +9,7 @@ import threading
 import grain
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from data import rows
 from data.encoder_rows import EncoderRow
@@ -558,7 +557,7 @@ def test_scoring_has_every_position_and_byte_once(documents, representation, bat
     assert scored.keys() == dict(numbered).keys()
     for number, document in numbered:
         [(ids, target_bytes)] = document_positions(representation, [document])
-        join = lambda name: [x for piece in scored[number] for x in getattr(piece, name)]  # noqa: E731
+        join = lambda name: [x for piece in scored[number] for x in getattr(piece, name)]
         assert join("ids") == ids[:-1].tolist()
         assert join("targets") == ids[1:].tolist()
         assert join("target_bytes") == target_bytes.tolist()
@@ -645,7 +644,7 @@ def test_another_order_or_another_byte_is_another_hash(change):
 
 
 def test_a_row_goes_on_with_its_hash():
-    open_ = lambda **options: RowStreams([Source([b"some", b"text", b"or other"])], ByteRepresentation(), batch_rows=1, sequence_length=4, seed=0, **options)  # noqa: E731
+    open_ = lambda **options: RowStreams([Source([b"some", b"text", b"or other"])], ByteRepresentation(), batch_rows=1, sequence_length=4, seed=0, **options)
     straight, noted = take(open_(), 12), {}
     resumed = take(open_(cursors=straight[4]["cursors"], note_hash=lambda row, number, digest: noted.setdefault(number, digest)), 7)
     assert noted and resumed[-1]["cursors"].tolist() == straight[11]["cursors"].tolist() and straight[11]["cursors"][0, -2:].all()

@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grain
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 import data.store
 from data.store import Corpus, write_corpus

@@ -96,7 +96,7 @@ def test_the_splash_kernel_is_the_same_attention_with_the_same_gradients(placeme
     weights = np.random.default_rng(0).standard_normal(q.shape, np.float32) * (segments > 0)[:, :, None, None]
 
     def value_and_gradients(attention):
-        loss = lambda q, k, v: (lambda out: (jnp.sum(weights * out), out))(attention(q, k, v))  # noqa: E731
+        loss = lambda q, k, v: (lambda out: (jnp.sum(weights * out), out))(attention(q, k, v))
         gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
         return out, gradients
 

@@ -172,7 +172,7 @@ def test_the_program_does_not_grow_with_depth(placement):
     def num_lines(num_layers, placement):
         model_def, params = nnx.split(nnx.eval_shape(lambda: build(dataclasses.replace(TINY, num_layers=num_layers))), nnx.Param)
         ids, (segments, positions) = random_ids(2, LENGTH), (np.repeat(x, 2, axis=0) for x in pack(LENGTH))
-        loss = lambda params: jnp.sum(nnx.merge(model_def, params)(ids, segments, positions))  # noqa: E731
+        loss = lambda params: jnp.sum(nnx.merge(model_def, params)(ids, segments, positions))
         with use_placement(placement):
             return jax.jit(jax.value_and_grad(loss)).lower(params).as_text().count("\n")
 

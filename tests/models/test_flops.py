@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from models import attention
+from models import attention, flops
 from models.decoder import DecoderConfig
 from tokenizer_lab.kernels.linear_cross_entropy import linear_cross_entropy
 
@@ -31,7 +31,7 @@ def test_count_parameters(options, vocab_size):
     _, params = abstract_model(config, vocab_size)
     num_tables = 1 if config.tied_embeddings else 2
     padding = num_tables * (config.padded_vocab_size(vocab_size) - vocab_size) * config.embed_dim
-    counts = config.count_parameters(vocab_size)
+    counts = flops.count_parameters(config, vocab_size)
     assert counts["total"] == sum(leaf.size for leaf in jax.tree.leaves(params)) - padding
     assert counts["total"] == sum(count for name, count in counts.items() if name != "total")
     of_blocks = {name: sum(leaf.size for leaf in jax.tree.leaves(params["blocks"][name])) for name in ("attention", "mlp")}
@@ -62,10 +62,10 @@ def xla_flops(config, vocab_size=VOCAB, length=LENGTH):
 
 def our_flops(config, vocab_size=VOCAB, length=LENGTH):
     """By component, and "total"; attention's scores as XLA's plain attention computes them, which is the whole square."""
-    flops = config.training_flops_per_token(vocab_size, length)
-    assert flops["total"] == pytest.approx(sum(count for name, count in flops.items() if name != "total"))
-    whole_square = flops["attention_scores"] * length / ((length + 1) / 2)
-    return flops | {"attention_scores": whole_square, "total": flops["total"] - flops["attention_scores"] + whole_square}
+    counts = flops.training_flops_per_token(config, vocab_size, length)
+    assert counts["total"] == pytest.approx(sum(count for name, count in counts.items() if name != "total"))
+    whole_square = counts["attention_scores"] * length / ((length + 1) / 2)
+    return counts | {"attention_scores": whole_square, "total": counts["total"] - counts["attention_scores"] + whole_square}
 
 
 @pytest.mark.parametrize("options", [

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tokenizer_lab import window_stream
+from tokenizer_lab.baselines.gzip_code import GzipFit
+from tokenizer_lab.baselines.static_ac import StaticACFit
 from tokenizer_lab.byte import ByteRepresentation
-from tokenizer_lab.byte_lm import ByteLM, quantize
-from tokenizer_lab.equal_info import EqualInfoRepresentation
-from tokenizer_lab.gzip_code import GzipFit
+from tokenizer_lab.equal_info import EqualInfoRepresentation, window_stream
+from tokenizer_lab.equal_info.byte_lm import ByteLM, quantize
+from tokenizer_lab.equal_info.window_code import Tree, build_tree
 from tokenizer_lab.representation import Representation
-from tokenizer_lab.static_ac import StaticACFit
 from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
-from tokenizer_lab.window_code import Tree, build_tree
 
 DOCUMENTS = [topic.encode() for topic in list(pydoc_data.topics.topics.values())[:20]]
 

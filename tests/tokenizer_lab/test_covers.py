@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from tokenizer_lab.baselines.gzip_code import GzipRepresentation
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.covers import covers_of
 from tokenizer_lab.equal_info import EqualInfoRepresentation
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.gzip_code import GzipRepresentation
 from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
 
 _CHARACTER_OF_BYTE = {character.encode("latin-1")[0]: character for character in map(chr, range(0x21, 0x7F))} | {0x20: "Ġ", 0x0A: "Ċ"}

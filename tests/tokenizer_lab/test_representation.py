@@ -9,12 +9,10 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import tokenizer_lab
-from tokenizer_lab import Representation, UserError
-from tokenizer_lab import representation as representation_module
+from tokenizer_lab import Representation, UserError, representation as representation_module
 from tokenizer_lab.byte import ByteRepresentation
 
 AWKWARD = [

@@ -20,13 +20,15 @@ import rich.console
 
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
-from train import cli, commands, loop
-from train.checkpoints import Checkpoints
-from train.logs import Stopwatch
+from train import loop
+from train.commands import cli, command_line
+from train.evaluate.bits_per_byte import make_judge
 from train.loop import FINISHED, STOPPED, train
-from train.objectives import Replaced
+from train.objectives.objectives import Replaced
 from train.optimizer import Budget
-from train.run_folder import RunFolder, read_lines
+from train.run.checkpoints import Checkpoints
+from train.run.folder import RunFolder, read_lines
+from train.run.logs import Stopwatch
 from train.setup import set_up
 from train.sharding import MeshConfig
 
@@ -80,11 +82,11 @@ def stopped_after(num_steps: int) -> Iterator[None]:
 @pytest.mark.parametrize("arm", ["decoder", pytest.param("pair", marks=pytest.mark.slow)])
 def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_through(recipe, tmp_path, arm):
     recipe = dataclasses.replace(recipe, **ARMS[arm])
-    train(recipe, tmp_path / "straight", CONSOLE)
+    train(recipe, tmp_path / "straight", CONSOLE, make_judge)
     for num_steps in (2, 3):  # a stop takes effect up to three steps later
         with stopped_after(num_steps):
-            assert train(recipe, tmp_path / "stopped", CONSOLE) == STOPPED
-    assert train(recipe, tmp_path / "stopped", CONSOLE) == FINISHED
+            assert train(recipe, tmp_path / "stopped", CONSOLE, make_judge) == STOPPED
+    assert train(recipe, tmp_path / "stopped", CONSOLE, make_judge) == FINISHED
     assert_same(final_state(recipe, tmp_path / "straight"), final_state(recipe, tmp_path / "stopped"))
     timeless = ("step", "bytes_seen", "loss", "bits_per_byte", "grad_norm", "learning_rate", "flops")
     for file in ("metrics.jsonl", "eval.jsonl"):
@@ -98,7 +100,7 @@ def test_batches_after_a_resume_are_those_of_the_straight_run_past_the_end_of_an
     recipe = change(recipe, data={"sequence_length": 128}, budget=Budget(steps=14))  # 14 x 8 x 128 positions are several epochs
     straight = recorded_batches(recipe, tmp_path / "straight")
     with stopped_after(9):
-        assert train(recipe, tmp_path / "stopped", CONSOLE) == STOPPED
+        assert train(recipe, tmp_path / "stopped", CONSOLE, make_judge) == STOPPED
     stopped_at = json.loads(RunFolder(tmp_path / "stopped").summary.read_text())["steps"]
     resumed = recorded_batches(recipe, tmp_path / "stopped")
     assert 0 < stopped_at < 14
@@ -123,14 +125,14 @@ def test_a_budget_of_seconds_counts_training_and_goes_on_with_its_clock(recipe, 
     monkeypatch.setattr(loop, "Stopwatch", Ticking)
     recipe = dataclasses.replace(recipe, budget=Budget(seconds=9.0))
     with stopped_after(2):
-        assert train(recipe, tmp_path / "run", CONSOLE) == STOPPED
+        assert train(recipe, tmp_path / "run", CONSOLE, make_judge) == STOPPED
     assert json.loads(RunFolder(tmp_path / "run").summary.read_text())["steps"] < 9
-    assert train(recipe, tmp_path / "run", CONSOLE) == FINISHED
+    assert train(recipe, tmp_path / "run", CONSOLE, make_judge) == FINISHED
     summary, lines = json.loads(RunFolder(tmp_path / "run").summary.read_text()), read_lines(RunFolder(tmp_path / "run").metrics)
     assert summary["steps"] == 9 == lines[-1]["step"]
     rates = [line["learning_rate"] for line in lines]
     assert rates[1] > rates[4] > rates[8] > 0, "the schedule follows the clock"
-    assert train(recipe, tmp_path / "run", CONSOLE) == FINISHED and len(read_lines(RunFolder(tmp_path / "run").metrics)) == 9, "nothing is left to do"
+    assert train(recipe, tmp_path / "run", CONSOLE, make_judge) == FINISHED and len(read_lines(RunFolder(tmp_path / "run").metrics)) == 9, "nothing is left to do"
 
 
 def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:
@@ -149,7 +151,7 @@ def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "open_batches", recording)
-        assert train(recipe, run_dir, CONSOLE) == FINISHED
+        assert train(recipe, run_dir, CONSOLE, make_judge) == FINISHED
     return batches
 
 
@@ -158,10 +160,10 @@ def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:
     pytest.param("pair", dict(replica=2, fsdp=2, sequence=2), marks=pytest.mark.slow)])  # the generator's one head cannot be split
 def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_path, arm, other_mesh):
     recipe = dataclasses.replace(recipe, **ARMS[arm])
-    train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "straight", CONSOLE)
+    train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "straight", CONSOLE, make_judge)
     with stopped_after(4):
-        assert train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "moved", CONSOLE) == STOPPED
-    assert train(change(recipe, mesh=MeshConfig(**other_mesh)), tmp_path / "moved", CONSOLE) == FINISHED
+        assert train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "moved", CONSOLE, make_judge) == STOPPED
+    assert train(change(recipe, mesh=MeshConfig(**other_mesh)), tmp_path / "moved", CONSOLE, make_judge) == FINISHED
     straight, moved = (read_lines(RunFolder(tmp_path / run).metrics) for run in ("straight", "moved"))
     assert [line["bytes_seen"] for line in straight] == [line["bytes_seen"] for line in moved]
     np.testing.assert_allclose([line["loss"] for line in moved], [line["loss"] for line in straight], rtol=2e-5)
@@ -169,7 +171,7 @@ def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_pat
 
 @pytest.mark.usefixtures("one_device")
 def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with_what_differs(recipe, tmp_path, make_corpus):
-    train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE)
+    train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE, make_judge)
     before = final_state(recipe, tmp_path / "run")
     another_corpus = make_corpus(tmp_path / "another", seed=1)
     refused = {
@@ -181,7 +183,7 @@ def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with
     }
     for difference, other in refused.items():
         with pytest.raises(UserError, match="holds another run") as error:
-            train(other, tmp_path / "run", CONSOLE)
+            train(other, tmp_path / "run", CONSOLE, make_judge)
         assert difference in str(error.value) and "\n" not in str(error.value)
     stored = set_up(recipe).identity | {"representation_fingerprint": "f" * 64}
     with pytest.raises(UserError, match="holds another run: representation_fingerprint: ffffffffffff -> "):
@@ -192,45 +194,45 @@ def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with
 @pytest.mark.usefixtures("one_device")
 def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path):
     flops_per_step = set_up(recipe).flops_per_step
-    train(change(recipe, budget=Budget(flops=3.5 * flops_per_step)), tmp_path / "run", CONSOLE)
+    train(change(recipe, budget=Budget(flops=3.5 * flops_per_step)), tmp_path / "run", CONSOLE, make_judge)
     assert read_lines(RunFolder(tmp_path / "run").metrics)[-1]["step"] == 4
-    train(change(recipe, budget=Budget(bytes=2000)), tmp_path / "run", CONSOLE)
+    train(change(recipe, budget=Budget(bytes=2000)), tmp_path / "run", CONSOLE, make_judge)
     lines = read_lines(RunFolder(tmp_path / "run").metrics)
     assert lines[-2]["bytes_seen"] < 2000 <= lines[-1]["bytes_seen"]
     summary = json.loads(RunFolder(tmp_path / "run").summary.read_text())
     assert (summary["state"], summary["steps"], summary["bytes_seen"]) == ("finished", lines[-1]["step"], lines[-1]["bytes_seen"])
-    assert train(change(recipe, budget=Budget(bytes=2000)), tmp_path / "run", CONSOLE) == FINISHED
+    assert train(change(recipe, budget=Budget(bytes=2000)), tmp_path / "run", CONSOLE, make_judge) == FINISHED
     assert read_lines(RunFolder(tmp_path / "run").metrics) == lines
 
 
 @pytest.mark.usefixtures("one_device")
 def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(recipe, tmp_path):
-    train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE)
+    train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE, make_judge)
     bad = change(recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": 1e38})
     with pytest.raises(UserError, match="the last 3 steps, up to step 3, were skipped because their gradients were not finite"):
-        train(bad, tmp_path / "bad", CONSOLE)
+        train(bad, tmp_path / "bad", CONSOLE, make_judge)
     assert Checkpoints(RunFolder(tmp_path / "run").checkpoints).latest_step() == 2
 
 
 @pytest.mark.usefixtures("one_device")
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_bit_identical(recipe, write_recipe, tmp_path, capsys):
     damaged_file = pathlib.Path("rest", "manifest.ocdbt")
-    train(recipe, tmp_path / "run", CONSOLE)  # saves steps 5, 10 and 12
+    train(recipe, tmp_path / "run", CONSOLE, make_judge)  # saves steps 5, 10 and 12
     before = final_state(recipe, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "12" / damaged_file).write_bytes(b"")
     arguments = [write_recipe(recipe), "--run-dir", str(tmp_path / "run")]
-    assert commands.run(["eval", str(tmp_path / "run")]) == 0
+    assert command_line.run(["eval", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().err.count("checkpoints/12 is damaged: rest/manifest.ocdbt is not what was saved; the one before, of step 10, is used\n") == 1
     assert json.loads(RunFolder(tmp_path / "run").evaluation.read_text())["step"] == 10
-    assert commands.run(["train", *arguments]) == 0
+    assert command_line.run(["train", *arguments]) == 0
     shown = capsys.readouterr().out
     assert shown.count("checkpoints/12 is damaged: ") == 1 and "going on from step 10" in shown
     assert_same(before, final_state(recipe, tmp_path / "run"))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "12", "12.damaged"]
     for step in ("10", "12"):
         (tmp_path / "run" / "checkpoints" / step / damaged_file).unlink()
-    for command_line in (["train", *arguments], ["eval", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--prompt", "a"]):
-        assert commands.run(command_line) == 2
+    for words in (["train", *arguments], ["eval", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--prompt", "a"]):
+        assert command_line.run(words) == 2
         complaint = capsys.readouterr().err
         assert "no checkpoint in " in complaint and complaint.count("\n") == 1, complaint
 
@@ -241,7 +243,7 @@ def test_a_save_that_failed_in_the_background_stops_the_run_at_the_next_step(rec
 
     monkeypatch.setattr(Checkpoints, "check", failed)
     with pytest.raises(UserError, match="saving a checkpoint failed"):
-        train(recipe, tmp_path / "run", CONSOLE)
+        train(recipe, tmp_path / "run", CONSOLE, make_judge)
     assert read_lines(RunFolder(tmp_path / "run").metrics) == []
 
 
@@ -253,7 +255,7 @@ def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path):
         "nothing": change(recipe, data={"corpora": (str(tmp_path / "nothing"),)}),
     }.items():
         with pytest.raises(UserError, match=message) as error:
-            train(bad, tmp_path / "run", CONSOLE)
+            train(bad, tmp_path / "run", CONSOLE, make_judge)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -261,10 +263,10 @@ def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path):
 def test_a_folder_that_another_process_trains_in_or_that_cannot_be_written_is_refused(recipe, tmp_path):
     with loop.lock(tmp_path / "run"):
         with pytest.raises(UserError, match="another process is training in"):
-            train(recipe, tmp_path / "run", CONSOLE)
+            train(recipe, tmp_path / "run", CONSOLE, make_judge)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
-        train(recipe, tmp_path / "file" / "run", CONSOLE)
+        train(recipe, tmp_path / "file" / "run", CONSOLE, make_judge)
 
 
 ONE_DEVICE = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in conftest.py
@@ -272,7 +274,7 @@ ONE_DEVICE = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1
 
 def command(recipe_file: str, run: pathlib.Path, *overrides: str) -> list[str]:
     """The command line that trains a recipe."""
-    return [sys.executable, "-m", "train.cli", "train", recipe_file, "--run-dir", str(run), *overrides]
+    return [sys.executable, "-m", "train.commands.cli", "train", recipe_file, "--run-dir", str(run), *overrides]
 
 
 def run_command(arguments: list[str], **keywords) -> subprocess.CompletedProcess:
@@ -332,11 +334,11 @@ def test_many_kills_at_random_moments(recipe, write_recipe, tmp_path):
     crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(*moment, random_.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])) for moment in moments])
 
 
-@pytest.mark.parametrize("moment", ["train.commands", "configs"])
+@pytest.mark.parametrize("moment", ["train.commands.command_line", "configs"])
 def test_a_signal_before_training_has_begun_asks_for_another_start(moment):
     program = f"""if 1:
         import os, signal, sys
-        from train import cli
+        from train.commands import cli
         class Terminate:  # when the module is looked for
             def find_spec(self, name, *_):
                 if name == {moment!r}:
@@ -380,7 +382,7 @@ def test_a_save_that_fails_in_the_background_ends_the_run_before_the_next_one(re
         patch.setattr(Checkpoints, "save", save_onto_a_full_disk)
         try:
             with pytest.raises(UserError, match="saving a checkpoint in .* failed"):
-                train(recipe, tmp_path / "run", CONSOLE)
+                train(recipe, tmp_path / "run", CONSOLE, make_judge)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert 300 <= read_lines(RunFolder(tmp_path / "run").metrics)[-1]["step"] < 600

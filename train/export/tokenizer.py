@@ -21,11 +21,12 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from tokenizer_lab.equal_info import EqualInfoRepresentation
+from tokenizer_lab.equal_info.window_code import MAX_TABLE_BITS, Tree
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import npy_array
 from tokenizer_lab.representation import CLS, MASK, SEP, Representation
-from tokenizer_lab.subword import CHARACTER_OF_BYTE, SubwordRepresentation
-from tokenizer_lab.window_code import MAX_TABLE_BITS, Tree
+from tokenizer_lab.subword import SubwordRepresentation
+from tokenizer_lab.subword.representation import CHARACTER_OF_BYTE
 
 WINDOWS_CODE = pathlib.Path(__file__).with_name("tokenization_windows.py")
 _END_OF_DOCUMENT = "<|endoftext|>"

@@ -10,14 +10,14 @@ from typing import Any
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from train.submit.jobset import WORKER, outcome
 
 try:
     import kubernetes
     import urllib3
-except ImportError as error:
-    raise UserError("the kubernetes client is not installed; pip install 'tokenizer-lab[kubernetes]', or let --dry-run print what kubectl takes") from error
+except ImportError:  # an extra, which only a cluster that is asked for needs
+    kubernetes = None
 
+WORKER = "worker"  # the name of a host's container
 _KIND = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}
 _CONNECT_SECONDS, _SILENCE_SECONDS = 10, 60
 POLL_SECONDS = 3.0
@@ -27,6 +27,8 @@ class Cluster:
     """A namespace of the cluster that kubectl's current context names. Every method raises UserError where the cluster refuses."""
 
     def __init__(self, namespace: str):
+        if kubernetes is None:
+            raise UserError("the kubernetes client is not installed; pip install 'tokenizer-lab[kubernetes]', or let --dry-run print what kubectl takes")
         try:
             kubernetes.config.load_kube_config()
         except (kubernetes.config.ConfigException, OSError) as error:
@@ -171,3 +173,9 @@ def _remedy(error: Any) -> str:
     if error.status == 409:
         return "somebody has submitted the same name just now; run the same command again"
     return "mend that and run the same command again"
+
+
+def outcome(jobset: dict[str, Any]) -> str:
+    """"Completed", "Failed", or nothing while it runs."""
+    conditions = jobset.get("status", {}).get("conditions", [])
+    return next((condition["type"] for condition in conditions if condition["type"] in ("Completed", "Failed") and condition["status"] == "True"), "")

@@ -13,9 +13,9 @@ import rich.console
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
-from train.hosts import code_fingerprint
+from train.hosts.processes import code_fingerprint
 from train.recipe import Recipe, flatten, recipe_names, refused_changes, to_json
-from train.run_folder import RunFolder
+from train.run.folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)

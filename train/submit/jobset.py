@@ -14,13 +14,21 @@ import yaml
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote
-from train.cli import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
+from train.exits import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 from train.recipe import flatten
-from train.submit.job import Job, check_name, check_reachable_recipe, environment, record_from_afar, refuse_another_config
+from train.submit.cluster import WORKER, Cluster, follow, outcome
+from train.submit.job import (
+    Job,
+    check_name,
+    check_reachable_recipe,
+    environment,
+    record_from_afar,
+    refuse_another_config,
+)
 from train.submit.pod import OnPod, check_shared_run_dir
 
 _PREFIX = "tokenizer-lab"
-SLICE, WORKER = "slice", "worker"  # names of the replicated job and of its container
+SLICE = "slice"  # the name of the replicated job
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +50,6 @@ class JobSet(OnPod):
 
     def submit(self, job: Job, console: rich.console.Console) -> int:
         wanted = manifest(job, self)
-        from train.submit.cluster import Cluster, follow  # needs the extra
-
         cluster = Cluster(self.namespace)
         if is_remote(job.run_dir):
             record_from_afar(job, "jobset", console)
@@ -95,12 +101,6 @@ def refuse_other_options(job: Job, stored: dict[str, Any], notes: dict[str, str]
                         "goes on from its newest checkpoint")
 
 
-def outcome(jobset: dict[str, Any]) -> str:
-    """"Completed", "Failed", or nothing while it runs."""
-    conditions = jobset.get("status", {}).get("conditions", [])
-    return next((condition["type"] for condition in conditions if condition["type"] in ("Completed", "Failed") and condition["status"] == "True"), "")
-
-
 def worker_zero(name: str) -> str:
     """The label selector of the first slice's first host."""
     return (f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={SLICE},jobset.sigs.k8s.io/job-index=0,"
@@ -148,7 +148,7 @@ def jobset_rule(name: str, action: str, pod_rule: int) -> dict[str, Any]:
 
 def slice_job(job: Job, options: JobSet, mounts: list[tuple[dict[str, Any], str]]) -> dict[str, Any]:
     """The spec of the Job of one slice."""
-    exit_code = lambda code: {"containerName": WORKER, "operator": "In", "values": [code]}  # noqa: E731
+    exit_code = lambda code: {"containerName": WORKER, "operator": "In", "values": [code]}
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": options.grace_seconds,

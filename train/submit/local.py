@@ -23,9 +23,9 @@ import rich.console
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write, is_remote
-from train.cli import EXIT_STOPPED, EXIT_USER_ERROR, stop_signals_to
+from train.exits import EXIT_STOPPED, EXIT_USER_ERROR, stop_signals_to
 from train.recipe import Recipe
-from train.run_folder import RunFolder, lock
+from train.run.folder import RunFolder, lock
 from train.submit.job import Job, record
 
 EXIT_DONE = 0
@@ -65,7 +65,7 @@ class Local:
     def submit(self, job: Job, console: rich.console.Console) -> int:
         with lock(logs_folder(job)):
             record(job, "local", console)
-            return launch(job.command(sys.executable, "-m", "train.cli"), self, logs_folder(job), lambda: newest_step(job.run_dir), console)
+            return launch(job.command(sys.executable, "-m", "train.commands.cli"), self, logs_folder(job), lambda: newest_step(job.run_dir), console)
 
     def environment(self, number: int, port: int | str) -> dict[str, str]:
         """What process `number` finds in its environment besides ours."""

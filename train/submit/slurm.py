@@ -59,7 +59,7 @@ class Slurm:
                 raise UserError(f"--{name} {value!r}: sbatch takes no quotes, backslashes, dollars and line ends there")
         directives = [f'#SBATCH --{name}="{value}"' if " " in str(value) else f"#SBATCH --{name}={value}" for name, value in given.items() if value is not None]
         values = shell_values(command=["env", "PYTHONUNBUFFERED=1", *(f"{name}={value}" for name, value in environment(self.env).items()),
-                                       *job.command(sys.executable, "-m", "train.cli")],
+                                       *job.command(sys.executable, "-m", "train.commands.cli")],
                               max_restarts=self.max_restarts, grace_seconds=self.grace_seconds)
         return "\n".join(["#!/usr/bin/env bash", *directives, "#SBATCH --requeue", "", values + _BODY.read_text()])
 

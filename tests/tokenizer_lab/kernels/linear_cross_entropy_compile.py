@@ -14,8 +14,6 @@ import math
 import re
 import time
 
-from train.tpu_stand_in import topology_devices  # before JAX
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.kernels.linear_cross_entropy import PRODUCTION_SHAPES, Layout, api, linear_cross_entropy
 from tokenizer_lab.kernels.table_softmax import pallas_tpu
+from train.plan.tpu_stand_in import topology_devices  # before JAX
 
 VMEM_LIMIT_BYTES = pallas_tpu.VMEM_LIMIT_BYTES
 

@@ -11,8 +11,6 @@ import argparse
 import json
 import time
 
-from train.tpu_stand_in import topology_devices  # before JAX
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.kernels.sample_replacements import PRODUCTION_SHAPES, api, sample_replacements
 from tokenizer_lab.kernels.table_softmax import pallas_tpu
+from train.plan.tpu_stand_in import topology_devices  # before JAX
 
 VMEM_LIMIT_BYTES = pallas_tpu.VMEM_LIMIT_BYTES
 WIDEST = 512, 1024, 4096  # what the budget has to hold

@@ -9,14 +9,13 @@ compiler cannot take may abort the process.
 import json
 import sys
 
-from train.tpu_stand_in import topology_devices  # before JAX
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tokenizer_lab.kernels.window_coder import PRODUCTION_SHAPES, decode_step, encode_step, pallas_tpu
+from train.plan.tpu_stand_in import topology_devices  # before JAX
 
 
 def compile_steps(topology: str) -> list[dict]:

@@ -11,12 +11,12 @@ import safetensors.numpy
 
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
-from train import commands
-from train.evaluation import evaluate_run
-from train.export import ExportOptions, export_run
-from train.harness import as_the_harness_cuts, evaluate_tasks, generate, language_model
+from train.commands import command_line
+from train.evaluate.bits_per_byte import evaluate_run, make_judge
+from train.evaluate.harness import as_the_harness_cuts, evaluate_tasks, generate, language_model
+from train.export.hugging_face import ExportOptions, export_run
 from train.loop import FINISHED, train
-from train.objectives import Replaced
+from train.objectives.objectives import Replaced
 from train.optimizer import Budget
 from train.setup import load_run
 
@@ -33,13 +33,13 @@ def runs(tmp_path_factory, make_recipe, compiled_once):
         patch.setattr(jax, "device_count", lambda *_: 1)
         recipe = make_recipe(budget=Budget(steps=2))
         for name, fields in {"causal": {}, "replaced": {"model": BERT, "objective": Replaced(generator_share=0.5)}}.items():
-            assert train(dataclasses.replace(recipe, name=name, **fields), str(folder / name), CONSOLE) == FINISHED
+            assert train(dataclasses.replace(recipe, name=name, **fields), str(folder / name), CONSOLE, make_judge) == FINISHED
     return folder
 
 
 def test_a_run_becomes_a_folder_that_says_how_to_load_it(runs, tmp_path, one_device, capsys):
     out = tmp_path / "export"
-    assert commands.run(["export", str(runs / "causal"), "--to", "hf", "--out", str(out)]) == 0
+    assert command_line.run(["export", str(runs / "causal"), "--to", "hf", "--out", str(out)]) == 0
     assert "Qwen3ForCausalLM" in capsys.readouterr().out
     assert {file.name for file in out.iterdir()} == {
         "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -115,7 +115,7 @@ def test_the_harness_runs_on_a_run(runs, tmp_path, one_device, capsys):
     for name, task in TASKS.items():
         task = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}}, "test_split": "test"} | task
         (tmp_path / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(task))
-    assert commands.run(["eval", str(runs / "causal"), "--tasks", str(tmp_path / "tasks")]) == 0
+    assert command_line.run(["eval", str(runs / "causal"), "--tasks", str(tmp_path / "tasks")]) == 0
     results = json.loads((runs / "causal" / "tasks.json").read_text())["results"]
     assert set(results) == set(TASKS) and results["choice"]["acc,none"] in (0.0, 0.5, 1.0)
 

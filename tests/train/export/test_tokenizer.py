@@ -7,15 +7,15 @@ import types
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoRepresentation
+from tokenizer_lab.equal_info.window_code import Matcher, build_tree
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS, Representation
-from tokenizer_lab.subword import CHARACTER_OF_BYTE, SubwordFit, SubwordRepresentation
-from tokenizer_lab.window_code import Matcher, build_tree
+from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
+from tokenizer_lab.subword.representation import CHARACTER_OF_BYTE
 from train.export.tokenizer import tokenizer_files, windows_pattern
 
 TEXT = "The words of a text, and a few more of them: naïve 日本 text. def of(text):\n    return 'the words'\n" * 20

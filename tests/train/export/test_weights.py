@@ -14,7 +14,7 @@ from models.decoder import DecoderConfig
 from models.encoder import Encoder, EncoderConfig, Heads
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS
-from train.export import write_model
+from train.export.hugging_face import write_model
 from train.export.weights import Pretrained, decoder, encoder
 
 VOCAB, TOLERANCE = 300, 1e-4

@@ -1,6 +1,5 @@
 """The launcher on this machine: small processes that end in every way there is, and none that outlives it."""
 
-import os
 import pathlib
 import signal
 import socket

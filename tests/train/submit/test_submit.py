@@ -14,9 +14,9 @@ import pytest
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from train import commands
+from train.commands import command_line
 from train.recipe import to_json
-from train.run_folder import RunFolder
+from train.run.folder import RunFolder
 from train.submit.job import make_job, record, record_from_afar
 
 ON_PODS = ["--run-dir", "gs://bucket/runs/mine", "--topology", "v5e:4x4", "--image", "image:1"]
@@ -30,7 +30,7 @@ DRY = {
 
 def refused(capsys, *arguments: str) -> str:
     """The one line that `toklab submit` refuses the arguments with."""
-    assert commands.run(["submit", *arguments]) == 2, arguments
+    assert command_line.run(["submit", *arguments]) == 2, arguments
     complaint = capsys.readouterr().err
     assert complaint.startswith("toklab: ") and complaint.count("\n") == 1, complaint
     return complaint
@@ -73,7 +73,7 @@ def sealed(monkeypatch, tmp_path):
 @pytest.mark.parametrize("kind", DRY)
 def test_a_dry_run_prints_everything_and_touches_nothing(sealed, capsys, kind):
     before = sorted(sealed.rglob("*"))
-    assert commands.run(["submit", "decoder_8b", "--to", kind, *DRY[kind], "--seed", "7", "--dry-run"]) == 0
+    assert command_line.run(["submit", "decoder_8b", "--to", kind, *DRY[kind], "--seed", "7", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "hunter2" not in shown and str(sealed / ".kube") not in shown
     assert sorted(sealed.rglob("*")) == before
@@ -84,7 +84,7 @@ def test_a_dry_run_prints_everything_and_touches_nothing(sealed, capsys, kind):
 
 
 def test_every_process_of_a_local_job_is_shown(sealed, capsys):
-    assert commands.run(["submit", "demo_byte", "--to=local", "--run-dir", "run", "--num-processes", "2", "--devices-per-process", "4", "--dry-run"]) == 0
+    assert command_line.run(["submit", "demo_byte", "--to=local", "--run-dir", "run", "--num-processes", "2", "--devices-per-process", "4", "--dry-run"]) == 0
     first, second, _ = capsys.readouterr().out.splitlines()
     assert first == ("TOKLAB_COORDINATOR=127.0.0.1:PORT TOKLAB_NUM_PROCESSES=2 TOKLAB_PROCESS_ID=0 JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 "
                      "toklab train demo_byte --run-dir run")
@@ -103,9 +103,9 @@ def test_what_is_not_understood_is_one_line(capsys):
 
 
 def test_help_shows_the_options_of_a_place(capsys):
-    assert commands.run(["submit", "--help"]) == 0 and commands.run(["submit", "demo_byte", "--help"]) == 0
+    assert command_line.run(["submit", "--help"]) == 0 and command_line.run(["submit", "demo_byte", "--help"]) == 0
     with pytest.raises(SystemExit):
-        commands.run(["submit", "demo_byte", "--to", "jobset", "--help"])
+        command_line.run(["submit", "demo_byte", "--to", "jobset", "--help"])
     shown = capsys.readouterr().out
     assert "--topology" in shown and "--model.num-layers" in shown and "--num-processes" not in shown
 
@@ -149,7 +149,7 @@ def test_fingerprints_follow_code_and_config(recipe, monkeypatch, tmp_path):
     job = make_job("demo_byte", recipe, recipe, "r")
     assert job.config_fingerprint != dataclasses.replace(job, recipe=dataclasses.replace(recipe, seed=1)).config_fingerprint
     (tmp_path / "train").mkdir()
-    monkeypatch.setattr("train.hosts.__file__", str(tmp_path / "train" / "hosts.py"))
+    monkeypatch.setattr("train.hosts.processes.__file__", str(tmp_path / "train" / "hosts" / "processes.py"))
     found = set()
     for content in ("a", "b", "a"):
         (tmp_path / "train" / "x.py").write_text(content)
@@ -160,21 +160,21 @@ def test_fingerprints_follow_code_and_config(recipe, monkeypatch, tmp_path):
 def test_scripts_are_written_and_the_way_to_start_them_is_said(recipe, write_recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe_file = write_recipe(recipe)
-    assert commands.run(["submit", recipe_file, "--to", "slurm", "--run-dir", "runs/mine"]) == 0
+    assert command_line.run(["submit", recipe_file, "--to", "slurm", "--run-dir", "runs/mine"]) == 0
     assert (tmp_path / "mine.sbatch").read_text().startswith("#!/usr/bin/env bash\n#SBATCH --job-name=mine\n")
     assert "start the job with: sbatch mine.sbatch" in capsys.readouterr().out
     assert RunFolder("runs/mine").job.exists() and pathlib.Path("runs/mine/logs").is_dir()
     assert "holds another run: seed: 0 -> 1" in refused(capsys, recipe_file, "--to", "slurm", "--run-dir", "runs/mine", "--seed", "1")
     monkeypatch.setattr("train.submit.queued_resource.record_from_afar", lambda *_: None)
     pod = ["--run-dir", "gs://b/runs/mine", "--topology", "v5e:2x4", "--image", "i", "--project", "p", "--zone", "z"]
-    assert commands.run(["submit", recipe_file, "--to", "queued-resource", *pod]) == 0
+    assert command_line.run(["submit", recipe_file, "--to", "queued-resource", *pod]) == 0
     assert "docker run --name mine" in (tmp_path / "mine.sh").read_text()
 
 
 @pytest.mark.slow
 def test_a_run_on_this_machine_ends_and_goes_on(recipe, write_recipe, tmp_path):
     """In a process of its own, as a person would call it, on two devices that it makes."""
-    command = [sys.executable, "-m", "train.cli", "submit", write_recipe(recipe), "--to", "local", "--run-dir", str(tmp_path / "run"),
+    command = [sys.executable, "-m", "train.commands.cli", "submit", write_recipe(recipe), "--to", "local", "--run-dir", str(tmp_path / "run"),
                "--devices-per-process", "2", "--evaluation.every-steps", "100"]
     environment = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     for steps in (2, 4):

@@ -1,0 +1,61 @@
+"""The byte language model behind a compressed representation: trained like any other run, then quantized."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import rich.console
+from etils import epath
+
+from data.store import Corpus
+from tokenizer_lab.byte import ByteRepresentation
+from tokenizer_lab.equal_info.byte_lm import ByteLM, quantize
+from tokenizer_lab.errors import UserError
+from train.evaluate.bits_per_byte import make_judge
+from train.loop import FINISHED, train
+from train.recipe import load_recipe
+from train.run.folder import RunFolder
+from train.setup import load_run
+
+
+def train_byte_lm(recipe_name: str, corpus_path: epath.Path, run_dir: epath.Path, console: rich.console.Console) -> bool:
+    """Trains a byte language model on a corpus's train split, or goes on with it; whether it has finished.
+
+    Raises:
+      UserError: the recipe is not one for bytes, or the corpus is too small for it.
+    """
+    recipe, corpus = load_recipe(recipe_name), Corpus.open(corpus_path)
+    needed, there = recipe.data.batch_rows * recipe.data.sequence_length, corpus.documents("train").num_bytes
+    if there < needed:
+        raise UserError(f"{corpus_path} has {there:,} bytes to train on, less than one batch ({needed:,}) of the recipe {recipe_name}; "
+                        "ingest more text, or choose a smaller --lm-recipe")
+    representation = RunFolder(run_dir).representation
+    ByteRepresentation().save(representation)
+    data = dataclasses.replace(recipe.data, corpora=(str(corpus_path),), weights=(), encoded=())
+    recipe = dataclasses.replace(recipe, representation=str(representation), data=data)
+    return train(recipe, str(run_dir), console, make_judge) == FINISHED
+
+
+def load_byte_lm(run_dir: epath.Path) -> tuple[ByteLM, float]:
+    """The quantized language model of a run, and the FLOPs that training it took.
+
+    Raises:
+      UserError: the run is not one over bytes, or its weights are not finite.
+    """
+    loaded = load_run(str(run_dir))
+    recipe, kind = loaded.setup.recipe, loaded.setup.representation.kind
+    if kind != ByteRepresentation.kind or recipe.model.kind != "decoder":
+        raise UserError(f"{run_dir} is a run of a {recipe.model.kind} over {kind} ids; a compressor is a decoder over bytes, e.g. toklab train compressor_3m")
+    params = _flat(loaded.params)
+    if recipe.model.tied_embeddings:
+        params["unembedding"] = params["embedding"]
+    lm = quantize(params, rope_theta=recipe.model.rope_theta, context_bytes=recipe.data.piece_length or recipe.data.sequence_length)
+    return lm, loaded.counters["flops"]
+
+
+def _flat(params: Any) -> dict[str, np.ndarray]:
+    """The weights of a `models.decoder.Decoder` under their own names, which are all different."""
+    flat: dict[str, np.ndarray] = {}
+    for name, value in params.items():
+        flat |= _flat(value) if hasattr(value, "items") else {name: np.asarray(value)}
+    return flat

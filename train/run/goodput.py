@@ -1,0 +1,96 @@
+"""Where the time of a run went, from the first process that worked on it to the last.
+
+Every few seconds a process writes down, in a file of its own, how long it has run by a clock that only goes forward, what on, and from
+which step to which. A process that dies loses no more than the last of these seconds. Between two processes there is only the time of
+day: from the last that one wrote to the start of the next, the run was "down" (the loading of Python and its libraries included).
+A clock that is set meanwhile can make that wrong, but no time negative.
+
+A step that a later process took again, because the run went on from a checkpoint before it, was lost: its time is "repeated".
+"""
+
+import time
+from typing import Any
+
+from etils import epath
+
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import read_json, write_json
+from train.run.logs import Stopwatch
+
+_EVERY_SECONDS = 10.0
+_MERGED = {"last evaluation": "evaluation"}
+
+
+class Timekeeper:
+    """Writes down the time of this process.
+
+    Args:
+      folder: of the run's records, one file a process; None where another process of the run writes them.
+      clock: the seconds of each part, and of all.
+      first_step: where this process goes on from.
+    """
+
+    def __init__(self, folder: epath.Path | None, clock: Stopwatch, first_step: int):
+        self._clock, self._first_step = clock, first_step
+        self._started = time.time() - clock.total_seconds
+        self._path = folder / f"{len(list(folder.glob('*.json'))) if folder.exists() else 0:05}.json" if folder else None
+        self.write(first_step)
+
+    def note(self, step: int) -> None:
+        """That this many steps are done; written from time to time."""
+        if self._clock.total_seconds >= self._written_seconds + _EVERY_SECONDS:
+            self.write(step)
+
+    def write(self, step: int, finished: bool = False) -> None:
+        """Args: step: as many are done. finished: whether nothing is left to do, so that a pause behind it is not lost time."""
+        self._written_seconds = self._clock.total_seconds
+        if self._path is not None:
+            write_json(self._path, {"started": self._started, "seconds": self._written_seconds, "seconds_by_part": self._clock.seconds,
+                                    "first_step": self._first_step, "step": step, "finished": finished})
+
+
+def account(folder: epath.Path) -> dict[str, Any]:
+    """What the records in a folder come to.
+
+    Returns:
+      seconds: of the run's life, pauses between a finished budget and a longer one left out.
+      starts: processes that worked on it, one after the other.
+      seconds_by_part: they add up to `seconds`. "step" is of steps that count.
+      share: that of "step" in `seconds`; the goodput.
+    """
+    records, parts = _records(folder), {}
+    for number, record in enumerate(records):
+        later = records[number + 1:]
+        spent = _by_part(record)
+        num_steps = record["step"] - record["first_step"]
+        num_kept = max(0, min([record["step"], *(other["first_step"] for other in later)]) - record["first_step"])
+        stepping = spent.pop("step", 0.0)
+        kept = stepping * num_kept / num_steps if num_steps else stepping
+        spent |= {"step": kept, "repeated": stepping - kept}
+        if later and not record["finished"]:
+            spent["down"] = max(0.0, later[0]["started"] - record["started"] - record["seconds"])
+        for part, seconds in spent.items():
+            parts[part] = parts.get(part, 0.0) + seconds
+    total = sum(parts.values())
+    return {"seconds": total, "starts": len(records), "share": parts["step"] / total if total else None, "seconds_by_part": parts}
+
+
+def _by_part(record: dict[str, Any]) -> dict[str, float]:
+    parts = {}
+    for part, seconds in record["seconds_by_part"].items():
+        parts[_MERGED.get(part, part)] = parts.get(_MERGED.get(part, part), 0.0) + seconds
+    return parts | {"other": max(0.0, record["seconds"] - sum(parts.values()))}
+
+
+def _records(folder: epath.Path) -> list[dict[str, Any]]:
+    """In the order of their processes. What cannot be read is time that the run was down."""
+    records = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = read_json(path, "record of a run's time")
+            numbers = [record["started"], record["seconds"], record["first_step"], record["step"], *record["seconds_by_part"].values()]
+            if all(isinstance(number, int | float) and number >= 0 for number in numbers):
+                records.append({"finished": record.get("finished") is True, **record})
+        except (UserError, KeyError, TypeError, AttributeError):
+            continue
+    return records
