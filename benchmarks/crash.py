@@ -36,7 +36,7 @@ from train.submit.local import Local, free_port, newest_step
 HEARTBEAT_SECONDS, START_SECONDS = 10, 90
 MARGIN_SECONDS = 20  # for a machine that has other things to do
 MOMENTS = ("start", "step", "save")
-RECIPE = '''
+RECIPE = """
 from models.decoder import DecoderConfig
 from train.optimizer import Budget
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
@@ -52,7 +52,7 @@ def recipe() -> Recipe:
         mesh=MeshConfig(replica=-1, fsdp=1), logging=LoggingConfig(every_steps=1, tensorboard=False), checkpoint=CheckpointConfig(every_steps=4),
         evaluation=EvaluationConfig(every_steps=25, max_bytes=4096, batch_rows=12),
         deadlines=Deadlines(start_seconds={start}, heartbeat_seconds={heartbeat}))
-'''
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,16 +95,22 @@ def main(options: Options) -> None:
         undisturbed = start(folder, "undisturbed", options.num_processes)
         wait_until(lambda: taken(folder / "undisturbed"), undisturbed)
         start_seconds = time.monotonic() - began
-        assert [process.wait() for process in undisturbed] == [0] * options.num_processes, log_tail(folder, "undisturbed")
+        assert [process.wait() for process in undisturbed] == [0] * options.num_processes, log_tail(
+            folder, "undisturbed"
+        )
         wanted, crashes, failures, number = outcome(folder, "undisturbed"), [], [], 0
-        console.print(f"undisturbed: {options.num_processes} processes, {options.steps} steps, {start_seconds:.0f} s to the first")
+        console.print(
+            f"undisturbed: {options.num_processes} processes, {options.steps} steps, {start_seconds:.0f} s to the first"
+        )
         while len(crashes) < options.rounds:
             run = f"run{number}"
             crash = crash_once(folder, run, options.num_processes, random_, start_seconds)
             if crash is not None:
                 crashes.append(crash)
-                console.print(f"{len(crashes):3} {run} {crash.moment:5} {crash.how} host {crash.victim}  checkpoint {crash.steps[0]:3}, step {crash.steps[1]:3}  "
-                              f"others {crash.codes} after {crash.seconds:5.1f} s of {crash.within_seconds:.0f}  {'' if crash.good else 'NOT GOOD'}")
+                console.print(
+                    f"{len(crashes):3} {run} {crash.moment:5} {crash.how} host {crash.victim}  checkpoint {crash.steps[0]:3}, step {crash.steps[1]:3}  "
+                    f"others {crash.codes} after {crash.seconds:5.1f} s of {crash.within_seconds:.0f}  {'' if crash.good else 'NOT GOOD'}"
+                )
                 failures += [] if crash.good else [log_tail(folder, run)]
             elif (got := outcome(folder, run)) == wanted:
                 console.print(f"    {run} has come to its end: bit-identical")
@@ -112,13 +118,18 @@ def main(options: Options) -> None:
             else:
                 failures.append(f"{run} differs in {[part for part in wanted if wanted[part] != got.get(part)]}")
                 number += 1
-        if start_and_finish(folder, f"run{number}", options.num_processes) and outcome(folder, f"run{number}") == wanted:
+        if (
+            start_and_finish(folder, f"run{number}", options.num_processes)
+            and outcome(folder, f"run{number}") == wanted
+        ):
             console.print(f"    run{number} has come to its end: bit-identical")
         else:
             failures.append(f"run{number} did not come to the same end: {log_tail(folder, f'run{number}')}")
     for moment in MOMENTS:
         of_it = [crash for crash in crashes if crash.moment == moment]
-        console.print(f"{moment:5}: {len(of_it)} crashes, noticed within {max((crash.seconds for crash in of_it), default=0):.1f} s")
+        console.print(
+            f"{moment:5}: {len(of_it)} crashes, noticed within {max((crash.seconds for crash in of_it), default=0):.1f} s"
+        )
     console.print("\n".join(failures) or f"{len(crashes)} crashes, all as they should be")
     sys.exit(bool(failures))
 
@@ -132,25 +143,50 @@ def prepare(folder: pathlib.Path, options: Options) -> None:
             (folder / f"text{number}" / f"{which:03}.txt").write_text(text[:4000])
         toklab(folder, "ingest", f"text{number}", "--out", f"corpus{number}", "--domain", f"topics{number}")
     toklab(folder, "fit", "byte", "--corpus", "corpus0", "--out", "byte")
-    (folder / "recipe.py").write_text(RECIPE.format(folder=str(folder), steps=options.steps, start=float(START_SECONDS), heartbeat=HEARTBEAT_SECONDS))
+    (folder / "recipe.py").write_text(
+        RECIPE.format(folder=str(folder), steps=options.steps, start=float(START_SECONDS), heartbeat=HEARTBEAT_SECONDS)
+    )
 
 
 def toklab(folder: pathlib.Path, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "train.commands.cli", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "train.commands.cli", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def start(folder: pathlib.Path, run: str, num_processes: int) -> list[subprocess.Popen]:
     port, processes, place = free_port(), [], Local(num_processes=num_processes, devices_per_process=1)
     for number in range(num_processes):
         with open(folder / f"{run}-{number}.log", "a") as log:
-            processes.append(subprocess.Popen([sys.executable, "-m", "train.commands.cli", "train", str(folder / "recipe.py"), "--run-dir", str(folder / run)],
-                                              env=os.environ | place.environment(number, port), stdout=log, stderr=subprocess.STDOUT))
+            processes.append(
+                subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "train.commands.cli",
+                        "train",
+                        str(folder / "recipe.py"),
+                        "--run-dir",
+                        str(folder / run),
+                    ],
+                    env=os.environ | place.environment(number, port),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
     return processes
 
 
-def crash_once(folder: pathlib.Path, run: str, num_processes: int, random_: random.Random, start_seconds: float) -> Crash | None:
+def crash_once(
+    folder: pathlib.Path, run: str, num_processes: int, random_: random.Random, start_seconds: float
+) -> Crash | None:
     """Starts the processes and disturbs one of them; None if they had come to the end of the run by then."""
-    path, moment, how, victim = folder / run, random_.choice(MOMENTS), random_.choice([signal.SIGKILL, signal.SIGSTOP]), random_.randrange(num_processes)
+    path, moment, how, victim = (
+        folder / run,
+        random_.choice(MOMENTS),
+        random_.choice([signal.SIGKILL, signal.SIGSTOP]),
+        random_.randrange(num_processes),
+    )
     delay_seconds = random_.uniform(0, {"start": start_seconds, "step": 0.2, "save": 0.02}[moment])
     checkpoint = max(0, newest_step(str(path)))
     processes = start(folder, run, num_processes)
@@ -168,7 +204,11 @@ def crash_once(folder: pathlib.Path, run: str, num_processes: int, random_: rand
     for process in processes:
         process.kill()
         process.wait()
-    return None if set(codes) == {0} else Crash(moment, how.name, victim, (checkpoint, taken(path)), codes, seconds, within_seconds)
+    return (
+        None
+        if set(codes) == {0}
+        else Crash(moment, how.name, victim, (checkpoint, taken(path)), codes, seconds, within_seconds)
+    )
 
 
 def wait_for_writes(path: pathlib.Path, count: int, processes: list[subprocess.Popen]) -> None:
@@ -196,16 +236,27 @@ def taken(path: pathlib.Path) -> int:
 
 def outcome(folder: pathlib.Path, run: str) -> dict[str, bytes]:
     """All that must be the same: every array of the last checkpoint, and the numbers of every step."""
-    setup, checkpoints = set_up(load_recipe(str(folder / "recipe.py"))), Checkpoints(RunFolder(folder / run).checkpoints)
+    setup, checkpoints = (
+        set_up(load_recipe(str(folder / "recipe.py"))),
+        Checkpoints(RunFolder(folder / run).checkpoints),
+    )
     state = checkpoints.restore(checkpoints.latest_step(), setup.program.shapes, setup.program.shardings)
     checkpoints.close()
-    arrays = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
-    lines = [(line["step"], line["bytes_seen"], line["loss"], line["grad_norm"]) for line in read_lines(RunFolder(folder / run).metrics)]
+    arrays = {
+        jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+    }
+    lines = [
+        (line["step"], line["bytes_seen"], line["loss"], line["grad_norm"])
+        for line in read_lines(RunFolder(folder / run).metrics)
+    ]
     return arrays | {"steps": repr(lines).encode()}
 
 
 def log_tail(folder: pathlib.Path, run: str) -> str:
-    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(folder.glob(f"{run}-*.log")))
+    return "\n".join(
+        f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(folder.glob(f"{run}-*.log"))
+    )
 
 
 if __name__ == "__main__":

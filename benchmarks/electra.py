@@ -32,7 +32,16 @@ from train.optimizer import Budget, OptimizerConfig
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
 from train.report.report import write_report
 
-SHAPE = dict(num_layers=2, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=64, mlp_dim=384, compute_dtype="float32", remat="none")
+SHAPE = dict(
+    num_layers=2,
+    embed_dim=128,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=64,
+    mlp_dim=384,
+    compute_dtype="float32",
+    remat="none",
+)
 SEQUENCE_LENGTH = 64
 ENCODER = EncoderConfig(**SHAPE)
 ARMS = {
@@ -68,12 +77,17 @@ def main(options: Options) -> None:
     console = rich.console.Console()
     corpus = make_corpus(options.text, options.out / "corpus")
     if not (options.out / "subword").exists():
-        SubwordFit(vocab_size=options.vocab_size).fit(iter(corpus.documents("train")), corpus.content_hash).save(options.out / "subword")
+        SubwordFit(vocab_size=options.vocab_size).fit(iter(corpus.documents("train")), corpus.content_hash).save(
+            options.out / "subword"
+        )
     runs = []
     for seed in options.seeds:
         for arm in options.arms:
             try:
-                if train(recipe(arm, seed, options), str(options.out / f"{arm}-{seed}"), console, make_judge) != FINISHED:
+                if (
+                    train(recipe(arm, seed, options), str(options.out / f"{arm}-{seed}"), console, make_judge)
+                    != FINISHED
+                ):
                     raise SystemExit("stopped; the same command goes on there")
             except UserError as error:  # a run may diverge; that is a result too
                 console.print(f"{arm}-{seed} is left out: {error}", soft_wrap=True)
@@ -91,19 +105,43 @@ def evaluate(run: pathlib.Path, options: Options) -> None:
     for task in options.tasks:
         files = [pathlib.Path(part) for part in task.split(":")]
         if not (run / "finetune" / f"{task_name(files[0])}.json").exists():
-            finetune(FinetuneOptions(run=run, task=files[0], dev=files[1], num_seeds=1, num_epochs=options.finetune_epochs,
-                                     sequence_length=SEQUENCE_LENGTH, learning_rate=options.finetune_learning_rate))
+            finetune(
+                FinetuneOptions(
+                    run=run,
+                    task=files[0],
+                    dev=files[1],
+                    num_seeds=1,
+                    num_epochs=options.finetune_epochs,
+                    sequence_length=SEQUENCE_LENGTH,
+                    learning_rate=options.finetune_learning_rate,
+                )
+            )
 
 
 def recipe(arm: str, seed: int, options: Options) -> Recipe:
     model, objective = ARMS[arm]
     return Recipe(
-        name=f"{arm}-{seed}", representation=str(options.out / "subword"), budget=Budget(flops=options.flops), model=model, objective=objective,
-        seed=seed, data=DataConfig(corpora=(str(options.out / "corpus"),), batch_rows=32, sequence_length=SEQUENCE_LENGTH),
-        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="linear", warmup_share=0.1, final_share=0.0, beta2=0.999, epsilon=1e-6,
-                                  bias_correction=False, weight_decay=0.01),
-        checkpoint=CheckpointConfig(every_steps=500), logging=LoggingConfig(every_steps=100, tensorboard=False),
-        evaluation=EvaluationConfig(every_steps=400, max_bytes=1 << 15))
+        name=f"{arm}-{seed}",
+        representation=str(options.out / "subword"),
+        budget=Budget(flops=options.flops),
+        model=model,
+        objective=objective,
+        seed=seed,
+        data=DataConfig(corpora=(str(options.out / "corpus"),), batch_rows=32, sequence_length=SEQUENCE_LENGTH),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3,
+            schedule="linear",
+            warmup_share=0.1,
+            final_share=0.0,
+            beta2=0.999,
+            epsilon=1e-6,
+            bias_correction=False,
+            weight_decay=0.01,
+        ),
+        checkpoint=CheckpointConfig(every_steps=500),
+        logging=LoggingConfig(every_steps=100, tensorboard=False),
+        evaluation=EvaluationConfig(every_steps=400, max_bytes=1 << 15),
+    )
 
 
 def show(runs: list[pathlib.Path], options: Options, console: rich.console.Console) -> None:
@@ -113,14 +151,20 @@ def show(runs: list[pathlib.Path], options: Options, console: rich.console.Conso
     for name in ("", *(f"{arm}, {len(of_arm)} runs" for arm, of_arm in figures.items())):
         table.add_column(name)
     for name in dict.fromkeys(name for of_arm in figures.values() for numbers in of_arm for name in numbers):
-        table.add_row(name, *(spread([numbers[name] for numbers in of_arm if name in numbers]) for of_arm in figures.values()))
+        table.add_row(
+            name, *(spread([numbers[name] for numbers in of_arm if name in numbers]) for of_arm in figures.values())
+        )
     console.print(table)
 
 
 def read_figures(run: pathlib.Path) -> dict[str, Any]:
     """What a run came to, by name."""
     evaluation = json.loads((run / "eval.json").read_text())
-    figures = {"bits_per_byte": evaluation["bits_per_byte"], **evaluation.get("encoder", {}), "bytes_seen": evaluation["bytes_seen"]}
+    figures = {
+        "bits_per_byte": evaluation["bits_per_byte"],
+        **evaluation.get("encoder", {}),
+        "bytes_seen": evaluation["bytes_seen"],
+    }
     for file in sorted((run / "finetune").glob("*.json")):
         result = json.loads(file.read_text())
         figures |= {f"{result['task']} {metric}": values["median"] for metric, values in result["metrics"].items()}

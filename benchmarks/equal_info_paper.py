@@ -81,7 +81,8 @@ def main(options: Options) -> None:
     results["windows"] = [
         windows(name, lms[name], sample, width, rule, options.out / f"windows-{width}-{name}-{rule}.json")
         for width, name, rule in itertools.product(WIDTHS, LMS, ("exact", "paper", "delay"))
-        if (rule == "exact" and width != 24) or (rule != "exact" and name == "pieces")]  # a table of 24 bits takes hours
+        if (rule == "exact" and width != 24) or (rule != "exact" and name == "pieces")
+    ]  # a table of 24 bits takes hours
     show("Bytes per window", results["windows"], console)
     results["arms"] = []
     for name in options.arms:
@@ -112,19 +113,33 @@ def lm_recipe(name: str, options: Options) -> Recipe:
     """A byte language model of 0.6M parameters, on pieces of 32 bytes or on contexts of 1,024."""
     byte = options.out / "byte"
     ByteRepresentation().save(byte)
-    model = DecoderConfig(num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384,
-                          compute_dtype="float32")
+    model = DecoderConfig(
+        num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384, compute_dtype="float32"
+    )
     on_pieces, num_bytes = LMS[name]
-    shape = dict(batch_rows=16, sequence_length=256, piece_length=32) if on_pieces else dict(batch_rows=4, sequence_length=1024)
+    shape = (
+        dict(batch_rows=16, sequence_length=256, piece_length=32)
+        if on_pieces
+        else dict(batch_rows=4, sequence_length=1024)
+    )
     return recipe(f"lm-{name}", byte, options, model, num_bytes, **shape)
 
 
-def recipe(name: str, representation: pathlib.Path, options: Options, model: DecoderConfig, num_bytes: int, **data) -> Recipe:
+def recipe(
+    name: str, representation: pathlib.Path, options: Options, model: DecoderConfig, num_bytes: int, **data
+) -> Recipe:
     return Recipe(
-        name=name, representation=str(representation), budget=Budget(bytes=num_bytes), model=model, seed=SEED,
-        data=DataConfig(corpora=(str(options.out / "corpus"),), **data), optimizer=OptimizerConfig(learning_rate=4e-3),
-        checkpoint=CheckpointConfig(every_steps=200), logging=LoggingConfig(every_steps=50, tensorboard=False),
-        evaluation=EvaluationConfig(every_steps=200, max_bytes=1 << 15, batch_rows=data["batch_rows"]))
+        name=name,
+        representation=str(representation),
+        budget=Budget(bytes=num_bytes),
+        model=model,
+        seed=SEED,
+        data=DataConfig(corpora=(str(options.out / "corpus"),), **data),
+        optimizer=OptimizerConfig(learning_rate=4e-3),
+        checkpoint=CheckpointConfig(every_steps=200),
+        logging=LoggingConfig(every_steps=50, tensorboard=False),
+        evaluation=EvaluationConfig(every_steps=200, max_bytes=1 << 15, batch_rows=data["batch_rows"]),
+    )
 
 
 def run(recipe: Recipe, run_dir: pathlib.Path, console: rich.console.Console) -> None:
@@ -132,7 +147,9 @@ def run(recipe: Recipe, run_dir: pathlib.Path, console: rich.console.Console) ->
         raise SystemExit(f"stopped; the same command goes on with {run_dir}")
 
 
-def windows(name: str, run_dir: pathlib.Path, sample: bytes, width: int, rule: str, file: pathlib.Path) -> dict[str, Any]:
+def windows(
+    name: str, run_dir: pathlib.Path, sample: bytes, width: int, rule: str, file: pathlib.Path
+) -> dict[str, Any]:
     """What windows of one width hold of a held-out text; kept in a file."""
     if file.exists():
         return json.loads(file.read_text())
@@ -140,7 +157,12 @@ def windows(name: str, run_dir: pathlib.Path, sample: bytes, width: int, rule: s
     fit = EqualInfoFit(window_bits=width, id_bits=8, rule=rule, sample_bytes=len(sample))
     documents = [sample[start : start + 512] for start in range(0, len(sample), 512)]
     statistics = fit.fit(documents, "", lm, flops, lambda *_: None).statistics
-    row = {"W": width, "LM": name, "rule": rule, "bytes_per_window": statistics["bytes_per_id"] * width / 8} | statistics
+    row = {
+        "W": width,
+        "LM": name,
+        "rule": rule,
+        "bytes_per_window": statistics["bytes_per_id"] * width / 8,
+    } | statistics
     file.write_text(json.dumps(row))
     return row
 
@@ -153,17 +175,34 @@ def arm(name: str, lms: dict[str, pathlib.Path], corpus: Corpus, options: Option
         documents = corpus.documents("train")
         more = (*load_byte_lm(lms[lm]), lambda *_: None) if lm else ()
         fit.fit((documents[n] for n in range(len(documents))), corpus.content_hash, *more).save(artifact)
-    model = DecoderConfig(num_layers=4, embed_dim=128, num_heads=2, num_kv_heads=2, mlp_dim=384, compute_dtype="float32")
-    run(recipe(name, artifact if fit else options.out / "byte", options, model, options.arm_bytes, batch_rows=8,
-               sequence_length=length), run_dir, console)
+    model = DecoderConfig(
+        num_layers=4, embed_dim=128, num_heads=2, num_kv_heads=2, mlp_dim=384, compute_dtype="float32"
+    )
+    run(
+        recipe(
+            name,
+            artifact if fit else options.out / "byte",
+            options,
+            model,
+            options.arm_bytes,
+            batch_rows=8,
+            sequence_length=length,
+        ),
+        run_dir,
+        console,
+    )
     evaluation = run_dir / "eval.json"
-    result = json.loads(evaluation.read_text()) if evaluation.exists() else evaluate_run(str(run_dir), None, lambda *_: None)
+    result = (
+        json.loads(evaluation.read_text()) if evaluation.exists() else evaluate_run(str(run_dir), None, lambda *_: None)
+    )
     bits_per_id = result["total_nats"] / np.log(2) / result["num_tokens"]
     low, high = result["interval_95"]
     row = {"arm": name, "bits_per_byte": result["bits_per_byte"], "low": low, "high": high} | result["text"]
     return row | {
-        "bits_per_id": bits_per_id, "trained_unigram_bits_per_byte": trained_unigram(run_dir / "representation", corpus, options.arm_bytes),
-        "accuracy_by_place": accuracy_by_place(run_dir, fit) if "w64" in name else None}
+        "bits_per_id": bits_per_id,
+        "trained_unigram_bits_per_byte": trained_unigram(run_dir / "representation", corpus, options.arm_bytes),
+        "accuracy_by_place": accuracy_by_place(run_dir, fit) if "w64" in name else None,
+    }
 
 
 def trained_unigram(artifact: pathlib.Path, corpus: Corpus, num_bytes: int) -> float | None:

@@ -27,7 +27,9 @@ nats, num_bytes = 0.0, 0
 for number in range(len(documents)):
     document = documents[number]
     ids = torch.tensor([end, *tokenizer(document.decode(), add_special_tokens=False).input_ids, end])
-    for start in range(0, len(ids) - 1, length):  # pieces that do not see each other; each id but the first is predicted once
+    for start in range(
+        0, len(ids) - 1, length
+    ):  # pieces that do not see each other; each id but the first is predicted once
         piece = ids[start : start + length + 1]
         with torch.no_grad():
             logits = model(piece[None, :-1]).logits[0]

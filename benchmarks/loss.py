@@ -33,7 +33,9 @@ import tyro
 from tokenizer_lab.kernels.linear_cross_entropy import linear_cross_entropy
 
 try:
-    with mock.patch("typeguard.typechecked", lambda function: function):  # it checks its types by typeguard 2, and fails at some by 4
+    with mock.patch(
+        "typeguard.typechecked", lambda function: function
+    ):  # it checks its types by typeguard 2, and fails at some by 4
         import tokamax
         from absl import flags
         from tokamax._src.ops.linear_softmax_cross_entropy_loss import pallas_mosaic_tpu_kernel as tokamax_kernel
@@ -41,7 +43,10 @@ try:
 except ImportError:
     tokamax = None
 
-SHAPES = ((1408, 2048, 128), (2048, 32_768, 512))  # positions, ids, width: a batch of demo_subword, and a vocabulary as large as models' are
+SHAPES = (
+    (1408, 2048, 128),
+    (2048, 32_768, 512),
+)  # positions, ids, width: a batch of demo_subword, and a vocabulary as large as models' are
 BASELINE = "ours, plain"
 
 
@@ -67,14 +72,18 @@ class Loss(NamedTuple):
         """The loss, and its gradients by x and table."""
         return jax.jit(jax.value_and_grad(self.mean, (0, 1)))
 
-    def abstract_arguments(self, num_positions: int, num_ids: int, width: int, dtype, **options) -> tuple[jax.ShapeDtypeStruct, ...]:
+    def abstract_arguments(
+        self, num_positions: int, num_ids: int, width: int, dtype, **options
+    ) -> tuple[jax.ShapeDtypeStruct, ...]:
         table = (num_ids, width) if self.table_by_ids else (width, num_ids)
         types = ((num_positions, width), dtype), (table, dtype), ((num_positions,), jnp.int32)
         return tuple(jax.ShapeDtypeStruct(*type_, **options) for type_ in types)
 
 
 def ours(implementation: str, x_nd: jax.Array, table_vd: jax.Array, labels_n: jax.Array) -> jax.Array:
-    nats_1n, _ = linear_cross_entropy(x_nd[None], table_vd, labels_n[None], vocab_size=len(table_vd), implementation=implementation)
+    nats_1n, _ = linear_cross_entropy(
+        x_nd[None], table_vd, labels_n[None], vocab_size=len(table_vd), implementation=implementation
+    )
     return jnp.mean(nats_1n)
 
 
@@ -84,7 +93,9 @@ def by_optax(x_nd: jax.Array, table_vd: jax.Array, labels_n: jax.Array) -> jax.A
 
 
 def by_tokamax(x_nd: jax.Array, table_dv: jax.Array, labels_n: jax.Array) -> jax.Array:
-    return tokamax.linear_softmax_cross_entropy_loss(x_nd, labels_n, table_dv, reduction="mean", implementation="xla").astype(jnp.float32)
+    return tokamax.linear_softmax_cross_entropy_loss(
+        x_nd, labels_n, table_dv, reduction="mean", implementation="xla"
+    ).astype(jnp.float32)
 
 
 def by_tokamax_kernel(x_nd: jax.Array, table_dv: jax.Array, labels_n: jax.Array) -> jax.Array:
@@ -96,12 +107,16 @@ def by_tokamax_kernel(x_nd: jax.Array, table_dv: jax.Array, labels_n: jax.Array)
         return forward(x_nd, table_dv)[0]
 
     def forward(x_nd, table_dv):
-        mean, logz_n = tokamax_kernel.linear_softmax_cross_entropy_loss_fwd_pallas_mosaic_tpu(x_nd, labels_n, table_dv, **options)
+        mean, logz_n = tokamax_kernel.linear_softmax_cross_entropy_loss_fwd_pallas_mosaic_tpu(
+            x_nd, labels_n, table_dv, **options
+        )
         return mean, (x_nd, table_dv, logz_n)
 
     def backward(residuals, by_mean):
         x_nd, table_dv, logz_n = residuals
-        return tokamax_kernel.linear_softmax_cross_entropy_loss_bwd_pallas_mosaic_tpu(by_mean, logz_n, x_nd, labels_n, table_dv, **options)
+        return tokamax_kernel.linear_softmax_cross_entropy_loss_bwd_pallas_mosaic_tpu(
+            by_mean, logz_n, x_nd, labels_n, table_dv, **options
+        )
 
     loss.defvjp(forward, backward)
     return loss(x_nd, table_dv)
@@ -111,10 +126,16 @@ def losses(platform: str) -> dict[str, Loss]:
     """All that there are on a platform, by name."""
     kernel = {"tpu": "pallas", "gpu": "pallas_gpu"}.get(platform)
     found = {"ours, kernel": Loss(functools.partial(ours, kernel))} if kernel else {}
-    found |= {"ours, in chunks": Loss(functools.partial(ours, "chunked")), BASELINE: Loss(functools.partial(ours, "reference"))}
+    found |= {
+        "ours, in chunks": Loss(functools.partial(ours, "chunked")),
+        BASELINE: Loss(functools.partial(ours, "reference")),
+    }
     found["optax on logits"] = Loss(by_optax)
     if tokamax is None:
-        print("tokamax is left out: it is not installed (pip install tokamax==0.0.12 && pip install 'typeguard>=4')", file=sys.stderr)
+        print(
+            "tokamax is left out: it is not installed (pip install tokamax==0.0.12 && pip install 'typeguard>=4')",
+            file=sys.stderr,
+        )
         return found
     found["tokamax, XLA"] = Loss(by_tokamax, table_by_ids=False)
     return found | ({"tokamax, kernel": Loss(by_tokamax_kernel, table_by_ids=False)} if platform == "tpu" else {})
@@ -123,11 +144,17 @@ def losses(platform: str) -> dict[str, Loss]:
 def measure(shape: tuple[int, int, int], repeats: int) -> list[dict]:
     """A row for each loss."""
     num_positions, num_ids, width = shape
-    dtype, found, keys = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16, losses(jax.default_backend()), jax.random.split(jax.random.key(0), 3)
+    dtype, found, keys = (
+        jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+        losses(jax.default_backend()),
+        jax.random.split(jax.random.key(0), 3),
+    )
     x_nd = jax.random.normal(keys[0], (num_positions, width), dtype)
     table_vd = jax.random.normal(keys[1], (num_ids, width), dtype) * width**-0.5
     labels_n = jax.random.randint(keys[2], (num_positions,), 0, num_ids)
-    arguments = {name: (x_nd, table_vd if loss.table_by_ids else jnp.array(table_vd.T), labels_n) for name, loss in found.items()}
+    arguments = {
+        name: (x_nd, table_vd if loss.table_by_ids else jnp.array(table_vd.T), labels_n) for name, loss in found.items()
+    }
     programs = {name: loss.differentiated().lower(*arguments[name]).compile() for name, loss in found.items()}
     check({name: program(*arguments[name]) for name, program in programs.items()}, found)
     seconds = {name: [] for name in programs}
@@ -136,11 +163,17 @@ def measure(shape: tuple[int, int, int], repeats: int) -> list[dict]:
             start = time.perf_counter()
             jax.block_until_ready(program(*arguments[name]))
             seconds[name].append(time.perf_counter() - start)
-    ratios = {name: [plain / own for plain, own in zip(seconds[BASELINE][1:], times[1:])] for name, times in seconds.items()}
+    ratios = {
+        name: [plain / own for plain, own in zip(seconds[BASELINE][1:], times[1:])] for name, times in seconds.items()
+    }
     return [
-        {"shape": f"{num_positions:,} x {num_ids:,} x {width}", "loss": name, "seconds": statistics.median(seconds[name][1:]),
-         "times as fast as plain": (min(ratios[name]), statistics.median(ratios[name]), max(ratios[name])),
-         "temporaries MB": program.memory_analysis().temp_size_in_bytes / 1e6}
+        {
+            "shape": f"{num_positions:,} x {num_ids:,} x {width}",
+            "loss": name,
+            "seconds": statistics.median(seconds[name][1:]),
+            "times as fast as plain": (min(ratios[name]), statistics.median(ratios[name]), max(ratios[name])),
+            "temporaries MB": program.memory_analysis().temp_size_in_bytes / 1e6,
+        }
         for name, program in programs.items()
     ]
 
@@ -153,7 +186,9 @@ def check(results: dict[str, tuple], found: dict[str, Loss]) -> None:
         for result, wanted in ((mean, expected), (by_x, expected_by_x), (by_table, expected_by_table)):
             largest = np.abs(np.asarray(wanted, np.float32)).max()
             tolerance = largest * (1e-4 if by_x.dtype == jnp.float32 else 2e-2)
-            np.testing.assert_allclose(np.asarray(result, np.float32), np.asarray(wanted, np.float32), rtol=0, atol=tolerance, err_msg=name)
+            np.testing.assert_allclose(
+                np.asarray(result, np.float32), np.asarray(wanted, np.float32), rtol=0, atol=tolerance, err_msg=name
+            )
 
 
 def main(options: Options) -> None:
@@ -162,8 +197,14 @@ def main(options: Options) -> None:
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "loss" else "right")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else " / ".join(f"{part:.3g}" for part in (value if isinstance(value, tuple) else (value,)))
-                        for value in row.values()))
+        table.add_row(
+            *(
+                value
+                if isinstance(value, str)
+                else " / ".join(f"{part:.3g}" for part in (value if isinstance(value, tuple) else (value,)))
+                for value in row.values()
+            )
+        )
     rich.console.Console().print(table)
     if options.json_file:
         options.json_file.write_text(json.dumps(rows, indent=2))

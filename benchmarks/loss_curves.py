@@ -24,7 +24,11 @@ from train.setup import Setup, set_up
 from train.step import make_train_step
 
 PLAIN = "plain XLA"
-CURVES = {PLAIN: ("reference", 1), "kernel": ("interpreted", 1), "plain XLA in two halves": ("reference", 2)}  # implementation, microbatches
+CURVES = {
+    PLAIN: ("reference", 1),
+    "kernel": ("interpreted", 1),
+    "plain XLA in two halves": ("reference", 2),
+}  # implementation, microbatches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +46,15 @@ def train(setup: Setup, steps: int, implementation: str, num_microbatches: int) 
     """The loss of each step."""
     recipe, losses = setup.recipe, []
     state = setup.program.init(np.asarray(jax.random.key_data(jax.random.key(recipe.seed))))
-    step = make_train_step(setup.program, recipe.objective, recipe.optimizer, setup.mesh, meter=setup.meter,
-                           num_microbatches=num_microbatches, kernels=implementation)
+    step = make_train_step(
+        setup.program,
+        recipe.objective,
+        recipe.optimizer,
+        setup.mesh,
+        meter=setup.meter,
+        num_microbatches=num_microbatches,
+        kernels=implementation,
+    )
     next_batch = open_batches(setup, state, lambda row, num_documents, digest: None)
     for _ in range(steps):
         state, metrics = step(state, next_batch())
@@ -60,15 +71,21 @@ def apart(losses: list[float], plain: list[float]) -> float:
 def main(options: Options) -> None:
     console, curves = rich.console.Console(), {}
     early = max(1, options.steps // 10)
-    table = rich.table.Table(title="Losses, and the largest relative difference from those of plain XLA", box=rich.box.SIMPLE_HEAD)
+    table = rich.table.Table(
+        title="Losses, and the largest relative difference from those of plain XLA", box=rich.box.SIMPLE_HEAD
+    )
     for name in ("recipe", "curve", "first loss", "last loss", f"steps 1 to {early}", f"steps 1 to {options.steps}"):
         table.add_column(name, justify="left" if name in ("recipe", "curve") else "right")
     for name in options.recipes:
         setup = set_up(load_recipe(name))
         curves[name] = {curve: train(setup, options.steps, *how) for curve, how in CURVES.items()}
         for curve, losses in curves[name].items():
-            differences = [f"{apart(losses[:steps], curves[name][PLAIN][:steps]):.1e}" for steps in (early, options.steps)]
-            table.add_row(name, curve, f"{losses[0]:.5f}", f"{losses[-1]:.5f}", *(["", ""] if curve == PLAIN else differences))
+            differences = [
+                f"{apart(losses[:steps], curves[name][PLAIN][:steps]):.1e}" for steps in (early, options.steps)
+            ]
+            table.add_row(
+                name, curve, f"{losses[0]:.5f}", f"{losses[-1]:.5f}", *(["", ""] if curve == PLAIN else differences)
+            )
         if options.json_file:
             options.json_file.write_text(json.dumps(curves, indent=2))
     console.print(table)

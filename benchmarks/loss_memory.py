@@ -32,7 +32,11 @@ from train.plan.tpu_stand_in import topology_devices  # before JAX
 from train.recipe import DataConfig, Recipe
 
 NUM_POSITIONS, SEQUENCE_LENGTH = 8192, 1024
-IMPLEMENTATIONS = {"ours, kernel": "pallas", "ours, in chunks": "chunked", "ours, plain": "reference"}  # that a step can have
+IMPLEMENTATIONS = {
+    "ours, kernel": "pallas",
+    "ours, in chunks": "chunked",
+    "ours, plain": "reference",
+}  # that a step can have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,9 @@ class LabelLogits(Causal):
 
 def loss_bytes(options: Options, devices: Sequence[jax.Device], loss: Loss) -> int:
     mesh = Mesh(np.array(devices[:1]), ("chip",))
-    arguments = loss.abstract_arguments(NUM_POSITIONS, options.vocab_size, options.width, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))
+    arguments = loss.abstract_arguments(
+        NUM_POSITIONS, options.vocab_size, options.width, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec())
+    )
     with jax.set_mesh(mesh):  # kernels ask it which chip they are compiled for
         return loss.differentiated().lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
@@ -93,9 +99,19 @@ def loss_bytes(options: Options, devices: Sequence[jax.Device], loss: Loss) -> i
 def step_bytes(options: Options, devices: Sequence[jax.Device], objective: Causal) -> dict[str, int]:
     heads = options.width // 64
     recipe = Recipe(
-        name="loss_memory", representation="none", budget=Budget(steps=100), objective=objective,
-        data=DataConfig(corpora=("none",), batch_rows=len(devices) * NUM_POSITIONS // SEQUENCE_LENGTH, sequence_length=SEQUENCE_LENGTH),
-        model=DecoderConfig(num_layers=2, embed_dim=options.width, num_heads=heads, num_kv_heads=heads, mlp_dim=8 * options.width // 3))
+        name="loss_memory",
+        representation="none",
+        budget=Budget(steps=100),
+        objective=objective,
+        data=DataConfig(
+            corpora=("none",),
+            batch_rows=len(devices) * NUM_POSITIONS // SEQUENCE_LENGTH,
+            sequence_length=SEQUENCE_LENGTH,
+        ),
+        model=DecoderConfig(
+            num_layers=2, embed_dim=options.width, num_heads=heads, num_kv_heads=heads, mlp_dim=8 * options.width // 3
+        ),
+    )
     memory = compile_step(recipe, options.vocab_size, devices)["memory"]
     return {"step": memory["temp"], "alive": memory["peak"] - memory["argument"]}
 

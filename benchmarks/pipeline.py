@@ -1,6 +1,6 @@
 """The input pipeline alone: documents in, batches out, bytes of text a second on one core, beside what a step of a run consumes.
 
-    python benchmarks/pipeline.py ARTIFACT... --corpus CORPUS [--run RUN] [--seconds 5]
+python benchmarks/pipeline.py ARTIFACT... --corpus CORPUS [--run RUN] [--seconds 5]
 """
 
 import dataclasses
@@ -36,21 +36,31 @@ class Options:
 
 
 def main(options: Options) -> None:
-    table = rich.table.Table(title=f"Batches of {options.batch_rows} x {options.sequence_length}, one thread", box=rich.box.SIMPLE_HEAD)
+    table = rich.table.Table(
+        title=f"Batches of {options.batch_rows} x {options.sequence_length}, one thread", box=rich.box.SIMPLE_HEAD
+    )
     consumed = json.loads(RunFolder(options.run).summary.read_text())["bytes_per_second"] if options.run else None
     for name in ("representation", "MB/s (min / median / max)", *(["times what the run consumes"] if consumed else [])):
         table.add_column(name)
     for artifact in options.artifacts:
         speeds = sorted(measure(artifact, options))
-        table.add_row(str(artifact), " / ".join(f"{speed / 1e6:.3g}" for speed in speeds), *([f"{speeds[1] / consumed:.3g}"] if consumed else []))
+        table.add_row(
+            str(artifact),
+            " / ".join(f"{speed / 1e6:.3g}" for speed in speeds),
+            *([f"{speeds[1] / consumed:.3g}"] if consumed else []),
+        )
     rich.console.Console().print(table)
 
 
 def measure(artifact: pathlib.Path, options: Options) -> list[float]:
     """Bytes a second, three times."""
     streams = RowStreams(
-        [Source(Corpus.open(options.corpus).documents("train"), 1.0)], tokenizer_lab.load(artifact), batch_rows=options.batch_rows,
-        sequence_length=options.sequence_length, seed=0)
+        [Source(Corpus.open(options.corpus).documents("train"), 1.0)],
+        tokenizer_lab.load(artifact),
+        batch_rows=options.batch_rows,
+        sequence_length=options.sequence_length,
+        seed=0,
+    )
     batches = iter(streams)
     next(batches)
     speeds = []

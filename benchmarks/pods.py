@@ -45,21 +45,43 @@ def with_mesh(recipe: Recipe, **sizes: int) -> Recipe:
 
 def cases() -> dict[str, list[tuple[Recipe, Ids, Pod]]]:
     """What is compiled, by table."""
-    over = {(name, ids.name): (recipe, ids) for name in ("decoder_1b", "decoder_8b") for recipe, ids in compared(load_recipe(name), ASSUMED["subword"])}
+    over = {
+        (name, ids.name): (recipe, ids)
+        for name in ("decoder_1b", "decoder_8b")
+        for recipe, ids in compared(load_recipe(name), ASSUMED["subword"])
+    }
     return {
         "subword": [(*over[name, "subword"], pod) for name in ("decoder_8b", "decoder_1b") for pod in PODS],
-        "other representations": [(*over[name, kind], pod) for name in ("decoder_8b", "decoder_1b") for kind in ("byte", "equal_info") for pod in PODS],
-        "weak scaling": [(rows("decoder_1b", 4 * chips), ASSUMED["subword"], Pod(f"v5p:{shape}"))
-                         for chips, shape in ((16, "2x2x4"), (64, "4x4x4"), (256, "4x8x8"), (1024, "8x8x16"))],
+        "other representations": [
+            (*over[name, kind], pod)
+            for name in ("decoder_8b", "decoder_1b")
+            for kind in ("byte", "equal_info")
+            for pod in PODS
+        ],
+        "weak scaling": [
+            (rows("decoder_1b", 4 * chips), ASSUMED["subword"], Pod(f"v5p:{shape}"))
+            for chips, shape in ((16, "2x2x4"), (64, "4x4x4"), (256, "4x8x8"), (1024, "8x8x16"))
+        ],
         "other recipes": [  # narrow ones, which split over fewer chips than there are
-            (with_mesh(rows(name, 1024), replica=max(pod.num_slices, pod.num_chips // most_shards)), ASSUMED["subword"], pod)
-            for name, most_shards in (("electra_small", 64), ("decoder_125m", 256), ("decoder_350m", 1024)) for pod in PODS[1:]],
-        "replicas within a slice": [(with_mesh(load_recipe("decoder_8b"), replica=replicas), ASSUMED["subword"], PODS[1]) for replicas in (4, 16)],
+            (
+                with_mesh(rows(name, 1024), replica=max(pod.num_slices, pod.num_chips // most_shards)),
+                ASSUMED["subword"],
+                pod,
+            )
+            for name, most_shards in (("electra_small", 64), ("decoder_125m", 256), ("decoder_350m", 1024))
+            for pod in PODS[1:]
+        ],
+        "replicas within a slice": [
+            (with_mesh(load_recipe("decoder_8b"), replica=replicas), ASSUMED["subword"], PODS[1])
+            for replicas in (4, 16)
+        ],
     }
 
 
 def file_of(folder: pathlib.Path, recipe: Recipe, ids: Ids, pod: Pod) -> pathlib.Path:
-    name = f"{recipe.name}-{ids.name}-{pod}-{recipe.data.batch_rows}x{recipe.data.sequence_length}-{recipe.mesh.replica}"
+    name = (
+        f"{recipe.name}-{ids.name}-{pod}-{recipe.data.batch_rows}x{recipe.data.sequence_length}-{recipe.mesh.replica}"
+    )
     return folder / f"{name.replace(' ', '').replace(':', '_')}.json"
 
 
@@ -81,7 +103,11 @@ def markdown(folder: pathlib.Path, table: list[tuple[Recipe, Ids, Pod]]) -> Iter
         recipe, ids, pod = case
         if (file := file_of(folder, *case)).exists():
             plan: dict[str, Any] = json.loads(file.read_text())
-            yield f"| {recipe.name} | {ids.name} | {pod} | {plan['batch_rows']:,} | " + " | ".join(plan_cells(plan)[column] for column in COLUMNS) + " |"
+            yield (
+                f"| {recipe.name} | {ids.name} | {pod} | {plan['batch_rows']:,} | "
+                + " | ".join(plan_cells(plan)[column] for column in COLUMNS)
+                + " |"
+            )
 
 
 def main() -> None:

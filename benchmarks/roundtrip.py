@@ -36,10 +36,15 @@ def main(options: Options) -> int:
         representation, started = tokenizer_lab.load(artifact), time.perf_counter()
         num_documents, num_bytes, different = 0, 0, 0
         for texts in _batches(_documents(source, options.max_bytes_a_source), representation.batch_documents):
-            different += sum(not _comes_back(representation, *pair) for pair in zip(texts, representation.encode_many(texts)))
+            different += sum(
+                not _comes_back(representation, *pair) for pair in zip(texts, representation.encode_many(texts))
+            )
             num_documents, num_bytes = num_documents + len(texts), num_bytes + sum(map(len, texts))
-        print(f"{artifact}  {source}: {num_documents:,} documents, {num_bytes:,} bytes, {different} different, "
-              f"{time.perf_counter() - started:.1f} s", flush=True)
+        print(
+            f"{artifact}  {source}: {num_documents:,} documents, {num_bytes:,} bytes, {different} different, "
+            f"{time.perf_counter() - started:.1f} s",
+            flush=True,
+        )
         num_different += different
     return int(num_different > 0)
 

@@ -40,7 +40,9 @@ class Options:
 
 def compile_step(implementation: str, arguments: tuple, vocab_size: int):
     def loss(x_nd, table_vd, bias_v, labels_n, seeds_n2):
-        nats_n, _, samples_n = sample_replacements(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size=vocab_size, implementation=implementation)
+        nats_n, _, samples_n = sample_replacements(
+            x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size=vocab_size, implementation=implementation
+        )
         return jnp.mean(nats_n), samples_n
 
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True)).lower(*arguments).compile()
@@ -49,9 +51,15 @@ def compile_step(implementation: str, arguments: tuple, vocab_size: int):
 def measure(num_positions: int, vocab_size: int, width: int, repeats: int) -> dict:
     keys = jax.random.split(jax.random.key(0), 4)
     arguments = (
-        jax.random.normal(keys[0], (num_positions, width)), jax.random.normal(keys[1], (vocab_size, width)) * width**-0.5,
-        jnp.zeros(vocab_size), jax.random.randint(keys[2], (num_positions,), 0, vocab_size), jax.random.bits(keys[3], (num_positions, 2), jnp.uint32))
-    steps = {name: compile_step(implementation, arguments, vocab_size) for name, implementation in IMPLEMENTATIONS.items()}
+        jax.random.normal(keys[0], (num_positions, width)),
+        jax.random.normal(keys[1], (vocab_size, width)) * width**-0.5,
+        jnp.zeros(vocab_size),
+        jax.random.randint(keys[2], (num_positions,), 0, vocab_size),
+        jax.random.bits(keys[3], (num_positions, 2), jnp.uint32),
+    )
+    steps = {
+        name: compile_step(implementation, arguments, vocab_size) for name, implementation in IMPLEMENTATIONS.items()
+    }
     seconds = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
@@ -69,12 +77,20 @@ def measure(num_positions: int, vocab_size: int, width: int, repeats: int) -> di
 
 def main(options: Options) -> None:
     rows = [measure(*shape, options.repeats) for shape in SHAPES]
-    table = rich.table.Table(title=f"Samples, loss and gradients on {jax.devices()[0].device_kind}, float32", box=rich.box.SIMPLE_HEAD)
+    table = rich.table.Table(
+        title=f"Samples, loss and gradients on {jax.devices()[0].device_kind}, float32", box=rich.box.SIMPLE_HEAD
+    )
     for name in rows[0]:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else " / ".join(f"{part:.3g}" for part in (value if isinstance(value, tuple) else (value,)))
-                        for value in row.values()))
+        table.add_row(
+            *(
+                value
+                if isinstance(value, str)
+                else " / ".join(f"{part:.3g}" for part in (value if isinstance(value, tuple) else (value,)))
+                for value in row.values()
+            )
+        )
     rich.console.Console().print(table)
     if options.json_file:
         options.json_file.write_text(json.dumps(rows, indent=2))

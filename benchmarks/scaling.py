@@ -51,9 +51,16 @@ class Options:
 def main(options: Options) -> None:
     if options.only is not None:
         return print(json.dumps(measure(VARIATIONS[options.only], options.repeats)))
-    jobs = [(name or "as it is", name, 1) for name in VARIATIONS] + [(f"{count} devices", "", count) for count in DEVICES[1:]]
-    rows = [{"": label} | in_a_process(name, count, options.repeats) for label, name, count in rich.progress.track(jobs, "measuring")]
-    table = rich.table.Table(title=f"A step of 4,096 positions, {MODEL.embed_dim} wide, on {os.cpu_count()} cores", box=rich.box.SIMPLE_HEAD)
+    jobs = [(name or "as it is", name, 1) for name in VARIATIONS] + [
+        (f"{count} devices", "", count) for count in DEVICES[1:]
+    ]
+    rows = [
+        {"": label} | in_a_process(name, count, options.repeats)
+        for label, name, count in rich.progress.track(jobs, "measuring")
+    ]
+    table = rich.table.Table(
+        title=f"A step of 4,096 positions, {MODEL.embed_dim} wide, on {os.cpu_count()} cores", box=rich.box.SIMPLE_HEAD
+    )
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="right" if name else "left")
     for row in rows:
@@ -66,8 +73,13 @@ def main(options: Options) -> None:
 def in_a_process(name: str, num_devices: int, repeats: int) -> dict[str, float]:
     """The number of devices is fixed when JAX starts."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
-    done = subprocess.run([sys.executable, __file__, "--only", name, "--repeats", str(repeats)], env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-                          check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--only", name, "--repeats", str(repeats)],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return json.loads(done.stdout)
 
 
@@ -82,8 +94,13 @@ def measure(shape: Shape, repeats: int) -> dict[str, float]:
         step()
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)
-    return {"step_seconds": median, "tokens_per_second": shape.tokens / median, "gflop_per_second": shape.flops / median / 1e9,
-            "temporaries_mb": step.compiled.memory_analysis().temp_size_in_bytes / 1e6, "start_and_compile_seconds": compile_seconds}
+    return {
+        "step_seconds": median,
+        "tokens_per_second": shape.tokens / median,
+        "gflop_per_second": shape.flops / median / 1e9,
+        "temporaries_mb": step.compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "start_and_compile_seconds": compile_seconds,
+    }
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ def main(options: Options) -> None:
     if options.torch_compile:
         steps["torch.compile"] = torch_step(options.shape, params, compiled=True)
     first = {name: [step() for _ in range(2)] for name, step in steps.items()}
-    assert np.allclose(list(first.values()), first["ours"], rtol=2e-2 if torch.cuda.is_available() else 1e-4), f"the losses differ: {first}"
+    assert np.allclose(list(first.values()), first["ours"], rtol=2e-2 if torch.cuda.is_available() else 1e-4), (
+        f"the losses differ: {first}"
+    )
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(options.turns + 1):
         for name, step in steps.items():
@@ -79,9 +81,13 @@ class Layer(nn.Module):
 
     def forward(self, x_btd: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         rows, length, _ = x_btd.shape
-        parts = self.qkv(self.attention_norm(x_btd)).split([count * self.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)], dim=-1)
+        parts = self.qkv(self.attention_norm(x_btd)).split(
+            [count * self.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)], dim=-1
+        )
         q, k, v = (part.view(rows, length, -1, self.head_dim).transpose(1, 2) for part in parts)
-        out = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
+        out = F.scaled_dot_product_attention(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=self.heads != self.kv_heads
+        )
         x_btd = x_btd + self.out(out.transpose(1, 2).reshape(rows, length, -1))
         gate, up = self.gate_up(self.mlp_norm(x_btd)).chunk(2, dim=-1)
         return x_btd + self.down(F.silu(gate) * up)
@@ -130,7 +136,11 @@ def torch_step(shape: Shape, params: dict, compiled: bool = False) -> Callable[[
     matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": OPTIMIZER.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=OPTIMIZER.learning_rate, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.epsilon, fused=True)
+        lr=OPTIMIZER.learning_rate,
+        betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
+        eps=OPTIMIZER.epsilon,
+        fused=True,
+    )
     forward = torch.compile(model) if compiled else model
     inputs, targets = (torch.tensor(x, dtype=torch.int64, device=device) for x in (ids[:, :-1], ids[:, 1:]))
     autocast = torch.autocast(device, torch.bfloat16, enabled=shape.model.compute_dtype == "bfloat16")
@@ -152,19 +162,33 @@ def report(options: Options, seconds: dict[str, list[float]], params: dict) -> N
     shape, tokens = options.shape, options.shape.tokens
     table = rich.table.Table(
         title=f"{num_parameters / 1e6:.2f}M parameters, {shape.batch_rows} x {shape.sequence_length} positions, vocab {shape.vocab_size:,}, "
-              f"{shape.model.compute_dtype}, on {jax.devices()[0].device_kind} ({os.cpu_count()} cores)", box=rich.box.SIMPLE_HEAD)
+        f"{shape.model.compute_dtype}, on {jax.devices()[0].device_kind} ({os.cpu_count()} cores)",
+        box=rich.box.SIMPLE_HEAD,
+    )
     for name in ("", "ms a step", "tokens/s", "TFLOP/s", "times ours' speed (min / median / max)"):
         table.add_column(name, justify="right" if name else "left")
     figures = {}
     for name, times in seconds.items():
         median = statistics.median(times)
         ratios = sorted(mine / theirs for mine, theirs in zip(seconds["ours"], times))
-        figures[name] = {"seconds": times, "tokens_per_second": tokens / median, "flops_per_second": shape.flops / median, "times_ours": ratios}
-        table.add_row(name, f"{1e3 * median:.0f}", f"{tokens / median:,.0f}", f"{shape.flops / median / 1e12:.3g}",
-                      f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}")
+        figures[name] = {
+            "seconds": times,
+            "tokens_per_second": tokens / median,
+            "flops_per_second": shape.flops / median,
+            "times_ours": ratios,
+        }
+        table.add_row(
+            name,
+            f"{1e3 * median:.0f}",
+            f"{tokens / median:,.0f}",
+            f"{shape.flops / median / 1e12:.3g}",
+            f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}",
+        )
     rich.console.Console().print(table)
     if options.json_file:
-        options.json_file.write_text(json.dumps({"parameters": num_parameters, "tokens": tokens, "steps": figures}, indent=2))
+        options.json_file.write_text(
+            json.dumps({"parameters": num_parameters, "tokens": tokens, "steps": figures}, indent=2)
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import tyro
 from train.run.folder import RunFolder, read_lines
 
 DOCUMENT_CHARACTERS = 4096
-RECIPE = '''
+RECIPE = """
 from models.decoder import DecoderConfig
 from train.optimizer import Budget
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
@@ -37,7 +37,7 @@ def recipe() -> Recipe:
         model=DecoderConfig(num_layers=6, embed_dim=256, num_heads=4, num_kv_heads=4, head_dim=64, mlp_dim={mlp_dim}, compute_dtype="float32", remat="none"),
         logging=LoggingConfig(every_steps=1, tensorboard=False), checkpoint=CheckpointConfig(every_steps=10),
         evaluation=EvaluationConfig(every_steps=1_000_000, max_bytes=1, batch_rows=16))
-'''
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,9 @@ class Options:
 def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(options, pathlib.Path(folder))
-    table = rich.table.Table(title=f"The trainer, {figures['parameters']:,} parameters, on {os.cpu_count()} cores", box=rich.box.SIMPLE_HEAD)
+    table = rich.table.Table(
+        title=f"The trainer, {figures['parameters']:,} parameters, on {os.cpu_count()} cores", box=rich.box.SIMPLE_HEAD
+    )
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in figures.items():
@@ -96,7 +98,9 @@ def write_recipe(folder: pathlib.Path, options: Options, steps: int) -> None:
 
 def toklab(folder: pathlib.Path, *arguments: Any, cache: str) -> None:
     """Runs a command to its end. Raises CalledProcessError if it fails."""
-    subprocess.run(command(*arguments), cwd=folder, env=environment(folder / cache), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command(*arguments), cwd=folder, env=environment(folder / cache), check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def command(*arguments: Any) -> list[str]:
@@ -104,21 +108,32 @@ def command(*arguments: Any) -> list[str]:
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:
-    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                         "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+    }
 
 
 def train(folder: pathlib.Path, run: str, cache: str) -> dict[str, Any]:
     """Trains to the end; the seconds until the first new line of metrics, and the run's summary."""
     metrics, started = RunFolder(folder / run).metrics, time.perf_counter()
     lines_before = count_lines(metrics)
-    process = subprocess.Popen(command("train", "recipe.py", "--run-dir", run), cwd=folder, env=environment(folder / cache), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command("train", "recipe.py", "--run-dir", run),
+        cwd=folder,
+        env=environment(folder / cache),
+        stdout=subprocess.DEVNULL,
+    )
     while count_lines(metrics) <= lines_before and process.poll() is None:
         time.sleep(0.02)
     first_step_seconds = time.perf_counter() - started
     if process.wait():
         raise SystemExit(process.returncode)
-    return {"first_step_seconds": first_step_seconds, "summary": json.loads((folder / run / "summary.json").read_text())}
+    return {
+        "first_step_seconds": first_step_seconds,
+        "summary": json.loads((folder / run / "summary.json").read_text()),
+    }
 
 
 def count_lines(file: pathlib.Path) -> int:

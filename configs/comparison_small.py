@@ -12,7 +12,16 @@ from train.objectives.objectives import Replaced
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
 
-SHAPE = dict(num_layers=3, embed_dim=128, num_heads=2, num_kv_heads=2, head_dim=64, mlp_dim=384, compute_dtype="float32", remat="none")
+SHAPE = dict(
+    num_layers=3,
+    embed_dim=128,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=64,
+    mlp_dim=384,
+    compute_dtype="float32",
+    remat="none",
+)
 
 
 def experiment() -> Experiment:
@@ -28,13 +37,31 @@ def experiment() -> Experiment:
     docs/comparison.md has the report and what it took.
     """
     causal = Recipe(
-        name="causal", representation="", budget=Budget(flops=5e12), data=DataConfig(corpora=("corpus",), batch_rows=8),
-        model=DecoderConfig(**SHAPE), optimizer=OptimizerConfig(learning_rate=4e-3), checkpoint=CheckpointConfig(every_steps=200),
-        evaluation=EvaluationConfig(every_steps=25, max_bytes=32 << 10, batch_rows=8), logging=LoggingConfig(every_steps=20, tensorboard=False))
+        name="causal",
+        representation="",
+        budget=Budget(flops=5e12),
+        data=DataConfig(corpora=("corpus",), batch_rows=8),
+        model=DecoderConfig(**SHAPE),
+        optimizer=OptimizerConfig(learning_rate=4e-3),
+        checkpoint=CheckpointConfig(every_steps=200),
+        evaluation=EvaluationConfig(every_steps=25, max_bytes=32 << 10, batch_rows=8),
+        logging=LoggingConfig(every_steps=20, tensorboard=False),
+    )
     replaced = dataclasses.replace(
-        causal, model=EncoderConfig(**SHAPE), objective=Replaced(generator_share=0.5),
-        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="linear", warmup_share=0.1, final_share=0.0, beta2=0.999, epsilon=1e-6,
-                                  bias_correction=False, weight_decay=0.01))
+        causal,
+        model=EncoderConfig(**SHAPE),
+        objective=Replaced(generator_share=0.5),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3,
+            schedule="linear",
+            warmup_share=0.1,
+            final_share=0.0,
+            beta2=0.999,
+            epsilon=1e-6,
+            bias_correction=False,
+            weight_decay=0.01,
+        ),
+    )
     return Experiment(
         name="comparison_small",
         arms=(
@@ -42,10 +69,18 @@ def experiment() -> Experiment:
             Arm(name="subword4k", recipe=causal, fit=SubwordFit(vocab_size=4096)),
             Arm(name="subword32k", recipe=causal, fit=SubwordFit(vocab_size=32768)),
             Arm(name="superword4k", recipe=causal, fit=SubwordFit(vocab_size=4096, superword_transition=3277)),
-            Arm(name="equal_info16", recipe=causal, fit=EqualInfoFit(window_bits=16, id_bits=8, lm_recipe="demo_compressor")),
+            Arm(
+                name="equal_info16",
+                recipe=causal,
+                fit=EqualInfoFit(window_bits=16, id_bits=8, lm_recipe="demo_compressor"),
+            ),
             Arm(name="replaced4k", recipe=replaced, fit=SubwordFit(vocab_size=4096)),
         ),
-        sizes=(Size(name="2x96", budget=Budget(flops=1e12), model=dict(num_layers=2, embed_dim=96, head_dim=48, mlp_dim=256)),
-               Size(name="3x128", budget=Budget(flops=5e12))),
+        sizes=(
+            Size(
+                name="2x96", budget=Budget(flops=1e12), model=dict(num_layers=2, embed_dim=96, head_dim=48, mlp_dim=256)
+            ),
+            Size(name="3x128", budget=Budget(flops=5e12)),
+        ),
         context_bytes=512,
     )

@@ -22,6 +22,14 @@ def recipe() -> Recipe:
         name="decoder_8b",
         data=dataclasses.replace(base.data, sequence_length=4096),
         budget=Budget(steps=50_000),
-        model=DecoderConfig(num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=8, head_dim=128, mlp_dim=14336, rope_theta=500_000.0),
+        model=DecoderConfig(
+            num_layers=32,
+            embed_dim=4096,
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=128,
+            mlp_dim=14336,
+            rope_theta=500_000.0,
+        ),
         optimizer=OptimizerConfig(learning_rate=3e-4),
     )

@@ -69,7 +69,8 @@ def encode(representation: Representation, texts: Sequence[bytes]) -> list[Encod
     for text, (ids, lengths) in zip(texts, encoded, strict=True):
         assert lengths.sum() == len(text), f"{representation.kind}: {lengths.sum()} bytes of a text of {len(text)}"
         assert ids.size == 0 or 0 <= ids.min() <= ids.max() < representation.vocab_size, (
-            f"{representation.kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has {representation.vocab_size}")
+            f"{representation.kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has {representation.vocab_size}"
+        )
     return encoded
 
 
@@ -85,7 +86,9 @@ class _Ids(Documents):
 class EncodedDocuments(Documents):
     """Documents of a corpus, each an `EncodedText`."""
 
-    def __init__(self, folder: epath.Path, shards: tuple[Shard, ...], cache: epath.Path | None, ids: _Ids, vocab_size: int):
+    def __init__(
+        self, folder: epath.Path, shards: tuple[Shard, ...], cache: epath.Path | None, ids: _Ids, vocab_size: int
+    ):
         super().__init__(folder, shards, cache)
         self._ids, self._vocab_size = ids, vocab_size
 
@@ -102,25 +105,43 @@ class EncodedDocuments(Documents):
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"{self._ids.place(index)} holds {error}, for a document of {len(text)} bytes and {self._vocab_size} ids there are; "
-                            f"remove its folder and {_AGAIN}") from error
+            raise UserError(
+                f"{self._ids.place(index)} holds {error}, for a document of {len(text)} bytes and {self._vocab_size} ids there are; "
+                f"remove its folder and {_AGAIN}"
+            ) from error
         return text
 
 
 class EncodedCorpus(Corpus):
     """A corpus whose documents bring their ids along."""
 
-    def __init__(self, corpus: Corpus, ids_folder: epath.Path, ids_shards: Sequence[Shard], ids_cache: epath.Path | None, vocab_size: int):
+    def __init__(
+        self,
+        corpus: Corpus,
+        ids_folder: epath.Path,
+        ids_shards: Sequence[Shard],
+        ids_cache: epath.Path | None,
+        vocab_size: int,
+    ):
         super().__init__(corpus.folder, corpus.manifest, corpus.shards)
-        self._ids_folder, self._ids_shards, self._ids_cache, self._vocab_size = ids_folder, ids_shards, ids_cache, vocab_size
+        self._ids_folder, self._ids_shards, self._ids_cache, self._vocab_size = (
+            ids_folder,
+            ids_shards,
+            ids_cache,
+            vocab_size,
+        )
 
     def documents(self, split: Split) -> EncodedDocuments:
         shards = self.shards_of(split)
-        ids = _Ids(self._ids_folder, tuple(shard for shard in self._ids_shards if shard.split == split), self._ids_cache)
+        ids = _Ids(
+            self._ids_folder, tuple(shard for shard in self._ids_shards if shard.split == split), self._ids_cache
+        )
         return EncodedDocuments(self.folder, shards, self.cache, ids, self._vocab_size)
 
 
-def bring_ids(corpora: Sequence[Corpus], ids_folders: Iterable[epath.PathLike], representation: Representation) -> list[Corpus]:
+def bring_ids(
+    corpora: Sequence[Corpus], ids_folders: Iterable[epath.PathLike], representation: Representation
+) -> list[Corpus]:
     """The corpora; the documents of those whose ids are in one of the folders bring them along.
 
     Raises:
@@ -132,16 +153,22 @@ def bring_ids(corpora: Sequence[Corpus], ids_folders: Iterable[epath.PathLike], 
             origin, shards = _read_store(folder)
         cache = cache_folder("ids") / f"{origin.corpus[:16]}-{origin.fingerprint[:16]}" if is_remote(folder) else None
         if origin.fingerprint != representation.fingerprint:
-            raise UserError(f"{folder} holds ids of another representation: its fingerprint is {origin.fingerprint[:12]}, that of the run's is "
-                            f"{representation.fingerprint[:12]}; {_AGAIN} with the run's, or leave it out")
+            raise UserError(
+                f"{folder} holds ids of another representation: its fingerprint is {origin.fingerprint[:12]}, that of the run's is "
+                f"{representation.fingerprint[:12]}; {_AGAIN} with the run's, or leave it out"
+            )
         own = [number for number, corpus in enumerate(corpora) if corpus.content_hash == origin.corpus]
         if not own:
             there = ", ".join(f"{corpus.folder} has {corpus.content_hash[:12]}" for corpus in corpora)
-            raise UserError(f"{folder} holds ids of another corpus: of the one with content hash {origin.corpus[:12]}, and {there}; {_AGAIN}, "
-                            "or leave it out")
+            raise UserError(
+                f"{folder} holds ids of another corpus: of the one with content hash {origin.corpus[:12]}, and {there}; {_AGAIN}, "
+                "or leave it out"
+            )
         for number in own:
             if _counts(shards) != _counts(corpora[number].shards):
-                raise UserError(f"{folder} has not as many documents as {corpora[number].folder}; remove it and {_AGAIN}")
+                raise UserError(
+                    f"{folder} has not as many documents as {corpora[number].folder}; remove it and {_AGAIN}"
+                )
             corpora[number] = EncodedCorpus(corpora[number], folder, shards, cache, representation.vocab_size)
     return corpora
 
@@ -168,14 +195,18 @@ def _read_store(folder: epath.Path) -> tuple[Origin, list[Shard]]:
     path = folder / MANIFEST
     if not path.exists():
         reason = "it is not finished" if (folder / _UNFINISHED).exists() else f"it has no {MANIFEST}"
-        raise UserError(f"{folder} holds no ids of a corpus: {reason}; run toklab encode ARTIFACT --corpus CORPUS --out {folder}")
+        raise UserError(
+            f"{folder} holds no ids of a corpus: {reason}; run toklab encode ARTIFACT --corpus CORPUS --out {folder}"
+        )
     manifest = read_json(path, "manifest of ids")
     try:
         origin, shards = Origin(**manifest["origin"]), [parse_shard(value) for value in manifest["shards"]]
         if not _is_origin(origin) or manifest != _manifest(origin, shards):
             raise ValueError(f"it is not what this version writes, {FORMAT!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged, was changed by hand or is of another version: {error}; {_AGAIN}") from error
+        raise UserError(
+            f"{path} is damaged, was changed by hand or is of another version: {error}; {_AGAIN}"
+        ) from error
     check_files(folder, shards, _AGAIN)
     return origin, shards
 
@@ -194,7 +225,9 @@ def _manifest(origin: Origin, shards: Sequence[Shard]) -> dict[str, Any]:
 def pack(encoded: Encoded) -> bytes:
     """A document's record."""
     widths = [next(width for width in _WIDTHS if values.max(initial=0) < 1 << 8 * width) for values in encoded]
-    return bytes([widths[0] << 4 | widths[1]]) + b"".join(values.astype(f"<u{width}").tobytes() for values, width in zip(encoded, widths))
+    return bytes([widths[0] << 4 | widths[1]]) + b"".join(
+        values.astype(f"<u{width}").tobytes() for values, width in zip(encoded, widths)
+    )
 
 
 def unpack(record: bytes) -> Encoded:
@@ -203,7 +236,10 @@ def unpack(record: bytes) -> Encoded:
     if not widths or not set(widths) <= set(_WIDTHS) or (len(record) - 1) % sum(widths):
         raise ValueError(f"{len(record)} bytes are no record of ids")
     count = (len(record) - 1) // sum(widths)
-    ids, lengths = (np.frombuffer(record, f"<u{width}", count, offset=offset) for width, offset in zip(widths, (1, 1 + count * widths[0])))
+    ids, lengths = (
+        np.frombuffer(record, f"<u{width}", count, offset=offset)
+        for width, offset in zip(widths, (1, 1 + count * widths[0]))
+    )
     return ids.astype(np.int64), lengths.astype(np.int64)
 
 
@@ -231,9 +267,13 @@ class EncodeOptions:
 
     def __post_init__(self):
         if is_remote(self.out):
-            raise UserError(f"--out {self.out} is in an object store, where files cannot be locked and renamed; encode into a folder here and copy it")
+            raise UserError(
+                f"--out {self.out} is in an object store, where files cannot be locked and renamed; encode into a folder here and copy it"
+            )
         if min(self.worker_gpus, self.worker_tpus) < 0:
-            raise UserError(f"--worker-gpus {self.worker_gpus} and --worker-tpus {self.worker_tpus}: a worker has 0 or more")
+            raise UserError(
+                f"--worker-gpus {self.worker_gpus} and --worker-tpus {self.worker_tpus}: a worker has 0 or more"
+            )
 
     @property
     def devices(self) -> dict[str, float]:
@@ -261,7 +301,9 @@ class EncodeResult:
 
 
 def encode_corpus(
-    options: EncodeOptions, report: Callable[[int, int], None] = lambda num_bytes_done, num_bytes_total: None, engine: Engine = LocalEngine(),
+    options: EncodeOptions,
+    report: Callable[[int, int], None] = lambda num_bytes_done, num_bytes_total: None,
+    engine: Engine = LocalEngine(),
     shard_bytes: int = SHARD_BYTES,
 ) -> EncodeResult:
     """Writes the ids of all documents of a corpus.
@@ -285,14 +327,23 @@ def encode_corpus(
                 num_kept = len(shards)
             else:
                 pieces, kept = cut(corpus, shard_bytes), _kept_shards(out, origin)
-                to_do, num_bytes = [piece for piece in pieces if piece not in kept], corpus.num_bytes - sum(shard.num_bytes for shard in kept.values())
+                to_do, num_bytes = (
+                    [piece for piece in pieces if piece not in kept],
+                    corpus.num_bytes - sum(shard.num_bytes for shard in kept.values()),
+                )
                 made = kept | _write_shards(options, origin, to_do, num_bytes, report, engine)
                 shards, num_kept = [made[piece] for piece in pieces], len(pieces) - len(to_do)
                 write_json(out / MANIFEST, _manifest(origin, shards))
                 (out / _UNFINISHED).unlink()
     except OSError as error:
         raise cannot_write(out, error) from error
-    return EncodeResult(folder=options.out, num_documents=corpus.num_documents, num_bytes=corpus.num_bytes, num_shards=len(shards), num_kept=num_kept)
+    return EncodeResult(
+        folder=options.out,
+        num_documents=corpus.num_documents,
+        num_bytes=corpus.num_bytes,
+        num_shards=len(shards),
+        num_kept=num_kept,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,26 +392,34 @@ class Encoder:
         together = max(_BATCH_DOCUMENTS, self._representation.batch_documents)
         for start in range(piece.first, piece.end, together):
             texts = [documents[number] for number in range(start, min(start + together, piece.end))]
-            yield EncodedPortion(piece, [pack(encoded) for encoded in encode(self._representation, texts)], sum(map(len, texts)))
+            yield EncodedPortion(
+                piece, [pack(encoded) for encoded in encode(self._representation, texts)], sum(map(len, texts))
+            )
 
     @functools.cached_property
     def _corpus(self) -> Corpus:
         corpus = Corpus.open(self.corpus_folder)
         if corpus.content_hash != self.origin.corpus:
-            raise UserError(f"{self.corpus_folder} is another corpus for the worker than for toklab encode; have one corpus under this path")
+            raise UserError(
+                f"{self.corpus_folder} is another corpus for the worker than for toklab encode; have one corpus under this path"
+            )
         return corpus
 
     @functools.cached_property
     def _representation(self) -> Representation:
         representation = tokenizer_lab.load(self.artifact)
         if representation.fingerprint != self.origin.fingerprint:
-            raise UserError(f"{self.artifact} is another artifact for the worker than for toklab encode; have one artifact under this path")
+            raise UserError(
+                f"{self.artifact} is another artifact for the worker than for toklab encode; have one artifact under this path"
+            )
         return representation
 
 
 def _check_origin(out: pathlib.Path, found: Origin, origin: Origin) -> None:
     if found != origin:
-        raise UserError(f"{out} holds ids of another {'corpus' if found.corpus != origin.corpus else 'representation'}; choose another --out")
+        raise UserError(
+            f"{out} holds ids of another {'corpus' if found.corpus != origin.corpus else 'representation'}; choose another --out"
+        )
 
 
 def _kept_shards(out: pathlib.Path, origin: Origin) -> dict[Piece, Shard]:
@@ -401,7 +460,12 @@ def _note(out: pathlib.Path, value: dict[str, Any]) -> None:
 
 
 def _write_shards(
-    options: EncodeOptions, origin: Origin, pieces: Sequence[Piece], num_bytes: int, report: Callable[[int, int], None], engine: Engine,
+    options: EncodeOptions,
+    origin: Origin,
+    pieces: Sequence[Piece],
+    num_bytes: int,
+    report: Callable[[int, int], None],
+    engine: Engine,
 ) -> dict[Piece, Shard]:
     """Encodes pieces, in order, each into its shard, which is noted as soon as it is whole."""
     out, shards = pathlib.Path(options.out), {}
@@ -416,7 +480,9 @@ def _write_shards(
     return shards
 
 
-def _write_shard(out: pathlib.Path, piece: Piece, portions: Iterable[EncodedPortion], report: Callable[[int], None]) -> Shard:
+def _write_shard(
+    out: pathlib.Path, piece: Piece, portions: Iterable[EncodedPortion], report: Callable[[int], None]
+) -> Shard:
     """Writes one file of ids, whole or not at all; `report` is told the bytes of text so far."""
     partial, digest, num_documents, num_bytes = out / _PARTIAL, hashlib.sha256(), 0, 0
     file = open_writer(partial)
@@ -435,5 +501,12 @@ def _write_shard(out: pathlib.Path, piece: Piece, portions: Iterable[EncodedPort
         partial.rename(out / piece.file)
     finally:
         partial.unlink(missing_ok=True)
-    return Shard(file=piece.file, domain=piece.domain, split=piece.split, num_documents=num_documents, num_bytes=num_bytes,
-                 file_bytes=(out / piece.file).stat().st_size, content_hash=digest.hexdigest())
+    return Shard(
+        file=piece.file,
+        domain=piece.domain,
+        split=piece.split,
+        num_documents=num_documents,
+        num_bytes=num_bytes,
+        file_bytes=(out / piece.file).stat().st_size,
+        content_hash=digest.hexdigest(),
+    )

@@ -29,7 +29,13 @@ class RowBuilder:
     """
 
     def __init__(self, vocab_size: int, length: int):
-        self._cls, self._sep, self._length, self._filled, self._segment = vocab_size + CLS, vocab_size + SEP, length, 0, 0
+        self._cls, self._sep, self._length, self._filled, self._segment = (
+            vocab_size + CLS,
+            vocab_size + SEP,
+            length,
+            0,
+            0,
+        )
         self.arrays = {name: np.zeros(length, np.int32) for name in ("ids", "segment_ids", "positions", "types")}
 
     def room_for(self, rest: int) -> int | None:
@@ -56,7 +62,11 @@ class EncoderRow(Row):
     encode = staticmethod(encode)
 
     def next_sequence(self) -> Batch:
-        row, seed, num_bytes = RowBuilder(self.streams.representation.vocab_size, self.streams.sequence_length), row_seed(self), 0
+        row, seed, num_bytes = (
+            RowBuilder(self.streams.representation.vocab_size, self.streams.sequence_length),
+            row_seed(self),
+            0,
+        )
         while True:
             ids, lengths = self.open_document()
             start = self.position
@@ -135,7 +145,7 @@ def _cut(segment: Encoded, length: int) -> Encoded:
 
 
 def held_out_batches(
-    documents: Iterable[bytes], representation: Representation, *, batch_rows: int, sequence_length: int,
+    documents: Iterable[bytes], representation: Representation, *, batch_rows: int, sequence_length: int
 ) -> Iterator[tuple[Batch, int]]:
     """Batches that hold every id of every document once, and the source bytes in each; `row_seeds` are the same every time."""
     row, rows, num_bytes = RowBuilder(representation.vocab_size, sequence_length), [], 0

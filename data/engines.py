@@ -27,7 +27,10 @@ class Engine(Protocol):
     """Does work somewhere."""
 
     def stream(
-        self, function: Callable[[Item], Iterable[Result]], items: Sequence[Item], devices: Mapping[str, float] | None = None
+        self,
+        function: Callable[[Item], Iterable[Result]],
+        items: Sequence[Item],
+        devices: Mapping[str, float] | None = None,
     ) -> Generator[Result]:
         """Yields all that `function` yields for the first item, then for the second, and so on.
 
@@ -53,7 +56,9 @@ class EngineOptions:
 
     def __post_init__(self):
         if self.ray_address and self.engine != "ray":
-            raise UserError(f"--ray-address {self.ray_address} is for --engine ray, and the engine is {self.engine}; add --engine ray")
+            raise UserError(
+                f"--ray-address {self.ray_address} is for --engine ray, and the engine is {self.engine}; add --engine ray"
+            )
 
     def open(self) -> contextlib.AbstractContextManager[Engine]:
         """The engine, to be used inside. Raises UserError if there is none."""
@@ -66,10 +71,15 @@ class LocalEngine:
     """Does the work in this process, when it is asked for."""
 
     def stream(
-        self, function: Callable[[Item], Iterable[Result]], items: Sequence[Item], devices: Mapping[str, float] | None = None
+        self,
+        function: Callable[[Item], Iterable[Result]],
+        items: Sequence[Item],
+        devices: Mapping[str, float] | None = None,
     ) -> Generator[Result]:
         if devices:
-            raise UserError(f"this process takes the devices it finds; {_listed(devices)} for each worker needs --engine ray")
+            raise UserError(
+                f"this process takes the devices it finds; {_listed(devices)} for each worker needs --engine ray"
+            )
         for item in items:
             yield from function(item)
 
@@ -82,7 +92,10 @@ class RayEngine:
     """
 
     def stream(
-        self, function: Callable[[Item], Iterable[Result]], items: Sequence[Item], devices: Mapping[str, float] | None = None
+        self,
+        function: Callable[[Item], Iterable[Result]],
+        items: Sequence[Item],
+        devices: Mapping[str, float] | None = None,
     ) -> Generator[Result]:
         import ray
 
@@ -110,8 +123,10 @@ class RayEngine:
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:
-            raise UserError(f"Ray could not go on: {_reason(error)}; every machine needs enough memory and this version of tokenizer-lab; mend "
-                            "that and start again") from error
+            raise UserError(
+                f"Ray could not go on: {_reason(error)}; every machine needs enough memory and this version of tokenizer-lab; mend "
+                "that and start again"
+            ) from error
         finally:
             for call in busy:
                 ray.cancel(call)  # which nobody waits for; else Ray tries it again, and says so
@@ -124,7 +139,9 @@ class RayEngine:
         there = ray.cluster_resources()
         num_actors = min(num_items, *(int(there.get(name, 0) // count) for name, count in devices.items()))
         if num_items and not num_actors:
-            raise UserError(f"the Ray cluster has no {_listed(devices)} for a worker; it has {_listed(there) or 'nothing'}")
+            raise UserError(
+                f"the Ray cluster has no {_listed(devices)} for a worker; it has {_listed(there) or 'nothing'}"
+            )
         options = {"num_cpus": devices.get("CPU", 0), "num_gpus": devices.get("GPU", 0)}
         options["resources"] = {name: count for name, count in devices.items() if name not in ("CPU", "GPU")}
         worker = ray.remote(max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS, **options)(_Worker)
@@ -144,8 +161,10 @@ class _Worker:
         try:
             os.chdir(self._folder)  # so that paths mean and errors say the same as without Ray
         except OSError as error:
-            raise UserError(f"a worker of the Ray cluster cannot enter {self._folder}: {error.strerror}; start where all its machines "
-                            "have the same folders") from error
+            raise UserError(
+                f"a worker of the Ray cluster cannot enter {self._folder}: {error.strerror}; start where all its machines "
+                "have the same folders"
+            ) from error
         yield from self._function(item)
 
 
@@ -157,7 +176,9 @@ def open_ray(address: str | None) -> Iterator[RayEngine]:
       UserError: Ray is not installed, or does not start, or nothing answers at the address.
     """
     if address and "://" in address:
-        raise UserError(f"{address} is an address for Ray Client, which cannot do this; run the command on a machine of the cluster, with HOST:PORT")
+        raise UserError(
+            f"{address} is an address for Ray Client, which cannot do this; run the command on a machine of the cluster, with HOST:PORT"
+        )
     before = signal.getsignal(signal.SIGTERM)
     quiet = dict(log_to_driver=False, logging_level=logging.ERROR)
     with contextlib.ExitStack() as stack:
@@ -169,14 +190,22 @@ def open_ray(address: str | None) -> Iterator[RayEngine]:
         try:
             import ray
         except ImportError as error:
-            raise UserError("--engine ray needs Ray, which is not installed: pip install 'tokenizer-lab[ray]'") from error
+            raise UserError(
+                "--engine ray needs Ray, which is not installed: pip install 'tokenizer-lab[ray]'"
+            ) from error
         stack.callback(ray.shutdown)
         try:
             if address:
                 ray.init(address, **quiet)
             else:
-                ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=folder,
-                         object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+                ray.init(
+                    "local",
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=folder,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    **quiet,
+                )
         except Exception as error:  # RuntimeError, ConnectionError, OSError, ValueError, RayError and more
             where = f"join the Ray cluster at {address}" if address else "start a Ray cluster on this machine"
             raise UserError(f"cannot {where}: {_reason(error)}; mend that, or use --engine local") from error
@@ -209,7 +238,9 @@ def _token() -> str:
 
 
 def _listed(devices: Mapping[str, float]) -> str:
-    return ", ".join(f"{count:g} {name}" for name, count in sorted(devices.items()) if ":" not in name and "memory" not in name)
+    return ", ".join(
+        f"{count:g} {name}" for name, count in sorted(devices.items()) if ":" not in name and "memory" not in name
+    )
 
 
 def _reason(error: Exception) -> str:

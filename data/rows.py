@@ -83,7 +83,9 @@ def _draw_hash(seed: int, row: int, draw: int, *what: str) -> int:
 def document_positions(representation: Representation, documents: Sequence[bytes]) -> list[Encoded]:
     """Documents as positions: i32[n + 2] ids between two end-of-document ids, and i64[n + 1] source bytes of each target."""
     eod = np.array([representation.eod_id], np.int32)
-    return [(np.concatenate([eod, ids, eod]), np.append(lengths, 0)) for ids, lengths in encode(representation, documents)]
+    return [
+        (np.concatenate([eod, ids, eod]), np.append(lengths, 0)) for ids, lengths in encode(representation, documents)
+    ]
 
 
 class RowStreams(grain.IterDataset):
@@ -128,18 +130,32 @@ class RowStreams(grain.IterDataset):
         assert sources and batch_rows > 0 and sequence_length > 0 and num_workers > 0
         self.rows = tuple(range(batch_rows)) if rows is None else tuple(rows)
         assert all(0 <= row < batch_rows for row in self.rows), (rows, batch_rows)
-        self.representation, self.batch_rows, self.sequence_length, self.seed = representation, batch_rows, sequence_length, seed
+        self.representation, self.batch_rows, self.sequence_length, self.seed = (
+            representation,
+            batch_rows,
+            sequence_length,
+            seed,
+        )
         all_encoded = all(isinstance(source.documents, EncodedDocuments) for source in sources)
         self.documents_together = 1 if all_encoded else representation.batch_documents
         self.weights = [source.weight for source in sources]
         if any(len(source.documents) == 0 for source in sources):
-            raise UserError("a corpus without documents cannot be trained on; ingest some text into it, or take it out of the mixture")
+            raise UserError(
+                "a corpus without documents cannot be trained on; ingest some text into it, or take it out of the mixture"
+            )
         self.shuffled = [
-            grain.MapDataset.source(source.documents).shuffle(seed=_shuffle_seed(seed, number)) for number, source in enumerate(sources)]
+            grain.MapDataset.source(source.documents).shuffle(seed=_shuffle_seed(seed, number))
+            for number, source in enumerate(sources)
+        ]
         shape = len(self.rows), cursor_width(len(sources))
         self.cursors = np.zeros(shape, np.int32) if cursors is None else np.array(cursors, np.int32)
         assert self.cursors.shape == shape, self.cursors.shape
-        self.piece_length, self.num_workers, self.layout, self.note_hash = piece_length, num_workers, layout or CausalRow, note_hash
+        self.piece_length, self.num_workers, self.layout, self.note_hash = (
+            piece_length,
+            num_workers,
+            layout or CausalRow,
+            note_hash,
+        )
 
     def __iter__(self) -> "RowStreamIterator":
         return RowStreamIterator(self)
@@ -152,7 +168,9 @@ class RowStreamIterator(grain.DatasetIterator):
         super().__init__()
         together, self._rows = streams.documents_together, []
         encode = _EncodeOneByOne(streams) if together == 1 else _EncodeAhead(streams, together, self._rows)
-        self._rows += [streams.layout(streams, row, cursor, encode) for row, cursor in zip(streams.rows, streams.cursors)]
+        self._rows += [
+            streams.layout(streams, row, cursor, encode) for row, cursor in zip(streams.rows, streams.cursors)
+        ]
         num_workers = streams.num_workers if together == 1 else 1  # what encodes many at once has threads of its own
         self._workers = concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode")
 
@@ -183,7 +201,9 @@ class _EncodeOneByOne:
 
     def _open(self, draws: Sequence[Draw]) -> list[Opened]:
         documents = [self._streams.shuffled[source][ordinal] for source, ordinal in draws]
-        hashes = [_hash(f"{source}/{ordinal}/".encode(), document) for (source, ordinal), document in zip(draws, documents)]
+        hashes = [
+            _hash(f"{source}/{ordinal}/".encode(), document) for (source, ordinal), document in zip(draws, documents)
+        ]
         return list(zip(hashes, self._streams.layout.encode(self._streams.representation, documents), strict=True))
 
 
@@ -327,7 +347,12 @@ def _shuffle_seed(seed: int, source_number: int) -> int:
 
 
 def scoring_batches(
-    documents: Iterable[tuple[int, bytes]], representation: Representation, *, batch_rows: int, sequence_length: int, piece_length: int = 0,
+    documents: Iterable[tuple[int, bytes]],
+    representation: Representation,
+    *,
+    batch_rows: int,
+    sequence_length: int,
+    piece_length: int = 0,
     num_workers: int = 1,
 ) -> Iterator[Batch]:
     """Batches that hold every position of every document exactly once, for evaluation.
@@ -346,14 +371,19 @@ def scoring_batches(
 
 
 def _encode_documents(
-    workers: concurrent.futures.Executor, documents: Iterable[tuple[int, bytes]], representation: Representation, num_workers: int,
+    workers: concurrent.futures.Executor,
+    documents: Iterable[tuple[int, bytes]],
+    representation: Representation,
+    num_workers: int,
 ) -> Iterator[tuple[int, Encoded]]:
     """Numbers and positions of the documents, in order."""
 
     def encode(batch: Sequence[tuple[int, bytes]]) -> list[tuple[int, Encoded]]:
         numbers, texts = zip(*batch)
         encoded = document_positions(representation, texts)
-        if representation.batch_documents == 1:  # the others compare what they encode themselves, and take long to decode
+        if (
+            representation.batch_documents == 1
+        ):  # the others compare what they encode themselves, and take long to decode
             for text, (ids, _) in zip(texts, encoded):
                 _check_lossless(representation, text, ids[1:-1])
         return list(zip(numbers, encoded))
@@ -368,8 +398,10 @@ def _check_lossless(representation: Representation, text: bytes, ids: np.ndarray
     decoded = representation.decode(ids)
     if decoded != text:
         at = next((number for number, (a, b) in enumerate(zip(text, decoded)) if a != b), min(len(text), len(decoded)))
-        raise UserError(f"the {representation.kind} representation does not give a document back: from byte {at} on, {decoded[at:at + 20]!r} where the text "
-                        f"has {text[at:at + 20]!r}; it drops or changes characters, so that its bits per byte would be of another text; use one that is lossless")
+        raise UserError(
+            f"the {representation.kind} representation does not give a document back: from byte {at} on, {decoded[at : at + 20]!r} where the text "
+            f"has {text[at : at + 20]!r}; it drops or changes characters, so that its bits per byte would be of another text; use one that is lossless"
+        )
 
 
 def _batched(items: Iterable, size: int) -> Iterator[list]:
@@ -378,7 +410,9 @@ def _batched(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def _scoring_rows(encoded: Iterable[tuple[int, Encoded]], row_length: int, piece_length: int, eod_id: int) -> Iterator[Batch]:
+def _scoring_rows(
+    encoded: Iterable[tuple[int, Encoded]], row_length: int, piece_length: int, eod_id: int
+) -> Iterator[Batch]:
     length = min(piece_length or row_length, row_length)
     shared, used, segment = _empty_scoring_row(row_length), 0, 0
     for number, (ids, lengths) in encoded:

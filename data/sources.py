@@ -95,12 +95,7 @@ def _glob(pattern: str) -> dict[pathlib.Path, str]:
 
 
 def read_records(
-    file: SourceFile,
-    *,
-    field: str,
-    separator: bytes | None,
-    max_document_bytes: int,
-    report: Callable[[int], None],
+    file: SourceFile, *, field: str, separator: bytes | None, max_document_bytes: int, report: Callable[[int], None]
 ) -> Iterator[tuple[int | None, bytes]]:
     """Yields (record number from 1, document); the number is None for a file that is one document.
 

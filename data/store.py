@@ -198,7 +198,9 @@ def _open_reader(path: epath.Path, shard: Shard, remedy: str) -> ArrayRecordRead
         with path.open("rb"):  # array_record would take a file that cannot be opened for an empty one
             pass
     except OSError as error:
-        what_helps = "allow more open files with `ulimit -n`" if error.errno == errno.EMFILE else "check its permissions"
+        what_helps = (
+            "allow more open files with `ulimit -n`" if error.errno == errno.EMFILE else "check its permissions"
+        )
         raise UserError(f"cannot read {path}: {error.strerror}; {what_helps}") from error
     reader = ArrayRecordReader(
         os.fspath(path), "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=32 << 10

@@ -23,7 +23,12 @@ _QUERY_BLOCK, _MAX_QUERY_BLOCKS = 64, 8
 
 
 def attend(
-    q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, segment_ids_bt: jax.Array, *, causal: bool = True,
+    q_bthd: jax.Array,
+    k_bshd: jax.Array,
+    v_bshd: jax.Array,
+    segment_ids_bt: jax.Array,
+    *,
+    causal: bool = True,
     dropout: Callable[[jax.Array, int], jax.Array] | None = None,
 ) -> jax.Array:
     """Attention that never crosses documents.
@@ -43,8 +48,10 @@ def attend(
     if placement is not None and placement.kernels != "reference" and placement.mesh.devices.flat[0].platform == "tpu":
         if (why := _splash_refuses(q_bthd.shape, k_bshd.shape, placement)) is None:
             return _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal)
-        warnings.warn(f"splash attention does not take queries of shape {list(q_bthd.shape)}: {why}; attention writes its weights to memory instead",
-                      stacklevel=2)
+        warnings.warn(
+            f"splash attention does not take queries of shape {list(q_bthd.shape)}: {why}; attention writes its weights to memory instead",
+            stacklevel=2,
+        )
     if causal and on_one_cpu():
         return _attend_in_blocks(q_bthd, k_bshd, v_bshd, segment_ids_bt)
     same_document_btt = segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :]
@@ -60,7 +67,9 @@ def _attend_in_blocks(q_bthd, k_bshd, v_bshd, segment_ids_bt):
         queries, keys = slice(first, first + size), slice(0, first + size)
         visible_bts = segment_ids_bt[:, queries, None] == segment_ids_bt[:, None, keys]
         visible_bts &= jnp.tril(jnp.ones((length, length), bool))[queries, keys]
-        return jax.nn.dot_product_attention(q_bthd[:, queries], k_bshd[:, keys], v_bshd[:, keys], mask=visible_bts[:, None])
+        return jax.nn.dot_product_attention(
+            q_bthd[:, queries], k_bshd[:, keys], v_bshd[:, keys], mask=visible_bts[:, None]
+        )
 
     return jnp.concatenate([block(first) for first in range(0, length, size)], axis=1)
 
@@ -68,7 +77,9 @@ def _attend_in_blocks(q_bthd, k_bshd, v_bshd, segment_ids_bt):
 def _attend_with_dropout(q_bthd, k_bshd, v_bshd, segment_ids_bt, causal, dropout):
     length, groups = q_bthd.shape[1], q_bthd.shape[2] // k_bshd.shape[2]
     k_bshd, v_bshd = (jnp.repeat(x, groups, axis=2) for x in (k_bshd, v_bshd))
-    logits_bhts = jnp.einsum("bthd,bshd->bhts", q_bthd, k_bshd, preferred_element_type=jnp.float32) * q_bthd.shape[-1] ** -0.5
+    logits_bhts = (
+        jnp.einsum("bthd,bshd->bhts", q_bthd, k_bshd, preferred_element_type=jnp.float32) * q_bthd.shape[-1] ** -0.5
+    )
     visible_bts = segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :]
     if causal:
         visible_bts &= jnp.tril(jnp.ones((length, length), bool))
@@ -118,22 +129,47 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=Tru
     mesh, (_, length, num_heads, head_dim) = placement.mesh, q_bthd.shape
     sequence_shards, head_shards = _axis_size(placement, "sequence"), _axis_size(placement, "heads")
     block = splash_block(length // sequence_shards)
-    sizes = splash.BlockSizes(**{name: block for name in (
-        "block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")})
+    sizes = splash.BlockSizes(
+        **{
+            name: block
+            for name in (
+                "block_q",
+                "block_kv",
+                "block_kv_compute",
+                "block_q_dkv",
+                "block_kv_dkv",
+                "block_kv_dkv_compute",
+                "block_q_dq",
+                "block_kv_dq",
+            )
+        }
+    )
     kernel = splash.make_splash_mha(
-        mask=splash_mask.MultiHeadMask([(splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))] * num_heads),
-        head_shards=head_shards, q_seq_shards=sequence_shards, block_sizes=sizes, interpret=interpret)
+        mask=splash_mask.MultiHeadMask(
+            [(splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))] * num_heads
+        ),
+        head_shards=head_shards,
+        q_seq_shards=sequence_shards,
+        block_sizes=sizes,
+        interpret=interpret,
+    )
     batch, sequence, heads = (placement.activations[name] for name in ("batch", "sequence", "heads"))
     kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(heads, sequence)))
     query, key = PartitionSpec(batch, heads, sequence, None), PartitionSpec(batch, heads, None, None)
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, out_specs=query, check_vma=False,
-        in_specs=(kernel_spec, query, key, key, PartitionSpec(batch, sequence), PartitionSpec(batch, None)))
+        jax.shard_map,
+        mesh=mesh,
+        out_specs=query,
+        check_vma=False,
+        in_specs=(kernel_spec, query, key, key, PartitionSpec(batch, sequence), PartitionSpec(batch, None)),
+    )
     def sharded(kernel, q_bhtd, k_bhsd, v_bhsd, segment_ids_bt, segment_ids_bs):
         per_row = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))
         return per_row(q_bhtd, k_bhsd, v_bhsd, splash.SegmentIds(segment_ids_bt, segment_ids_bs))
 
     heads_first = lambda x: x.swapaxes(1, 2)
     scaled_q = q_bthd * head_dim**-0.5
-    return heads_first(sharded(kernel, heads_first(scaled_q), heads_first(k_bshd), heads_first(v_bshd), segment_ids_bt, segment_ids_bt))
+    return heads_first(
+        sharded(kernel, heads_first(scaled_q), heads_first(k_bshd), heads_first(v_bshd), segment_ids_bt, segment_ids_bt)
+    )

@@ -50,7 +50,11 @@ def current_placement() -> Placement | None:
 def on_one_cpu() -> bool:
     """Whether the model is computed on one CPU device, whose compiler wants some things written otherwise."""
     placement = _placement.get()
-    return jax.default_backend() == "cpu" if placement is None else placement.mesh.size == 1 and placement.mesh.devices.flat[0].platform == "cpu"
+    return (
+        jax.default_backend() == "cpu"
+        if placement is None
+        else placement.mesh.size == 1 and placement.mesh.devices.flat[0].platform == "cpu"
+    )
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -52,9 +52,13 @@ class EncoderConfig(TransformerConfig):
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")
         if self.form == "modern" and self.dropout:
-            raise UserError(f"model.dropout is {self.dropout} and model.form 'modern', which has none; set it to 0, or the form to 'bert'")
+            raise UserError(
+                f"model.dropout is {self.dropout} and model.form 'modern', which has none; set it to 0, or the form to 'bert'"
+            )
         if self.table_dim < 0 or self.max_positions < 1:
-            raise UserError(f"model.table_dim is {self.table_dim} and model.max_positions {self.max_positions}; they must be at least 0 and 1")
+            raise UserError(
+                f"model.table_dim is {self.table_dim} and model.max_positions {self.max_positions}; they must be at least 0 and 1"
+            )
 
     @property
     def published(self) -> bool:
@@ -68,16 +72,30 @@ class EncoderConfig(TransformerConfig):
         """A generator's shape: hidden size, heads and MLP scaled, not the depth nor the shared tables (Clark et al. 2020, section 3.2)."""
         heads = max(1, round(self.num_heads * share))
         return dataclasses.replace(
-            self, num_heads=heads, num_kv_heads=max(1, heads * self.num_kv_heads // self.num_heads), embed_dim=round(self.embed_dim * share),
-            mlp_dim=round(self.mlp_dim * share), table_dim=self.table_width)
+            self,
+            num_heads=heads,
+            num_kv_heads=max(1, heads * self.num_kv_heads // self.num_heads),
+            embed_dim=round(self.embed_dim * share),
+            mlp_dim=round(self.mlp_dim * share),
+            table_dim=self.table_width,
+        )
 
 
 def published_config(size: str) -> EncoderConfig:
     """ELECTRA's "small", "base" and "large" (configure_pretraining.py of google-research/electra)."""
     num_layers, embed_dim, table_dim = {"small": (12, 256, 128), "base": (12, 768, 0), "large": (24, 1024, 0)}[size]
     heads = embed_dim // 64
-    return EncoderConfig(form="bert", num_layers=num_layers, embed_dim=embed_dim, table_dim=table_dim, num_heads=heads, num_kv_heads=heads,
-                         head_dim=64, mlp_dim=4 * embed_dim, dropout=0.1)
+    return EncoderConfig(
+        form="bert",
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        table_dim=table_dim,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=64,
+        mlp_dim=4 * embed_dim,
+        dropout=0.1,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +133,9 @@ class Embeddings(nnx.Module):
         """f32[V, E], in the layout for projecting onto it."""
         return constrain(self.table[...], "vocab", None)
 
-    def __call__(self, ids_bt: jax.Array, positions_bt: jax.Array, types_bt: jax.Array, dropout: Dropout = no_dropout) -> jax.Array:
+    def __call__(
+        self, ids_bt: jax.Array, positions_bt: jax.Array, types_bt: jax.Array, dropout: Dropout = no_dropout
+    ) -> jax.Array:
         """i32[B, T] each -> f[B, T, E]."""
         dtype = self.config.compute_dtype
         table = constrain(self.table.astype(dtype), "vocab", None)
@@ -138,7 +158,7 @@ class Body(nnx.Module):
             self.final_scale = parameter(jnp.ones(config.embed_dim), "norm")
 
     def __call__(
-        self, x_bte: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, dropout: Dropout = no_dropout,
+        self, x_bte: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, dropout: Dropout = no_dropout
     ) -> jax.Array:
         """f[B, T, E] -> f[B, T, D], normed."""
         config = self.config
@@ -221,8 +241,14 @@ class Encoder(nnx.Module):
         self.clusters = Clusters(vocab_size, heads.num_clusters) if heads.num_clusters else None
 
     def __call__(
-        self, ids_bt: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array, types_bt: jax.Array, dropout: Dropout = no_dropout,
-        *, by_generator: bool = False,
+        self,
+        ids_bt: jax.Array,
+        segment_ids_bt: jax.Array,
+        positions_bt: jax.Array,
+        types_bt: jax.Array,
+        dropout: Dropout = no_dropout,
+        *,
+        by_generator: bool = False,
     ) -> jax.Array:
         """i32[B, T] each -> f[B, T, D] hidden states (of the generator's width, if by it)."""
         x_bte = self.embeddings(ids_bt, positions_bt, types_bt, dropout)

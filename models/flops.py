@@ -54,7 +54,11 @@ def _layer_parameters(config: TransformerConfig) -> dict[str, int]:
     """Of all layers: attention, mlp, norm."""
     d, f, h, heads = config.embed_dim, config.mlp_dim, config.head_dim, config.num_heads + config.num_kv_heads
     if config.published:
-        per_layer = {"attention": 2 * d * h * heads + h * (heads + config.num_kv_heads) + d, "mlp": 2 * d * f + f + d, "norm": 4 * d}
+        per_layer = {
+            "attention": 2 * d * h * heads + h * (heads + config.num_kv_heads) + d,
+            "mlp": 2 * d * f + f + d,
+            "norm": 4 * d,
+        }
     else:
         per_layer = {"attention": 2 * d * h * heads, "mlp": 3 * d * f, "norm": 2 * d + (2 * h if config.qk_norm else 0)}
     return {component: config.num_layers * count for component, count in per_layer.items()}
@@ -84,7 +88,7 @@ def _decoder_flops(config: DecoderConfig, vocab_size: int, sequence_length: int)
 
 
 def encoder_training_flops_per_token(
-    config: EncoderConfig, num_ids: int, sequence_length: int, heads: Heads, predicted_share: float,
+    config: EncoderConfig, num_ids: int, sequence_length: int, heads: Heads, predicted_share: float
 ) -> dict[str, float]:
     """FLOPs to train an encoder, or a generator and a discriminator, on one position of a sequence, by component, and "total".
 

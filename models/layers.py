@@ -54,7 +54,9 @@ class TransformerConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
-            raise UserError(f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}")
+            raise UserError(
+                f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}"
+            )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim {self.head_dim} is odd; rotary positions rotate pairs, use an even one")
         if not self.rope_theta > 0:
@@ -62,7 +64,9 @@ class TransformerConfig:
         for field in dataclasses.fields(self):
             choices = get_args(field.type)
             if isinstance(field.type, type(Literal["a"])) and getattr(self, field.name) not in choices:
-                raise UserError(f"model.{field.name} is {getattr(self, field.name)!r}; it is one of {', '.join(choices)}")
+                raise UserError(
+                    f"model.{field.name} is {getattr(self, field.name)!r}; it is one of {', '.join(choices)}"
+                )
 
     @property
     def residual_scale(self) -> float:
@@ -80,7 +84,9 @@ class TransformerConfig:
 def fan_in_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> jax.Array:
     """f32 truncated normal (at two sigma) of standard deviation scale / sqrt(fan_in)."""
     truncated_std = 0.87962566103423978  # of the unit normal cut at two sigma
-    return jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32) * (scale * fan_in**-0.5 / truncated_std)
+    return jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32) * (
+        scale * fan_in**-0.5 / truncated_std
+    )
 
 
 def published_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
@@ -111,7 +117,9 @@ class LayerNorm(nnx.Module):
 class Dense(nnx.Module):
     """x W + b."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, in_dim: int, out_dim: int, in_axis: str, out_axis: str):
+    def __init__(
+        self, config: TransformerConfig, rngs: nnx.Rngs, in_dim: int, out_dim: int, in_axis: str, out_axis: str
+    ):
         self.kernel = parameter(config.matrix(rngs, (in_dim, out_dim), in_dim), in_axis, out_axis)
         self.bias = parameter(jnp.zeros(out_dim), "norm" if out_axis in ("embed", "table") else out_axis)
 
@@ -185,7 +193,11 @@ class Attention(nnx.Module):
         self.key = parameter(config.matrix(rngs, (d, kv_heads, head_dim), d), "embed", "kv_heads", "head_dim")
         self.value = parameter(config.matrix(rngs, (d, kv_heads, head_dim), d), "embed", "kv_heads", "head_dim")
         self.out = parameter(
-            config.matrix(rngs, (heads, head_dim, d), heads * head_dim, config.residual_scale), "heads", "head_dim", "embed")
+            config.matrix(rngs, (heads, head_dim, d), heads * head_dim, config.residual_scale),
+            "heads",
+            "head_dim",
+            "embed",
+        )
         if config.published:
             self.query_bias = parameter(jnp.zeros((heads, head_dim)), "heads", "head_dim")
             self.key_bias = parameter(jnp.zeros((kv_heads, head_dim)), "kv_heads", "head_dim")
@@ -196,7 +208,7 @@ class Attention(nnx.Module):
             self.key_scale = parameter(jnp.ones(head_dim), "head_dim")
 
     def __call__(
-        self, x_btd: jax.Array, places: Places, cache: KVCache | None = None, dropout: Dropout = no_dropout,
+        self, x_btd: jax.Array, places: Places, cache: KVCache | None = None, dropout: Dropout = no_dropout
     ) -> tuple[jax.Array, KVCache | None]:
         """x_btd -> what attention adds to it, and the cache with this call's keys and values.
 
@@ -206,11 +218,20 @@ class Attention(nnx.Module):
         q_bthd, k_bthd, v_bthd = self._project(x_btd, places)
         q_bthd = constrain(q_bthd, "batch", "sequence", "heads", None)
         if cache is None:
-            out_bthd = attend(q_bthd, k_bthd, v_bthd, places.segment_ids_bt, causal=config.causal, dropout=None if dropout is no_dropout else dropout)
+            out_bthd = attend(
+                q_bthd,
+                k_bthd,
+                v_bthd,
+                places.segment_ids_bt,
+                causal=config.causal,
+                dropout=None if dropout is no_dropout else dropout,
+            )
         else:
             first = places.positions_bt[0, 0]
-            cache = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), first, axis=1)
-                          for old, new in zip(cache, (k_bthd, v_bthd)))
+            cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), first, axis=1)
+                for old, new in zip(cache, (k_bthd, v_bthd))
+            )
             out_bthd = attend_to_cache(q_bthd, *cache, first)
         out_btd = project(out_bthd, self.out, 2)
         return out_btd + self.out_bias.astype(x_btd.dtype) if config.published else out_btd, cache
@@ -220,7 +241,11 @@ class Attention(nnx.Module):
         dtype, config = x_btd.dtype, self.config
         q_bthd, k_bthd, v_bthd = (project(x_btd, kernel) for kernel in (self.query, self.key, self.value))
         if config.published:
-            return q_bthd + self.query_bias.astype(dtype), k_bthd + self.key_bias.astype(dtype), v_bthd + self.value_bias.astype(dtype)
+            return (
+                q_bthd + self.query_bias.astype(dtype),
+                k_bthd + self.key_bias.astype(dtype),
+                v_bthd + self.value_bias.astype(dtype),
+            )
         if config.qk_norm:
             q_bthd, k_bthd = rms_norm(q_bthd, self.query_scale[...]), rms_norm(k_bthd, self.key_scale[...])
         return rotary_embedding(q_bthd, places), rotary_embedding(k_bthd, places), v_bthd
@@ -249,7 +274,9 @@ class Block(nnx.Module):
         self.mlp_scale = parameter(jnp.ones(config.embed_dim), "norm")
         self.mlp = SwiGLU(config, rngs=rngs)
 
-    def __call__(self, x_btd: jax.Array, places: Places, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
+    def __call__(
+        self, x_btd: jax.Array, places: Places, cache: KVCache | None = None
+    ) -> tuple[jax.Array, KVCache | None]:
         added_btd, cache = self.attention(rms_norm(x_btd, self.attention_scale[...]), places, cache)
         x_btd = constrain(x_btd + added_btd, "batch", "sequence", "embed")
         x_btd = x_btd + self.mlp(rms_norm(x_btd, self.mlp_scale[...]))

@@ -55,18 +55,30 @@ def byte_artifact(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def make_recipe(corpus, byte_artifact):
     """make_recipe(**fields): a recipe so small that a run takes seconds."""
-    return lambda **fields: Recipe(**dict(
-        name="tiny",
-        representation=str(byte_artifact),
-        data=DataConfig(corpora=(str(corpus),), batch_rows=8, sequence_length=32),
-        budget=Budget(steps=12),
-        model=DecoderConfig(num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48, compute_dtype="float32", remat="none"),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
-        mesh=MeshConfig(),
-        checkpoint=CheckpointConfig(every_steps=5),
-        evaluation=EvaluationConfig(every_steps=6, max_bytes=500, batch_rows=8),
-        logging=LoggingConfig(every_steps=1, tensorboard=False),
-    ) | fields)
+    return lambda **fields: Recipe(
+        **dict(
+            name="tiny",
+            representation=str(byte_artifact),
+            data=DataConfig(corpora=(str(corpus),), batch_rows=8, sequence_length=32),
+            budget=Budget(steps=12),
+            model=DecoderConfig(
+                num_layers=2,
+                embed_dim=32,
+                num_heads=2,
+                num_kv_heads=2,
+                head_dim=16,
+                mlp_dim=48,
+                compute_dtype="float32",
+                remat="none",
+            ),
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            mesh=MeshConfig(),
+            checkpoint=CheckpointConfig(every_steps=5),
+            evaluation=EvaluationConfig(every_steps=6, max_bytes=500, batch_rows=8),
+            logging=LoggingConfig(every_steps=1, tensorboard=False),
+        )
+        | fields
+    )
 
 
 @pytest.fixture
@@ -111,8 +123,11 @@ def compiled_once(tmp_path_factory):
 
     @contextlib.contextmanager
     def remembering():
-        options = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.1,
-                   "jax_persistent_cache_min_entry_size_bytes": -1}
+        options = {
+            "jax_compilation_cache_dir": str(folder),
+            "jax_persistent_cache_min_compile_time_secs": 0.1,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
         before = {name: getattr(jax.config, name) for name in options}
         for name, value in options.items():
             jax.config.update(name, value)

@@ -48,7 +48,9 @@ class Covers(abc.ABC):
         self.eod_id, self.lengths = representation.eod_id, representation.byte_lengths(every_id)
         self._ends = np.cumsum(self.lengths)
         text = representation.decode(every_id)
-        self.id_bytes = [text[end - length : end] for length, end in zip(self.lengths.tolist(), self._ends.tolist(), strict=True)]
+        self.id_bytes = [
+            text[end - length : end] for length, end in zip(self.lengths.tolist(), self._ends.tolist(), strict=True)
+        ]
         self._text = np.frombuffer(text, np.uint8)
         self._in_order = sorted(range(len(self.id_bytes)), key=self.id_bytes.__getitem__)
         self._ids_of_bytes = collections.defaultdict(list)
@@ -136,7 +138,11 @@ class SubwordCovers(Covers):
         text, starts = self._join(ids), np.cumsum([0, *(self.lengths[id_] for id_ in ids[:-1])]).tolist()
         number_at = {start: number for number, start in enumerate(starts)}
         borders = [number_at[match.start()] for match in _WORD_BORDER.finditer(text) if match.start() in number_at]
-        characters = [number for number, start in enumerate(starts) if start < len(text) and text[start] not in _CONTINUATION_BYTES]
+        characters = [
+            number
+            for number, start in enumerate(starts)
+            if start < len(text) and text[start] not in _CONTINUATION_BYTES
+        ]
         return ids[borders[-1] if borders else characters[0] if characters else 0 :]
 
     def _compare(self, tail: Ids) -> np.ndarray:
@@ -146,7 +152,11 @@ class SubwordCovers(Covers):
         allowed[self.eod_id] = tuple(encoded[0]) == tail
         for id_, again in zip(self._with_bytes, encoded[1:], strict=True):
             allowed[id_] = tuple(again) == (*tail, id_)
-        unfinished = [(*tail, id_) for id_ in self._with_bytes if not allowed[id_] and (self.id_bytes[id_][-1] >= 0x80 or self.id_bytes[id_][-1:].isspace())]
+        unfinished = [
+            (*tail, id_)
+            for id_ in self._with_bytes
+            if not allowed[id_] and (self.id_bytes[id_][-1] >= 0x80 or self.id_bytes[id_][-1:].isspace())
+        ]
         allowed[[ids[-1] for ids in self._standing_with_an_end(unfinished)]] = True
         return allowed
 
@@ -194,7 +204,10 @@ def _ends_of_character(begun: bytes) -> Iterator[list[bytes]]:
     """What completes a UTF-8 character: a part of it, then more; in the end all there is where one or two bytes are missing."""
     num_missing = 2 + (begun[0] >= 0xE0) + (begun[0] >= 0xF0) - len(begun)
     for num_varied in range(1, min(num_missing, 2) + 1):
-        ends = (bytes(varied) + b"\x80" * (num_missing - num_varied) for varied in itertools.product(_CONTINUATION_BYTES, repeat=num_varied))
+        ends = (
+            bytes(varied) + b"\x80" * (num_missing - num_varied)
+            for varied in itertools.product(_CONTINUATION_BYTES, repeat=num_varied)
+        )
         yield [end for end in ends if _is_utf8(begun + end)]
 
 
@@ -214,9 +227,13 @@ def covers_of(representation: Representation) -> Covers:
         case SubwordRepresentation():
             covers = SubwordCovers(representation)
             if across := next((bytes_ for bytes_ in covers.id_bytes if _WORD_BORDER.search(bytes_)), None):
-                raise UserError(f"exact byte probabilities are there for subwords that end where words do, and {across!r} is one id; use others than superwords")
+                raise UserError(
+                    f"exact byte probabilities are there for subwords that end where words do, and {across!r} is one id; use others than superwords"
+                )
             return covers
-        case EqualInfoRepresentation() if representation.rule == "exact" and representation.window_bits == representation.id_bits:
+        case EqualInfoRepresentation() if (
+            representation.rule == "exact" and representation.window_bits == representation.id_bits
+        ):
             return WindowCovers(representation)
     raise UserError(
         f"of {representation.kind} ids, as they are here, not each stands for bytes of its own, which exact byte probabilities need; they are there "

@@ -48,9 +48,13 @@ def remote_errors(path: epath.PathLike) -> Iterator[None]:
         if not is_remote(path):
             raise
         if isinstance(error, ImportError):
-            raise UserError(f"{os.fspath(path)} needs the client of its object store: pip install 'tokenizer-lab[gcs]' for gs://") from error
+            raise UserError(
+                f"{os.fspath(path)} needs the client of its object store: pip install 'tokenizer-lab[gcs]' for gs://"
+            ) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"cannot use {os.fspath(path)}: {reason}; is there such a bucket, and may these credentials write to it?") from error
+        raise UserError(
+            f"cannot use {os.fspath(path)}: {reason}; is there such a bucket, and may these credentials write to it?"
+        ) from error
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
@@ -66,6 +70,7 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
 
 def fetch(source: epath.Path, target: epath.Path) -> None:
     """Copies a large file, of an object store say, to this machine. Raises UserError if it cannot."""
+
     def chunks() -> Iterator[bytes]:
         with remote_errors(source), source.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
@@ -100,7 +105,11 @@ def cache_folder(name: str) -> epath.Path:
 def files_in(folder: epath.Path) -> dict[str, epath.Path]:
     """Name relative to the folder -> path, of the files in it and in the folders in it, sorted by name. Raises OSError."""
     top = os.fspath(folder).rpartition("://")[2]  # `walk` of an object store leaves the gs:// out
-    found = {os.path.normpath(os.path.join(os.path.relpath(root, top), name)) for root, _, names in folder.walk() for name in names}
+    found = {
+        os.path.normpath(os.path.join(os.path.relpath(root, top), name))
+        for root, _, names in folder.walk()
+        for name in names
+    }
     return {name: folder / name for name in sorted(found)}
 
 

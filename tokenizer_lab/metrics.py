@@ -65,7 +65,9 @@ class EncodedText:
         return pieces if alone == b"".join(pieces[id_] for id_ in sorted(pieces)) else None
 
 
-def encode(representation: Representation, documents: Sequence[bytes], on_progress: Progress = lambda num_bytes: None) -> EncodedText:
+def encode(
+    representation: Representation, documents: Sequence[bytes], on_progress: Progress = lambda num_bytes: None
+) -> EncodedText:
     """Encodes each document by itself."""
     encoded = []
     for batch in _batches(documents, representation.batch_documents):
@@ -76,7 +78,9 @@ def encode(representation: Representation, documents: Sequence[bytes], on_progre
 
 def script(text: bytes) -> str:
     """The script of most letters of a text by their Unicode names, e.g. "Latin", "Cyrillic", "CJK" or "Hiragana"; "none" without letters."""
-    letters = collections.Counter(unicodedata.name(letter, "none").split()[0] for letter in text.decode(errors="ignore") if letter.isalpha())
+    letters = collections.Counter(
+        unicodedata.name(letter, "none").split()[0] for letter in text.decode(errors="ignore") if letter.isalpha()
+    )
     [(name, _)] = letters.most_common(1) or [("none", 0)]
     return name if name in ("CJK", "none") else name.capitalize()
 
@@ -183,7 +187,9 @@ class MorphScore(NamedTuple):
     num_scored: int
 
 
-def morph_score(representation: Representation, items: Sequence[MorphItem], on_progress: Progress = lambda num_bytes: None) -> MorphScore:
+def morph_score(
+    representation: Representation, items: Sequence[MorphItem], on_progress: Progress = lambda num_bytes: None
+) -> MorphScore:
     """The share of words with a token boundary at the boundary of morphemes, whatever others there are: MorphScore.
 
     Arnett & Bergen 2024 (arXiv 2411.14198). A word is encoded by itself, and one that is a single token does not count. Boundaries
@@ -191,7 +197,9 @@ def morph_score(representation: Representation, items: Sequence[MorphItem], on_p
     """
     text = encode(representation, [item.word for item in items], on_progress)
     hits = [
-        item.boundary_bytes in np.cumsum(lengths)[:-1] for item, lengths in zip(items, text.lengths, strict=True) if len(lengths) > 1
+        item.boundary_bytes in np.cumsum(lengths)[:-1]
+        for item, lengths in zip(items, text.lengths, strict=True)
+        if len(lengths) > 1
     ]
     return MorphScore(float(np.mean(hits)) if hits else None, len(hits))
 
@@ -221,7 +229,11 @@ def speed(representation: Representation, documents: Sequence[bytes]) -> Speed:
     num_bytes = sum(map(len, documents))
     batches = list(_batches(documents, representation.batch_documents))
     one_by_one = representation.batch_documents == 1  # then `encode` does not also count the bytes of each id
-    encode_seconds = _median_seconds(lambda: [representation.encode(batch[0]) if one_by_one else representation.encode_many(batch) for batch in batches])
+    encode_seconds = _median_seconds(
+        lambda: [
+            representation.encode(batch[0]) if one_by_one else representation.encode_many(batch) for batch in batches
+        ]
+    )
     decode_seconds = _median_seconds(lambda: [representation.decode(each) for each in ids])
     return Speed(num_bytes / 1e6 / encode_seconds, num_bytes / 1e6 / decode_seconds)
 

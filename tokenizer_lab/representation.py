@@ -144,7 +144,9 @@ class Representation(abc.ABC):
             "files": {name: _sha256(files[name]) for name in sorted(files)},
         }
         manifest |= {"manifest_sha256": _manifest_sha256(manifest)}
-        if is_remote(folder):  # which cannot rename a folder in one go: without its manifest, which comes last, it is no artifact
+        if is_remote(
+            folder
+        ):  # which cannot rename a folder in one go: without its manifest, which comes last, it is no artifact
             for name, content in files.items():
                 write_bytes(folder / check_name(name, "artifact file"), content)
             write_json(folder / "manifest.json", manifest)
@@ -166,9 +168,11 @@ class Representation(abc.ABC):
     def __reduce__(self):
         # Worker processes rebuild a representation from its files: what a backend pickles of itself may be less.
         about = {name: getattr(self, name) for name in ("fit_corpus_hash", "costs", "statistics")}
-        return type(self).from_files, (self.to_files(),), {
-            name: value if isinstance(value, str) else dict(value) for name, value in about.items()
-        }
+        return (
+            type(self).from_files,
+            (self.to_files(),),
+            {name: value if isinstance(value, str) else dict(value) for name, value in about.items()},
+        )
 
 
 class OpenPrompt(NamedTuple):

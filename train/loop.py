@@ -39,8 +39,14 @@ Judge = Callable[[Sequence[bytes], Any], dict[str, Any]]
 MakeJudge = Callable[[Setup], Judge]
 
 
-def train(recipe: Recipe, run_dir: str, console: rich.console.Console, make_judge: MakeJudge, enter: Callable[[str], None] = lambda part: None,
-          profile: StepRange | None = None) -> str:
+def train(
+    recipe: Recipe,
+    run_dir: str,
+    console: rich.console.Console,
+    make_judge: MakeJudge,
+    enter: Callable[[str], None] = lambda part: None,
+    profile: StepRange | None = None,
+) -> str:
     """Trains until the budget is spent; goes on from the newest checkpoint if the folder has one.
 
     Args:
@@ -72,15 +78,21 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, make_judg
         if processes.is_first():
             stack.enter_context(lock(run_dir))
             if is_remote(run_dir):
-                console.print(f"{run_dir} is in an object store, which has no locks: let no other job train in it", soft_wrap=True)
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.host_gigabytes)))
+                console.print(
+                    f"{run_dir} is in an object store, which has no locks: let no other job train in it", soft_wrap=True
+                )
+        checkpoints = stack.enter_context(
+            contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.host_gigabytes))
+        )
         stack.enter_context(processes.ending_together())  # before the checkpoints are closed, which waits for all hosts
         state = start_or_resume(setup, run, checkpoints, console)
         first_step, first_bytes = int(state.step), from_limbs(state.bytes_seen)
         over = bool(setup.meter(state.step, state.bytes_seen, state.seconds)[1])
         if processes.first_decides("nothing left to do", over and is_summarized(run, first_step)):
-            console.print(f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. {recipe.budget.twice}",
-                          soft_wrap=True)
+            console.print(
+                f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. {recipe.budget.twice}",
+                soft_wrap=True,
+            )
             return FINISHED
         times = Timekeeper(run.times if processes.is_first() else None, clock, first_step)
         # 3. The data from there, and the held-out text.
@@ -92,12 +104,27 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, make_judg
         batch = next_batch()
         clock.seconds["start-up"] = clock.total_seconds
         with clock("compile"), console.status("compiling the training step"):
-            train_step = make_train_step(setup.program, recipe.objective, recipe.optimizer, setup.mesh, meter=setup.meter,
-                                         num_microbatches=recipe.data.num_microbatches, kernels=recipe.kernels).lower(state, batch).compile()
+            train_step = (
+                make_train_step(
+                    setup.program,
+                    recipe.objective,
+                    recipe.optimizer,
+                    setup.mesh,
+                    meter=setup.meter,
+                    num_microbatches=recipe.data.num_microbatches,
+                    kernels=recipe.kernels,
+                )
+                .lower(state, batch)
+                .compile()
+            )
         describe(setup, clock.seconds["compile"], console)
 
         # 5. The loop. One step is in flight while the host looks at the numbers of the one before it.
-        log = stack.enter_context(RunLog(run, recipe.logging, setup.identity["config"], recipe.objective.figures, console) if processes.is_first() else NoLog())
+        log = stack.enter_context(
+            RunLog(run, recipe.logging, setup.identity["config"], recipe.objective.figures, console)
+            if processes.is_first()
+            else NoLog()
+        )
         profiler = stack.enter_context(Profiler(profile if processes.is_first() else None, run.profile, console))
         launched, in_flight = first_step, collections.deque()
         any_host, stopped = processes.make_any_host(setup.mesh), False
@@ -154,13 +181,26 @@ def train(recipe: Recipe, run_dir: str, console: rich.console.Console, make_judg
                 checkpoints.save(int(state.step), state, setup.identity | {"counters": counters(setup, state)})
             checkpoints.wait()
         outcome = FINISHED if over else STOPPED
-        summary = summarize(setup, state, outcome, int(state.step) - first_step, from_limbs(state.bytes_seen) - first_bytes, seconds, clock.seconds)
+        summary = summarize(
+            setup,
+            state,
+            outcome,
+            int(state.step) - first_step,
+            from_limbs(state.bytes_seen) - first_bytes,
+            seconds,
+            clock.seconds,
+        )
         times.write(int(state.step), finished=over)
         if processes.is_first():
-            write_json(run.summary, summary | {"goodput": account(run.times), "save_memory_growth_bytes": checkpoints.memory_growth_bytes})
-        console.print(f"{recipe.name} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen, {summary['flops']:.3g} FLOPs, "
-                      f"{seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the step), {summary['skipped_steps']} steps skipped",
-                      soft_wrap=True)
+            write_json(
+                run.summary,
+                summary | {"goodput": account(run.times), "save_memory_growth_bytes": checkpoints.memory_growth_bytes},
+            )
+        console.print(
+            f"{recipe.name} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen, {summary['flops']:.3g} FLOPs, "
+            f"{seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the step), {summary['skipped_steps']} steps skipped",
+            soft_wrap=True,
+        )
     return outcome
 
 
@@ -178,10 +218,16 @@ class StopSignal:
 
 def what_hosts_share(recipe: Recipe) -> dict[str, Any]:
     """A recipe's fields but for the paths of what it reads, whose content is compared."""
-    return {name: value for name, value in flatten(to_json(recipe)).items() if name not in ("representation", "data.corpora", "data.encoded")}
+    return {
+        name: value
+        for name, value in flatten(to_json(recipe)).items()
+        if name not in ("representation", "data.corpora", "data.encoded")
+    }
 
 
-def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, console: rich.console.Console) -> TrainState:
+def start_or_resume(
+    setup: Setup, run: RunFolder, checkpoints: Checkpoints, console: rich.console.Console
+) -> TrainState:
     """The state of the newest whole checkpoint, or a new one; the folder's lines behind it are dropped.
 
     Raises:
@@ -199,7 +245,9 @@ def start_or_resume(setup: Setup, run: RunFolder, checkpoints: Checkpoints, cons
             refuse_another_run(run, setup.identity | {"config": read_json(run.config, "run's config")}, setup.identity)
         state = setup.program.init(np.asarray(jax.random.key_data(jax.random.key(setup.recipe.seed))))
         text = setup.corpora[0].documents("train")
-        state = dataclasses.replace(state, params=setup.recipe.objective.learn_from_text(state.params, setup.representation, text))
+        state = dataclasses.replace(
+            state, params=setup.recipe.objective.learn_from_text(state.params, setup.representation, text)
+        )
     if processes.is_first():
         setup.representation.save(run.representation)
         write_json(run.config, setup.identity["config"])
@@ -215,11 +263,17 @@ def refuse_another_run(run: RunFolder, stored: dict[str, Any], wanted: dict[str,
         if stored[what] != wanted[what]:
             differences.append(f"{what}: {_short(stored[what])} -> {_short(wanted[what])}")
     if differences:
-        raise UserError(f"{run.path} holds another run: {'; '.join(differences)}; choose another --run-dir, or undo the change to go on with this one")
+        raise UserError(
+            f"{run.path} holds another run: {'; '.join(differences)}; choose another --run-dir, or undo the change to go on with this one"
+        )
 
 
 def _short(fingerprints: str | list[str]) -> str:
-    return fingerprints[:12] if isinstance(fingerprints, str) else "+".join(fingerprint[:12] for fingerprint in fingerprints)
+    return (
+        fingerprints[:12]
+        if isinstance(fingerprints, str)
+        else "+".join(fingerprint[:12] for fingerprint in fingerprints)
+    )
 
 
 def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Callable[[], dict[str, jax.Array]]:
@@ -228,10 +282,18 @@ def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Callab
     rows = local_rows(mesh, data.batch_rows)
     weights = data.weights or (1.0,) * len(setup.corpora)
     streams = RowStreams(
-        [Source(corpus.documents("train"), weight) for corpus, weight in zip(setup.corpora, weights)], setup.representation,
-        batch_rows=data.batch_rows, sequence_length=data.sequence_length, seed=setup.recipe.seed, rows=rows,
-        cursors=_rows_of(state.cursors, rows), piece_length=data.piece_length, num_workers=data.num_workers,
-        layout=setup.recipe.layout, note_hash=note_hash)
+        [Source(corpus.documents("train"), weight) for corpus, weight in zip(setup.corpora, weights)],
+        setup.representation,
+        batch_rows=data.batch_rows,
+        sequence_length=data.sequence_length,
+        seed=setup.recipe.seed,
+        rows=rows,
+        cursors=_rows_of(state.cursors, rows),
+        piece_length=data.piece_length,
+        num_workers=data.num_workers,
+        layout=setup.recipe.layout,
+        note_hash=note_hash,
+    )
     batches = iter(grain.experimental.ThreadPrefetchIterDataset(streams, prefetch_buffer_size=data.prefetch_batches))
 
     def place(name: str, value: np.ndarray) -> jax.Array:
@@ -281,8 +343,10 @@ def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog, clock: St
     with clock("log"):
         log.step(numbers, clock.seconds.get("data", 0.0))
     if numbers["skipped_in_a_row"] >= setup.recipe.optimizer.max_skipped_in_a_row:
-        raise UserError(f"the last {numbers['skipped_in_a_row']} steps, up to step {numbers['step']}, were skipped because their gradients were not "
-                        f"finite or spiked (last norm {numbers['grad_norm']:.3g}); lower --optimizer.learning-rate or raise --optimizer.skip-above")
+        raise UserError(
+            f"the last {numbers['skipped_in_a_row']} steps, up to step {numbers['step']}, were skipped because their gradients were not "
+            f"finite or spiked (last norm {numbers['grad_norm']:.3g}); lower --optimizer.learning-rate or raise --optimizer.skip-above"
+        )
     budget = setup.recipe.budget
     if budget.seconds is not None:
         return False  # the clock says so before a step, which then changes nothing
@@ -293,10 +357,19 @@ def describe(setup: Setup, compile_seconds: float, console: rich.console.Console
     """Says what is about to be trained."""
     parameters = setup.recipe.objective.count_parameters(setup.recipe.model, setup.representation.vocab_size)["total"]
     budget = setup.budget
-    length = f"{setup.num_steps:,} steps" if setup.num_steps is not None else f"{budget.seconds:,g} seconds" if budget.seconds else f"{budget.bytes:,} bytes of text"
-    console.print(f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters; {setup.flops_per_step:.3g} FLOPs "
-                  f"a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size} x {jax.devices()[0].device_kind}; "
-                  f"compiled in {compile_seconds:.1f} s", soft_wrap=True)
+    length = (
+        f"{setup.num_steps:,} steps"
+        if setup.num_steps is not None
+        else f"{budget.seconds:,g} seconds"
+        if budget.seconds
+        else f"{budget.bytes:,} bytes of text"
+    )
+    console.print(
+        f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters; {setup.flops_per_step:.3g} FLOPs "
+        f"a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size} x {jax.devices()[0].device_kind}; "
+        f"compiled in {compile_seconds:.1f} s",
+        soft_wrap=True,
+    )
 
 
 def is_summarized(run: RunFolder, step: int) -> bool:
@@ -308,7 +381,13 @@ def is_summarized(run: RunFolder, step: int) -> bool:
 
 
 def summarize(
-    setup: Setup, state: TrainState, outcome: str, steps_here: int, bytes_here: int, loop_seconds: float, seconds_by_part: dict[str, float],
+    setup: Setup,
+    state: TrainState,
+    outcome: str,
+    steps_here: int,
+    bytes_here: int,
+    loop_seconds: float,
+    seconds_by_part: dict[str, float],
 ) -> dict[str, Any]:
     """What goes into summary.json: what the run was, what it has seen and spent, and where the time of its last part went."""
     recipe, step, bytes_seen = setup.recipe, int(state.step), from_limbs(state.bytes_seen)
@@ -320,9 +399,14 @@ def summarize(
     return {
         "name": recipe.name,
         "state": outcome,
-        "representation": {"kind": setup.representation.kind, "vocab_size": vocab_size, "fingerprint": setup.representation.fingerprint,
-                           "bytes_per_token": bytes_per_token, "costs": dict(setup.representation.costs),
-                           "statistics": dict(setup.representation.statistics)},
+        "representation": {
+            "kind": setup.representation.kind,
+            "vocab_size": vocab_size,
+            "fingerprint": setup.representation.fingerprint,
+            "bytes_per_token": bytes_per_token,
+            "costs": dict(setup.representation.costs),
+            "statistics": dict(setup.representation.statistics),
+        },
         "parameters": recipe.objective.count_parameters(recipe.model, vocab_size),
         "flops_per_token": setup.flops_per_token,
         "flops_per_byte": setup.flops_per_token["total"] / bytes_per_token if bytes_per_token else None,
@@ -336,7 +420,11 @@ def summarize(
         "tokens_per_second": steps_here * setup.tokens_per_step / stepping,
         "outside_step_share": max(0.0, 1 - seconds_by_part.get("step", 0.0) / stepping),
         "skipped_steps": int(state.skipped_steps),
-        "corpora": [{"path": path, "content_hash": corpus.content_hash} for path, corpus in zip(recipe.data.corpora, setup.corpora)],
+        "corpora": [
+            {"path": path, "content_hash": corpus.content_hash}
+            for path, corpus in zip(recipe.data.corpora, setup.corpora)
+        ],
         "device": f"{setup.mesh.size} x {jax.devices()[0].device_kind}",
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
     }

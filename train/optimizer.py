@@ -35,8 +35,10 @@ class Budget:
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) != 1 or any(not value > 0 or math.isinf(value) for value in given.values()):
             others = " ".join(f"--budget.{name} None" for name in list(given)[1:])
-            raise UserError(f"budget {given or 'of nothing'}: give exactly one of steps, bytes, flops and seconds, more than 0"
-                            + (f"; e.g. {others} with the first" if others else ""))
+            raise UserError(
+                f"budget {given or 'of nothing'}: give exactly one of steps, bytes, flops and seconds, more than 0"
+                + (f"; e.g. {others} with the first" if others else "")
+            )
 
     @property
     def kind(self) -> str:
@@ -72,7 +74,9 @@ def make_meter(budget: Budget, flops_per_step: float) -> Meter:
     def meter(step, bytes_seen, seconds):
         del step, seconds
         high, low = bytes_seen
-        share = (high.astype(jnp.float32) * 2.0**LIMB_BITS + low) / float(budget.bytes)  # as an int it might not fit an int32
+        share = (high.astype(jnp.float32) * 2.0**LIMB_BITS + low) / float(
+            budget.bytes
+        )  # as an int it might not fit an int32
         return share, (high > end_high) | ((high == end_high) & (low >= end_low))
 
     return meter
@@ -124,9 +128,13 @@ class OptimizerConfig:
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise UserError(f"optimizer.{name} is {value}; a share is between 0 and 1")
         if self.kind == "muon" and not self.bias_correction:
-            raise UserError("optimizer.bias_correction false is an option of optimizer.kind 'adamw'; set it to true, or the kind to 'adamw'")
+            raise UserError(
+                "optimizer.bias_correction false is an option of optimizer.kind 'adamw'; set it to true, or the kind to 'adamw'"
+            )
         if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1:
-            raise UserError(f"optimizer.warmup_share {self.warmup_share} + decay_share {self.decay_share} is more than the whole run; lower one")
+            raise UserError(
+                f"optimizer.warmup_share {self.warmup_share} + decay_share {self.decay_share} is more than the whole run; lower one"
+            )
 
 
 def learning_rate(config: OptimizerConfig, progress: jax.Array) -> jax.Array:
@@ -158,8 +166,14 @@ def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
     if config.kind == "adamw":
         return optax.adamw(1.0, **adam, weight_decay=config.weight_decay, mask=decayed)
     return optax.contrib.muon(
-        1.0, weight_decay=config.weight_decay, adam_b1=config.beta1, adam_b2=config.beta2, eps=config.epsilon,
-        consistent_rms=0.2, muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, axes, is_leaf=is_axes))
+        1.0,
+        weight_decay=config.weight_decay,
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        eps=config.epsilon,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=jax.tree.map(_muon_dimensions, axes, is_leaf=is_axes),
+    )
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -173,7 +187,9 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
         del params
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda n, g: b2 * n + (1 - b2) * jnp.square(g), state.nu, grads)
-        return jax.tree.map(lambda m, n: m / (jnp.sqrt(n) + eps), mu, nu), optax.ScaleByAdamState(count=state.count + 1, mu=mu, nu=nu)
+        return jax.tree.map(lambda m, n: m / (jnp.sqrt(n) + eps), mu, nu), optax.ScaleByAdamState(
+            count=state.count + 1, mu=mu, nu=nu
+        )
 
     return optax.GradientTransformation(init, update)
 
@@ -190,4 +206,5 @@ def _muon_dimensions(names: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbe
         return None
     outputs = matrix[-1:] if names[-1] == "embed" else matrix[1:]
     return optax.contrib.MuonDimensionNumbers(
-        reduction_axis=tuple(number for number in matrix if number not in outputs), output_axis=tuple(outputs))
+        reduction_axis=tuple(number for number in matrix if number not in outputs), output_axis=tuple(outputs)
+    )

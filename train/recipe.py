@@ -68,9 +68,13 @@ class DataConfig:
         if not self.corpora:
             raise UserError("data.corpora is empty; name at least one folder made by 'toklab ingest'")
         if self.weights and (len(self.weights) != len(self.corpora) or not all(weight > 0 for weight in self.weights)):
-            raise UserError(f"data.weights {self.weights} do not fit {len(self.corpora)} corpora; give one number above 0 for each, or none")
+            raise UserError(
+                f"data.weights {self.weights} do not fit {len(self.corpora)} corpora; give one number above 0 for each, or none"
+            )
         if self.encoded and self.segment_pairs:
-            raise UserError(f"data.encoded {self.encoded} holds ids of whole documents and data.segment_pairs encodes lines; leave one of the two out")
+            raise UserError(
+                f"data.encoded {self.encoded} holds ids of whole documents and data.segment_pairs encodes lines; leave one of the two out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,14 +115,20 @@ class Recipe:
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name} is {value}; it must be a finite number")
         if self.model.kind != self.objective.model_kind:
-            raise UserError(f"objective {self.objective.kind!r} trains a model of kind {self.objective.model_kind!r} and the recipe's is of kind "
-                            f"{self.model.kind!r}; change one of the two in the recipe")
+            raise UserError(
+                f"objective {self.objective.kind!r} trains a model of kind {self.objective.model_kind!r} and the recipe's is of kind "
+                f"{self.model.kind!r}; change one of the two in the recipe"
+            )
         self.objective.check(self.model, self.data.sequence_length)
         if self.objective.layout is not CausalRow and self.data.piece_length:
-            raise UserError(f"data.piece_length is {self.data.piece_length}, which is for causal objectives; objective {self.objective.kind!r} "
-                            "sees whole rows, set it to 0")
+            raise UserError(
+                f"data.piece_length is {self.data.piece_length}, which is for causal objectives; objective {self.objective.kind!r} "
+                "sees whole rows, set it to 0"
+            )
         if self.objective.layout is CausalRow and self.data.segment_pairs:
-            raise UserError(f"data.segment_pairs is for encoders and the objective is {self.objective.kind!r}; leave it out")
+            raise UserError(
+                f"data.segment_pairs is for encoders and the objective is {self.objective.kind!r}; leave it out"
+            )
 
     @property
     def layout(self) -> type[Row]:
@@ -128,13 +138,30 @@ class Recipe:
     def check_devices(self, num_devices: int, num_slices: int = 1) -> None:
         """Raises UserError where the mesh does not cover so many devices in TPU slices, or the batch cannot be split over it."""
         sizes = mesh_sizes(self.mesh, num_devices, num_slices)
-        check_batch(AbstractMesh(tuple(sizes.values()), tuple(sizes)), self.data.batch_rows, self.data.sequence_length, self.data.num_microbatches)
+        check_batch(
+            AbstractMesh(tuple(sizes.values()), tuple(sizes)),
+            self.data.batch_rows,
+            self.data.sequence_length,
+            self.data.num_microbatches,
+        )
 
 
 # What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run longer.
 MAY_CHANGE_ON_RESUME = (
-    "budget", "mesh", "kernels", "checkpoint", "evaluation", "logging", "deadlines", "representation",  # of the representation, the fingerprint decides
-    "data.corpora", "data.encoded", "data.num_microbatches", "data.num_workers", "data.prefetch_batches", "model.remat",  # of corpora, their content
+    "budget",
+    "mesh",
+    "kernels",
+    "checkpoint",
+    "evaluation",
+    "logging",
+    "deadlines",
+    "representation",  # of the representation, the fingerprint decides
+    "data.corpora",
+    "data.encoded",
+    "data.num_microbatches",
+    "data.num_workers",
+    "data.prefetch_batches",
+    "model.remat",  # of corpora, their content
 )
 
 
@@ -145,7 +172,11 @@ def recipe_names() -> list[str]:
 
 def config_names(function: str) -> list[str]:
     """The files in `configs/` that define a function of this name: recipes, or experiments."""
-    return sorted(path.stem for path in _configs_folder().glob("*.py") if re.search(rf"^def {function}\(", path.read_text(), re.MULTILINE))
+    return sorted(
+        path.stem
+        for path in _configs_folder().glob("*.py")
+        if re.search(rf"^def {function}\(", path.read_text(), re.MULTILINE)
+    )
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -160,7 +191,9 @@ def read_recipe(run: RunFolder) -> Recipe:
     with remote_errors(run.path):
         is_run = run.config.exists()
     if not is_run:
-        raise UserError(f"{run.path} is not a run: it has no config.json; make one with 'toklab train RECIPE --run-dir {run.path}'")
+        raise UserError(
+            f"{run.path} is not a run: it has no config.json; make one with 'toklab train RECIPE --run-dir {run.path}'"
+        )
     return from_json(Recipe, read_json(run.config, "run's config"), str(run.config))
 
 
@@ -178,7 +211,9 @@ def load_config(name_or_path: str, function: str, kind: type) -> Any:
     names = config_names(function)
     path = _configs_folder() / f"{name_or_path}.py" if name_or_path in names else pathlib.Path(name_or_path)
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"no {function} {name_or_path!r}{nearest(name_or_path, names)}; there are {', '.join(names)}, or give the path of a Python file")
+        raise UserError(
+            f"no {function} {name_or_path!r}{nearest(name_or_path, names)}; there are {', '.join(names)}, or give the path of a Python file"
+        )
     what = f"{'an' if function[0] in 'aeiou' else 'a'} {function} is a file with a function '{function}() -> {kind.__module__}.{kind.__name__}'"
     spec = importlib.util.spec_from_file_location(f"{function}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -213,19 +248,32 @@ def to_json(config: Any) -> Any:
 
 def from_json(kind: Any, value: Any, where: str = "config") -> Any:
     """The inverse of `to_json` for a config of type `kind`. Raises UserError for a stranger's file that is none."""
-    if choices := {choice.kind: choice for choice in typing.get_args(kind) if dataclasses.is_dataclass(choice)}:  # of several configs, its "kind" tells
+    if choices := {
+        choice.kind: choice for choice in typing.get_args(kind) if dataclasses.is_dataclass(choice)
+    }:  # of several configs, its "kind" tells
         first = next(iter(choices))
         name = value.get("kind", first) if isinstance(value, dict) else first
         if not isinstance(name, str) or name not in choices:
-            raise UserError(f"{where}: no {name!r}; it is one of {', '.join(choices)}. Was it written by another version?")
+            raise UserError(
+                f"{where}: no {name!r}; it is one of {', '.join(choices)}. Was it written by another version?"
+            )
         kind = choices[name]
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if not isinstance(value, dict) or (unknown := set(value) - set(hints)):
-            what = f"unknown {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], hints)}" if isinstance(value, dict) else f"a {type(value).__name__}"
+            what = (
+                f"unknown {sorted(unknown)[0]!r}{nearest(sorted(unknown)[0], hints)}"
+                if isinstance(value, dict)
+                else f"a {type(value).__name__}"
+            )
             raise UserError(f"{where}: {what} where a {kind.__name__} should be; was it written by another version?")
-        missing = [field.name for field in dataclasses.fields(kind) if field.name not in value
-                   and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]
+        missing = [
+            field.name
+            for field in dataclasses.fields(kind)
+            if field.name not in value
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        ]
         if missing:
             raise UserError(f"{where}: {missing[0]!r} is missing; was it written by another version?")
         return kind(**{name: from_json(hints[name], part, f"{where}.{name}") for name, part in value.items()})
@@ -254,5 +302,8 @@ def refused_changes(stored: dict, wanted: dict) -> list[str]:
     """What differs between two configs (`to_json`) and may not when a run goes on, as 'field: stored -> wanted'."""
     old, new = flatten(stored), flatten(wanted)
     may_change = lambda name: any(name == free or name.startswith(free + ".") for free in MAY_CHANGE_ON_RESUME)
-    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name) and not may_change(name)]
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not may_change(name)
+    ]

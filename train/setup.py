@@ -102,9 +102,13 @@ def set_up(recipe: Recipe) -> Setup:
     """Opens what a recipe names and lays its state out over the mesh. Raises UserError before anything is allocated or written."""
     data = recipe.data
     representation = tokenizer_lab.load(recipe.representation)
-    if recipe.budget.flops is not None and recipe.budget.flops <= (fit_flops := representation.costs.get("fit_flops", 0.0)):
-        raise UserError(f"budget.flops {recipe.budget.flops:.3g} is no more than the {fit_flops:.3g} that fitting {recipe.representation} has "
-                        "spent, which counts too; raise it, or give the budget in steps or bytes")
+    if recipe.budget.flops is not None and recipe.budget.flops <= (
+        fit_flops := representation.costs.get("fit_flops", 0.0)
+    ):
+        raise UserError(
+            f"budget.flops {recipe.budget.flops:.3g} is no more than the {fit_flops:.3g} that fitting {recipe.representation} has "
+            "spent, which counts too; raise it, or give the budget in steps or bytes"
+        )
     corpora = bring_ids([Corpus.open(path) for path in data.corpora], data.encoded, representation)
     mesh = make_mesh(recipe.mesh)
     keep_compiled_programs()
@@ -115,8 +119,13 @@ def set_up(recipe: Recipe) -> Setup:
 
 def lay_out(recipe: Recipe, vocab_size: int, mesh: Mesh) -> StepProgram:
     """A recipe's training state over a mesh; nothing is opened or allocated."""
-    return build_program(lambda rngs: recipe.objective.build(recipe.model, vocab_size, rngs), recipe.optimizer, mesh,
-                         batch_rows=recipe.data.batch_rows, num_sources=len(recipe.data.corpora))
+    return build_program(
+        lambda rngs: recipe.objective.build(recipe.model, vocab_size, rngs),
+        recipe.optimizer,
+        mesh,
+        batch_rows=recipe.data.batch_rows,
+        num_sources=len(recipe.data.corpora),
+    )
 
 
 def abstract_batch(recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -135,7 +144,9 @@ def abstract_batch(recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
 
 def model_flops_per_token(recipe: Recipe, vocab_size: int) -> dict[str, float]:
     """FLOPs to train a recipe's model on a position, by component, and "total"."""
-    return recipe.objective.training_flops_per_token(recipe.model, vocab_size, recipe.data.piece_length or recipe.data.sequence_length)
+    return recipe.objective.training_flops_per_token(
+        recipe.model, vocab_size, recipe.data.piece_length or recipe.data.sequence_length
+    )
 
 
 def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
@@ -151,12 +162,16 @@ def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
     run = RunFolder(run_dir)
     recipe = read_recipe(run)
     if corpus:
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpora=(corpus,), weights=(), encoded=()))
+        recipe = dataclasses.replace(
+            recipe, data=dataclasses.replace(recipe.data, corpora=(corpus,), weights=(), encoded=())
+        )
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     with contextlib.closing(checkpoints):
         step = checkpoints.newest_whole(lambda line: print(f"toklab: {line}", file=sys.stderr))
         if step is None:
-            raise UserError(f"{run.path} has no checkpoint yet; train it with 'toklab train RECIPE --run-dir {run.path}'")
+            raise UserError(
+                f"{run.path} has no checkpoint yet; train it with 'toklab train RECIPE --run-dir {run.path}'"
+            )
         setup = set_up(_for_reading(recipe, run))
         params = checkpoints.restore_params(step, setup.program.shapes.params, setup.program.shardings.params)
         return LoadedRun(setup, params, checkpoints.read_meta(step)["counters"])
@@ -166,6 +181,9 @@ def _for_reading(recipe: Recipe, run: RunFolder) -> Recipe:
     """The recipe on the devices that are here, with batches they divide: how many rows are scored at a time changes no number."""
     rows = -(-recipe.evaluation.batch_rows // jax.device_count()) * jax.device_count()
     return dataclasses.replace(
-        recipe, representation=str(run.representation), mesh=MeshConfig(),
+        recipe,
+        representation=str(run.representation),
+        mesh=MeshConfig(),
         data=dataclasses.replace(recipe.data, batch_rows=rows, num_microbatches=1),
-        evaluation=dataclasses.replace(recipe.evaluation, batch_rows=rows))
+        evaluation=dataclasses.replace(recipe.evaluation, batch_rows=rows),
+    )

@@ -54,7 +54,9 @@ class MeshConfig:
     def __post_init__(self):
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-            raise UserError(f"mesh {dict(zip(MESH_AXES, sizes))}: every axis is at least 1, and at most one of them is -1 (all that are left)")
+            raise UserError(
+                f"mesh {dict(zip(MESH_AXES, sizes))}: every axis is at least 1, and at most one of them is -1 (all that are left)"
+            )
 
 
 def mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int) -> dict[str, int]:
@@ -65,10 +67,14 @@ def mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int) -> dict[st
         sizes[sizes.index(-1)] = num_devices // fixed
     if math.prod(sizes) != num_devices:
         named = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes))
-        raise UserError(f"a mesh of {named} does not cover {num_devices} devices; make the sizes multiply to {num_devices}, or set one to -1")
+        raise UserError(
+            f"a mesh of {named} does not cover {num_devices} devices; make the sizes multiply to {num_devices}, or set one to -1"
+        )
     if sizes[0] % num_slices:
-        raise UserError(f"the devices are {num_slices} TPU slices, which only the replica axis may span, and mesh.replica is {sizes[0]}; "
-                        f"make it a multiple of {num_slices}")
+        raise UserError(
+            f"the devices are {num_slices} TPU slices, which only the replica axis may span, and mesh.replica is {sizes[0]}; "
+            f"make it a multiple of {num_slices}"
+        )
     return dict(zip(MESH_AXES, sizes))
 
 
@@ -96,10 +102,16 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_rows: int, sequence_length: int
     needed = shards * num_microbatches
     if batch_rows % needed:
         nearest = max(1, round(batch_rows / needed)) * needed
-        split = f"{num_microbatches} microbatches over {shards} devices" if num_microbatches > 1 else f"{shards} devices"
-        raise UserError(f"a batch of {batch_rows} rows cannot be split into {split} (replica x fsdp); use a multiple of {needed}, e.g. {nearest}")
+        split = (
+            f"{num_microbatches} microbatches over {shards} devices" if num_microbatches > 1 else f"{shards} devices"
+        )
+        raise UserError(
+            f"a batch of {batch_rows} rows cannot be split into {split} (replica x fsdp); use a multiple of {needed}, e.g. {nearest}"
+        )
     if sequence_length % mesh.shape["sequence"]:
-        raise UserError(f"a sequence length of {sequence_length} cannot be split over a sequence axis of {mesh.shape['sequence']}; use a multiple of it")
+        raise UserError(
+            f"a sequence length of {sequence_length} cannot be split over a sequence axis of {mesh.shape['sequence']}; use a multiple of it"
+        )
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
@@ -134,8 +146,10 @@ def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
         for name, mesh_axis, size in zip(names, spec, leaf.shape):
             if mesh_axis and size % mesh.shape[mesh_axis]:
                 where = ".".join(str(key.key) for key in path)
-                raise UserError(f"axis {name!r} of {where} has size {size}, which a {mesh_axis} axis of {mesh.shape[mesh_axis]} does not divide; "
-                                f"use a smaller mesh.{mesh_axis} or a multiple of it")
+                raise UserError(
+                    f"axis {name!r} of {where} has size {size}, which a {mesh_axis} axis of {mesh.shape[mesh_axis]} does not divide; "
+                    f"use a smaller mesh.{mesh_axis} or a multiple of it"
+                )
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(sharding, shapes, axes, is_leaf=lambda leaf: hasattr(leaf, "shape"))
@@ -143,7 +157,9 @@ def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
 
 def local_rows(mesh: Mesh, batch_rows: int) -> list[int]:
     """The rows of the global batch that this process's devices hold, ascending."""
-    indices = NamedSharding(mesh, PartitionSpec(ACTIVATION_AXES["batch"])).addressable_devices_indices_map((batch_rows,))
+    indices = NamedSharding(mesh, PartitionSpec(ACTIVATION_AXES["batch"])).addressable_devices_indices_map(
+        (batch_rows,)
+    )
     return sorted({row for (rows,) in indices.values() for row in range(*rows.indices(batch_rows))})
 
 

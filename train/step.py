@@ -66,7 +66,12 @@ class StepProgram:
 
 
 def build_program(
-    build_model: Callable[[nnx.Rngs], nnx.Module], config: OptimizerConfig, mesh: Mesh, *, batch_rows: int, num_sources: int,
+    build_model: Callable[[nnx.Rngs], nnx.Module],
+    config: OptimizerConfig,
+    mesh: Mesh,
+    *,
+    batch_rows: int,
+    num_sources: int,
 ) -> StepProgram:
     """Lays a model's training state out over a mesh without allocating any of it. Raises UserError where it does not fit the mesh."""
     model_def, abstract = nnx.split(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), nnx.Param)
@@ -77,9 +82,17 @@ def build_program(
         params = nnx.to_pure_dict(nnx.state(build_model(nnx.Rngs(jax.random.wrap_key_data(key))), nnx.Param))
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
-            params=params, opt_state=optimizer.init(params), step=zero, bytes_seen=jnp.zeros(2, jnp.int32),
-            cursors=jnp.zeros((batch_rows, cursor_width(num_sources)), jnp.int32), seconds=jnp.zeros(()), mean_grad_norm=jnp.zeros(()),
-            skipped_steps=zero, skipped_in_a_row=zero, rng=key)
+            params=params,
+            opt_state=optimizer.init(params),
+            step=zero,
+            bytes_seen=jnp.zeros(2, jnp.int32),
+            cursors=jnp.zeros((batch_rows, cursor_width(num_sources)), jnp.int32),
+            seconds=jnp.zeros(()),
+            mean_grad_norm=jnp.zeros(()),
+            skipped_steps=zero,
+            skipped_in_a_row=zero,
+            rng=key,
+        )
 
     shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((2,), jnp.uint32))
     by_parameter = parameter_shardings(mesh, shapes.params, axes)
@@ -88,7 +101,8 @@ def build_program(
         jax.tree.map(lambda _: everywhere, shapes),
         params=by_parameter,
         opt_state=_optimizer_shardings(shapes.opt_state, shapes.params, by_parameter, everywhere),
-        cursors=cursor_sharding(mesh))
+        cursors=cursor_sharding(mesh),
+    )
     return StepProgram(model_def, axes, optimizer, jax.jit(init, out_shardings=shardings), shapes, shardings)
 
 
@@ -104,8 +118,14 @@ def _optimizer_shardings(opt_state: Any, params: Any, by_parameter: Any, otherwi
 
 
 def make_train_step(
-    program: StepProgram, objective: Callable, config: OptimizerConfig, mesh: Mesh, *,
-    meter: Meter, num_microbatches: int = 1, kernels: str = "auto",
+    program: StepProgram,
+    objective: Callable,
+    config: OptimizerConfig,
+    mesh: Mesh,
+    *,
+    meter: Meter,
+    num_microbatches: int = 1,
+    kernels: str = "auto",
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step (state, batch) -> (state, metrics); the state is donated.
 
@@ -141,7 +161,10 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, gradients(params, part, jax.random.fold_in(rng, number))), None
 
         parts = jax.tree.map(microbatches, batch)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts), rng))
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts), rng),
+        )
         return jax.lax.scan(add, zeros, (jnp.arange(num_microbatches), parts))[0]
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -152,18 +175,24 @@ def make_train_step(
         rate = learning_rate(config, share)
 
         with use_placement(placement(mesh, kernels)):
-            grads, sums = accumulated_gradients(state.params, objective.draw(nnx.merge(program.model_def, nnx.State(state.params)), batch), rng)
+            grads, sums = accumulated_gradients(
+                state.params, objective.draw(nnx.merge(program.model_def, nnx.State(state.params)), batch), rng
+            )
         weight = jnp.maximum(sums["weight"], 1)
         grads = jax.tree.map(lambda g: g / weight, grads)
         norm = optax.tree.norm(grads)
-        spiked = (state.step - state.skipped_steps >= _STEPS_BEFORE_SPIKES) & (norm > config.skip_above * state.mean_grad_norm)
+        spiked = (state.step - state.skipped_steps >= _STEPS_BEFORE_SPIKES) & (
+            norm > config.skip_above * state.mean_grad_norm
+        )
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & ~spiked
 
         def update():
             clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-20)), grads)
             updates, opt_state = program.optimizer.update(clipped, state.opt_state, state.params)
             params = objective.learn(jax.tree.map(lambda p, u: p + rate * u, state.params, updates), sums["sums"])
-            mean = jnp.where(state.mean_grad_norm > 0, _NORM_DECAY * state.mean_grad_norm + (1 - _NORM_DECAY) * norm, norm)
+            mean = jnp.where(
+                state.mean_grad_norm > 0, _NORM_DECAY * state.mean_grad_norm + (1 - _NORM_DECAY) * norm, norm
+            )
             return params, opt_state, mean
 
         def keep():
@@ -173,15 +202,35 @@ def make_train_step(
         skipped = (~good).astype(jnp.int32)
         high, low = state.bytes_seen[0], state.bytes_seen[1] + num_bytes
         counted = dataclasses.replace(
-            state, step=state.step + 1, bytes_seen=jnp.stack([high + (low >> LIMB_BITS), low & (2**LIMB_BITS - 1)]), cursors=cursors,
-            skipped_steps=state.skipped_steps + skipped, skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped)
-        counted = jax.tree.map(lambda old, new: jnp.where(over, old, new), state_counters(state), state_counters(counted))
-        new_state = dataclasses.replace(state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted)
+            state,
+            step=state.step + 1,
+            bytes_seen=jnp.stack([high + (low >> LIMB_BITS), low & (2**LIMB_BITS - 1)]),
+            cursors=cursors,
+            skipped_steps=state.skipped_steps + skipped,
+            skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped,
+        )
+        counted = jax.tree.map(
+            lambda old, new: jnp.where(over, old, new), state_counters(state), state_counters(counted)
+        )
+        new_state = dataclasses.replace(
+            state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted
+        )
         metrics = {
-            "loss": sums["loss"] / weight, "tokens": sums["weight"], "num_bytes": num_bytes, "learning_rate": rate,
-            "sums": {name: value for name, value in sums["sums"].items() if value.ndim == 0},  # for the log; others are for `learn`
-            "grad_norm": norm, "skipped": skipped, "over": over, "share": meter(new_state.step, new_state.bytes_seen, new_state.seconds)[0], "step": new_state.step, "bytes_seen": new_state.bytes_seen,
-            "skipped_steps": new_state.skipped_steps, "skipped_in_a_row": new_state.skipped_in_a_row,
+            "loss": sums["loss"] / weight,
+            "tokens": sums["weight"],
+            "num_bytes": num_bytes,
+            "learning_rate": rate,
+            "sums": {
+                name: value for name, value in sums["sums"].items() if value.ndim == 0
+            },  # for the log; others are for `learn`
+            "grad_norm": norm,
+            "skipped": skipped,
+            "over": over,
+            "share": meter(new_state.step, new_state.bytes_seen, new_state.seconds)[0],
+            "step": new_state.step,
+            "bytes_seen": new_state.bytes_seen,
+            "skipped_steps": new_state.skipped_steps,
+            "skipped_in_a_row": new_state.skipped_in_a_row,
         }
         return new_state, metrics
 
@@ -191,4 +240,6 @@ def make_train_step(
 
 def state_counters(state: TrainState) -> dict[str, jax.Array]:
     """The parts of the state that count what has been done."""
-    return {name: getattr(state, name) for name in ("step", "bytes_seen", "cursors", "skipped_steps", "skipped_in_a_row")}
+    return {
+        name: getattr(state, name) for name in ("step", "bytes_seen", "cursors", "skipped_steps", "skipped_in_a_row")
+    }

@@ -62,35 +62,61 @@ def byte_counts(corpus: Corpus):
 def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> list[float]:
     """The losses of the first steps of a recipe, on the fixed corpus instead of its own, and no more rows than a CPU can."""
     recipe = dataclasses.replace(
-        recipe, model=dataclasses.replace(recipe.model, compute_dtype="float32", remat="none"),  # what bfloat16 rounds depends on the compiler
-        representation=str(fixed / pathlib.Path(recipe.representation).name), budget=Budget(steps=NUM_STEPS),
-        data=dataclasses.replace(recipe.data, corpora=(str(fixed / "corpus"),), batch_rows=8, sequence_length=min(recipe.data.sequence_length, 512)),
+        recipe,
+        model=dataclasses.replace(
+            recipe.model, compute_dtype="float32", remat="none"
+        ),  # what bfloat16 rounds depends on the compiler
+        representation=str(fixed / pathlib.Path(recipe.representation).name),
+        budget=Budget(steps=NUM_STEPS),
+        data=dataclasses.replace(
+            recipe.data,
+            corpora=(str(fixed / "corpus"),),
+            batch_rows=8,
+            sequence_length=min(recipe.data.sequence_length, 512),
+        ),
         logging=dataclasses.replace(recipe.logging, every_steps=1, tensorboard=False),
-        evaluation=dataclasses.replace(recipe.evaluation, max_bytes=1, batch_rows=8))
+        evaluation=dataclasses.replace(recipe.evaluation, max_bytes=1, batch_rows=8),
+    )
     train(recipe, run_dir, rich.console.Console(quiet=True), make_judge)
     return [line["loss"] for line in read_lines(RunFolder(run_dir).metrics)]
 
 
-TOO_LARGE = "decoder_125m", "decoder_350m", "decoder_1b", "decoder_8b"  # for first losses on a CPU; `toklab plan` compiles them
+TOO_LARGE = (
+    "decoder_125m",
+    "decoder_350m",
+    "decoder_1b",
+    "decoder_8b",
+)  # for first losses on a CPU; `toklab plan` compiles them
 QUICK = "demo_byte", "demo_subword", "demo_equal_info"  # the first losses of the others are for make test-slow
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in recipe_names() if name not in TOO_LARGE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in recipe_names()
+        if name not in TOO_LARGE
+    ],
+)
 def test_first_losses_are_as_committed(name, fixed, tmp_path):
     recipe, golden = load_recipe(name), GOLDEN / f"{name}.json"
     losses = first_losses(recipe, fixed, tmp_path / "run")
     if os.environ.get("UPDATE_GOLDENS"):
         golden.write_text(json.dumps({"config": to_json(recipe), "first_losses": losses}, indent=2) + "\n")
     expected = read_golden(name)["first_losses"]
-    np.testing.assert_allclose(losses, expected, rtol=1e-4, err_msg=f"the first losses of {name} changed; {HOW_TO_UPDATE}")
+    np.testing.assert_allclose(
+        losses, expected, rtol=1e-4, err_msg=f"the first losses of {name} changed; {HOW_TO_UPDATE}"
+    )
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_resolved_config_is_as_committed(name):
     recipe = load_recipe(name)
     if os.environ.get("UPDATE_GOLDENS") and name in TOO_LARGE:
-        (GOLDEN / f"{name}.json").write_text(json.dumps({"config": to_json(recipe), "first_losses": None}, indent=2) + "\n")
+        (GOLDEN / f"{name}.json").write_text(
+            json.dumps({"config": to_json(recipe), "first_losses": None}, indent=2) + "\n"
+        )
     expected = read_golden(name)["config"]
     assert to_json(recipe) == expected, f"the resolved config of {name} changed; {HOW_TO_UPDATE}"
     assert from_json(Recipe, expected) == recipe

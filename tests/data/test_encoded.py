@@ -30,10 +30,25 @@ SHARD_BYTES = 500  # so that there are several shards
 def byte_lm():
     """With random weights."""
     random = np.random.RandomState(0)
-    shapes = {"embedding": (384, 8), "unembedding": (384, 8), "final_scale": (8,), "attention_scale": (1, 8), "mlp_scale": (1, 8), "query": (1, 8, 2, 4),
-              "key": (1, 8, 1, 4), "value": (1, 8, 1, 4), "query_scale": (1, 4), "key_scale": (1, 4), "out": (1, 2, 4, 8), "gate": (1, 8, 8),
-              "up": (1, 8, 8), "down": (1, 8, 8)}
-    return quantize({name: random.standard_normal(shape) for name, shape in shapes.items()}, rope_theta=10_000.0, context_bytes=8)
+    shapes = {
+        "embedding": (384, 8),
+        "unembedding": (384, 8),
+        "final_scale": (8,),
+        "attention_scale": (1, 8),
+        "mlp_scale": (1, 8),
+        "query": (1, 8, 2, 4),
+        "key": (1, 8, 1, 4),
+        "value": (1, 8, 1, 4),
+        "query_scale": (1, 4),
+        "key_scale": (1, 4),
+        "out": (1, 2, 4, 8),
+        "gate": (1, 8, 8),
+        "up": (1, 8, 8),
+        "down": (1, 8, 8),
+    }
+    return quantize(
+        {name: random.standard_normal(shape) for name, shape in shapes.items()}, rope_theta=10_000.0, context_bytes=8
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,19 +103,33 @@ def test_any_record_is_read_or_refused(record):
 
 
 @pytest.mark.parametrize(("kind", "layout"), [("byte", CausalRow), ("subword", EncoderRow), ("in_loop", CausalRow)])
-def test_rows_are_those_of_encoding_on_the_fly_and_each_goes_on_where_the_other_stopped(corpus, artifacts, ids_of, monkeypatch, kind, layout):
+def test_rows_are_those_of_encoding_on_the_fly_and_each_goes_on_where_the_other_stopped(
+    corpus, artifacts, ids_of, monkeypatch, kind, layout
+):
     representation = tokenizer_lab.load(artifacts / kind)
     plain, [with_ids] = Corpus.open(corpus), bring_ids([Corpus.open(corpus)], [ids_of(kind)], representation)
 
     def batches(corpus, count, cursors=None):
-        streams = RowStreams([Source(corpus.documents("train"))], representation, batch_rows=4, sequence_length=24, seed=1, cursors=cursors, layout=layout)
+        streams = RowStreams(
+            [Source(corpus.documents("train"))],
+            representation,
+            batch_rows=4,
+            sequence_length=24,
+            seed=1,
+            cursors=cursors,
+            layout=layout,
+        )
         return list(itertools.islice(streams, count))
 
     first = batches(plain, 5)
     middle = first[1]["cursors"]
     on_the_fly = batches(plain, 3, middle)
     monkeypatch.setattr(type(representation), "encode_many", None)  # so that nothing is encoded any more
-    for expected, found in [(first, batches(with_ids, 5)), (first[2:], batches(with_ids, 3, middle)), (on_the_fly, batches(with_ids, 5)[2:])]:
+    for expected, found in [
+        (first, batches(with_ids, 5)),
+        (first[2:], batches(with_ids, 3, middle)),
+        (on_the_fly, batches(with_ids, 5)[2:]),
+    ]:
         assert len(expected) == len(found)
         for one, other in zip(expected, found):
             assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
@@ -150,10 +179,19 @@ def test_what_ids_are_of_is_checked(tmp_path, make_corpus, corpus, artifacts, id
     corpora = [Corpus.open(corpus)]
     subword = tokenizer_lab.load(artifacts / "subword")
     for folders, wanted, of, message in [
-        ([ids_of("byte")], subword, corpora, "byte holds ids of another representation: its fingerprint is [0-9a-f]{12}, that of the run's is "
-         f"{subword.fingerprint[:12]}; encode it again with the run's, or leave it out"),
-        ([ids_of("byte")], ByteRepresentation(), [Corpus.open(make_corpus(tmp_path / "other", num_documents=9, seed=2))],
-         f"byte holds ids of another corpus: of the one with content hash {corpora[0].content_hash[:12]}, and .*/other has"),
+        (
+            [ids_of("byte")],
+            subword,
+            corpora,
+            "byte holds ids of another representation: its fingerprint is [0-9a-f]{12}, that of the run's is "
+            f"{subword.fingerprint[:12]}; encode it again with the run's, or leave it out",
+        ),
+        (
+            [ids_of("byte")],
+            ByteRepresentation(),
+            [Corpus.open(make_corpus(tmp_path / "other", num_documents=9, seed=2))],
+            f"byte holds ids of another corpus: of the one with content hash {corpora[0].content_hash[:12]}, and .*/other has",
+        ),
         ([corpus], subword, corpora, "manifest.json is damaged, was changed by hand or is of another version"),
         ([tmp_path], subword, corpora, "holds no ids of a corpus: it has no manifest.json; run toklab encode ARTIFACT"),
     ]:
@@ -209,7 +247,10 @@ def test_ids_of_other_documents_are_refused(tmp_path, corpus, artifacts, monkeyp
     monkeypatch.setattr(encoded, "pack", lambda _: pack((np.array([255, 256]), np.array([1, 2]))))
     encode_into(tmp_path / "ids", artifacts / "byte", corpus)
     [with_ids] = bring_ids([Corpus.open(corpus)], [tmp_path / "ids"], ByteRepresentation())
-    with pytest.raises(UserError, match="ids-.*, record 0, holds ids up to 256 for 3 bytes, for a document of .* bytes and 257 ids there are; remove"):
+    with pytest.raises(
+        UserError,
+        match="ids-.*, record 0, holds ids up to 256 for 3 bytes, for a document of .* bytes and 257 ids there are; remove",
+    ):
         list(with_ids.documents("train"))
 
 
@@ -235,7 +276,10 @@ def test_what_is_whole_is_kept_and_the_rest_is_encoded_by_the_same_command(tmp_p
     with pytest.raises(KeyboardInterrupt):
         encode_into(tmp_path / "ids", artifacts / "byte", corpus, engine=CutOff(3))
     left = everything(tmp_path / "ids")
-    assert [name for name in sorted(left) if name.startswith("ids-")] == ["ids-000000.array_record", "ids-000001.array_record"]
+    assert [name for name in sorted(left) if name.startswith("ids-")] == [
+        "ids-000000.array_record",
+        "ids-000001.array_record",
+    ]
     with pytest.raises(UserError, match="it is not finished"):
         bring_ids([Corpus.open(corpus)], [tmp_path / "ids"], ByteRepresentation())
     with pytest.raises(UserError, match="holds ids of another representation; choose another --out"):

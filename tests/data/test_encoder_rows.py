@@ -21,7 +21,9 @@ texts = st.lists(st.binary(max_size=90), min_size=1, max_size=8)
 
 
 def open_rows(documents, length, layout=EncoderRow, *, batch_rows=2, seed=0, **options) -> RowStreams:
-    return RowStreams([Source(documents)], BYTES, batch_rows=batch_rows, sequence_length=length, seed=seed, layout=layout, **options)
+    return RowStreams(
+        [Source(documents)], BYTES, batch_rows=batch_rows, sequence_length=length, seed=seed, layout=layout, **options
+    )
 
 
 def pieces(row: dict) -> list[bytes]:
@@ -79,7 +81,10 @@ def test_chance_is_another_in_every_row_and_sequence():
 
 
 def test_rows_are_nearly_full():
-    documents = [bytes(random.Random(number).choices(range(97, 123), k=length)) for number, length in enumerate([5, 700, 31, 90] * 10)]
+    documents = [
+        bytes(random.Random(number).choices(range(97, 123), k=length))
+        for number, length in enumerate([5, 700, 31, 90] * 10)
+    ]
     filled = [(batch["segment_ids"] > 0).mean() for batch in itertools.islice(open_rows(documents, 64), 100)]
     assert np.mean(filled) > 0.95 and min(filled) > 0.8
 
@@ -119,7 +124,12 @@ def test_blank_documents_give_empty_pairs():
 @given(texts, lengths, st.integers(1, 4))
 def test_held_out_text_is_read_once(documents, length, batch_rows):
     batches = list(held_out_batches(documents, BYTES, batch_rows=batch_rows, sequence_length=length))
-    found = [piece for batch, _ in batches for number in range(batch_rows) for piece in pieces({name: value[number] for name, value in batch.items()})]
+    found = [
+        piece
+        for batch, _ in batches
+        for number in range(batch_rows)
+        for piece in pieces({name: value[number] for name, value in batch.items()})
+    ]
     assert b"".join(found) == b"".join(documents)
     assert sum(num_bytes for _, num_bytes in batches) == len(b"".join(documents))
     again = list(held_out_batches(documents, BYTES, batch_rows=batch_rows, sequence_length=length))

@@ -40,7 +40,9 @@ def test_local_results_come_in_order_and_only_when_asked_for():
         (["--ray-address", "head:6379"], "--ray-address head:6379 is for --engine ray, and the engine is local"),
     ],
 )
-@pytest.mark.parametrize("command", [["ingest", "in"], ["encode", "byte", "--corpus", "corpus"]], ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    "command", [["ingest", "in"], ["encode", "byte", "--corpus", "corpus"]], ids=lambda command: command[0]
+)
 def test_options_that_make_no_sense(capsys, tmp_path, command, options, message):
     assert command_line.run([*command, "--out", str(tmp_path / "out"), *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -48,7 +50,9 @@ def test_options_that_make_no_sense(capsys, tmp_path, command, options, message)
 
 
 def test_ray_client_is_refused():
-    with pytest.raises(UserError, match="ray://head:10001 is an address for Ray Client.*on a machine of the cluster, with HOST:PORT"):
+    with pytest.raises(
+        UserError, match="ray://head:10001 is an address for Ray Client.*on a machine of the cluster, with HOST:PORT"
+    ):
         EngineOptions(engine="ray", ray_address="ray://head:10001").open().__enter__()
 
 
@@ -125,7 +129,11 @@ def test_ray_does_what_this_process_does(ray_engine, tmp_path, monkeypatch, capf
             ingest(IngestOptions(sources=("in",), out=tmp_path / "none", on_empty="skip"), engine=engine)
         lines[name] = str(caught.value)
         assert not (tmp_path / "none").exists()
-    assert lines["local"] == lines["ray"] == "in/2.jsonl, record 2: field 'text' is of type int, not text; choose --field from 'text'"
+    assert (
+        lines["local"]
+        == lines["ray"]
+        == "in/2.jsonl, record 2: field 'text' is of type int, not text; choose --field from 'text'"
+    )
     assert capfd.readouterr() == ("", "")
 
     with pytest.raises(UserError, match="the Ray cluster has no 1 GPU for a worker; it has [0-9]+ CPU"):
@@ -174,13 +182,27 @@ def test_a_cluster_that_is_there_is_joined_and_one_that_is_killed_leaves_nothing
     pytest.importorskip("ray")
     (tmp_path / "in").mkdir()
     write_sources(tmp_path / "in")
-    with subprocess.Popen([sys.executable, "-c", HOLD_A_CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_A_CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         address, token = holder.stdout.readline().split()
         processes = psutil.Process(holder.pid).children(recursive=True)
         assert processes
         environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-        command = [sys.executable, "-m", "train.commands.cli", "ingest", str(tmp_path / "in"), "--on-empty", "skip", "--engine", "ray"]
-        ran = subprocess.run([*command, "--out", str(tmp_path / "corpus")], env=environment, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "train.commands.cli",
+            "ingest",
+            str(tmp_path / "in"),
+            "--on-empty",
+            "skip",
+            "--engine",
+            "ray",
+        ]
+        ran = subprocess.run(
+            [*command, "--out", str(tmp_path / "corpus")], env=environment, capture_output=True, text=True
+        )
         assert (ran.returncode, ran.stderr) == (0, "") and "corpus: added" in ran.stdout
         holder.send_signal(signal.SIGKILL)
     ingest(IngestOptions(sources=(str(tmp_path / "in"),), out=tmp_path / "local", on_empty="skip"))
@@ -194,7 +216,17 @@ def test_a_cluster_that_is_there_is_joined_and_one_that_is_killed_leaves_nothing
 def test_stopped_in_the_middle(tmp_path, number, code):
     pytest.importorskip("ray")
     (tmp_path / "large.jsonl").write_bytes(b'{"text": "%s"}\n' % (b"text " * 100) * 400_000)
-    command = [sys.executable, "-m", "train.commands.cli", "ingest", str(tmp_path / "large.jsonl"), "--engine", "ray", "--out", str(tmp_path / "corpus")]
+    command = [
+        sys.executable,
+        "-m",
+        "train.commands.cli",
+        "ingest",
+        str(tmp_path / "large.jsonl"),
+        "--engine",
+        "ray",
+        "--out",
+        str(tmp_path / "corpus"),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not list((tmp_path / "corpus").glob(".partial/*.array_record")):
             time.sleep(0.1)

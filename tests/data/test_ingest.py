@@ -228,7 +228,12 @@ def test_the_corpus_itself_is_not_ingested(tmp_path):
 def test_holdout_golden():
     """The held-out documents of everyone's corpora hang on this rule: it must never change."""
     documents = [b"file%d.txt" % i for i in range(60)]
-    assert [document for document in documents if split_of(document, 1 / 16) == "test"] == [b"file2.txt", b"file5.txt", b"file15.txt", b"file40.txt"]
+    assert [document for document in documents if split_of(document, 1 / 16) == "test"] == [
+        b"file2.txt",
+        b"file5.txt",
+        b"file15.txt",
+        b"file40.txt",
+    ]
     assert {split_of(document, 0.0) for document in documents} == {"train"}
     assert {split_of(document, 1.0) for document in documents} == {"test"}
 
@@ -298,7 +303,9 @@ def test_a_further_domain_and_another_content(tmp_path):
 
 
 def test_progress_counts_input_bytes(tmp_path):
-    write_files(tmp_path, {"in/a.jsonl.gz": gzip.compress(jsonl("x" * 100_000)), "in/b.jsonl": jsonl(*["b" * 999] * 5000)})
+    write_files(
+        tmp_path, {"in/a.jsonl.gz": gzip.compress(jsonl("x" * 100_000)), "in/b.jsonl": jsonl(*["b" * 999] * 5000)}
+    )
     write_parquet(tmp_path / "in/c.parquet", ["text"] * 100)
     total = sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
     calls = []

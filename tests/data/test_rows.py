@@ -40,7 +40,9 @@ class WindowRepresentation(Representation):
         return b"".join(window.to_bytes(4).lstrip(b"\0")[1:] for window in windows)
 
     def byte_lengths(self, ids) -> np.ndarray:
-        return np.array([n for high, low in zip(ids[::2], ids[1::2]) for n in (0, len(self.decode([high, low])))], np.int64)
+        return np.array(
+            [n for high, low in zip(ids[::2], ids[1::2]) for n in (0, len(self.decode([high, low])))], np.int64
+        )
 
     def to_files(self):
         return {}
@@ -76,7 +78,12 @@ class Setting:
 
     def _open(self, sequence_length: int, **options) -> RowStreams:
         return RowStreams(
-            self.sources, self.representation, batch_rows=self.batch_rows, sequence_length=sequence_length, seed=self.seed, **options
+            self.sources,
+            self.representation,
+            batch_rows=self.batch_rows,
+            sequence_length=sequence_length,
+            seed=self.seed,
+            **options,
         )
 
 
@@ -137,7 +144,10 @@ def read_until(streams: RowStreams, num_documents: int) -> list[list[bytes]]:
         num_finished += (batch["targets"] == streams.representation.eod_id).sum(axis=1)
         if min(num_finished) >= num_documents:
             break
-    return [finished_documents(streams.representation, stream(batches, row))[:num_documents] for row in range(len(streams.rows))]
+    return [
+        finished_documents(streams.representation, stream(batches, row))[:num_documents]
+        for row in range(len(streams.rows))
+    ]
 
 
 @any_run()
@@ -157,7 +167,10 @@ def test_epochs_and_seeds_are_shuffled_differently():
     numbered = [bytes([n]) for n in range(100)]
 
     def order(seed):
-        return [document for [document] in zip(*read_until(Setting([Source(numbered)], ByteRepresentation(), 1, seed).open(50), 200))]
+        return [
+            document
+            for [document] in zip(*read_until(Setting([Source(numbered)], ByteRepresentation(), 1, seed).open(50), 200))
+        ]
 
     first, second = order(0)[:100], order(0)[100:]
     assert first != second != numbered != first
@@ -232,7 +245,9 @@ def test_hosts_read_the_rows_of_one_global_batch(run, length, data):
     whole = take(run.open(length), 4)
     for host in set(host_of_row):
         own = [row for row in range(run.batch_rows) if host_of_row[row] == host]
-        assert_same(take(run.open(length, rows=own), 4), [{name: batch[name][own] for name in batch} for batch in whole])
+        assert_same(
+            take(run.open(length, rows=own), 4), [{name: batch[name][own] for name in batch} for batch in whole]
+        )
 
 
 @any_run()
@@ -280,7 +295,11 @@ def test_get_state_and_set_state(run, length, stop, prefetch):
     straight = take(run.open(length), 8)
 
     def opened():
-        return iter(grain.experimental.ThreadPrefetchIterDataset(run.open(length), prefetch_buffer_size=2) if prefetch else run.open(length))
+        return iter(
+            grain.experimental.ThreadPrefetchIterDataset(run.open(length), prefetch_buffer_size=2)
+            if prefetch
+            else run.open(length)
+        )
 
     iterator = opened()
     assert_same(take(iterator, stop), straight[:stop])
@@ -306,7 +325,9 @@ def test_a_state_is_not_changed_by_reading_on():
 @any_run(max_examples=15)
 @given(runs(st.just(None)), lengths, lengths)
 def test_representations_read_the_same_documents_in_the_same_order(run, length, other_length):
-    of_bytes, of_windows = (dataclasses.replace(run, representation=representation) for representation in REPRESENTATIONS)
+    of_bytes, of_windows = (
+        dataclasses.replace(run, representation=representation) for representation in REPRESENTATIONS
+    )
     assert read_until(of_bytes.open(length), 5) == read_until(of_windows.open(other_length), 5)
 
 
@@ -362,17 +383,29 @@ class DamagedDocuments:
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_a_damaged_document_stops_the_stream(prefetch):
     streams = Setting([Source(DamagedDocuments())], ByteRepresentation(), 2, 0).open(4)
-    batches = iter(grain.experimental.ThreadPrefetchIterDataset(streams, prefetch_buffer_size=2)) if prefetch else iter(streams)
+    batches = (
+        iter(grain.experimental.ThreadPrefetchIterDataset(streams, prefetch_buffer_size=2))
+        if prefetch
+        else iter(streams)
+    )
     with pytest.raises(UserError, match="record 9"):
         take(batches, 20)
     batches.close()
 
 
-@pytest.mark.parametrize("representation, document, expected_ids, expected_bytes", [
-    (ByteRepresentation(), b"ab", [256, 97, 98, 256], [1, 1, 0]),
-    (ByteRepresentation(), b"", [256, 256], [0]),
-    (WindowRepresentation(), b"1234", [8192, *divmod(0x1313233, 8192), *divmod(0x134, 8192), 8192], [0, 3, 0, 1, 0]),
-])
+@pytest.mark.parametrize(
+    "representation, document, expected_ids, expected_bytes",
+    [
+        (ByteRepresentation(), b"ab", [256, 97, 98, 256], [1, 1, 0]),
+        (ByteRepresentation(), b"", [256, 256], [0]),
+        (
+            WindowRepresentation(),
+            b"1234",
+            [8192, *divmod(0x1313233, 8192), *divmod(0x134, 8192), 8192],
+            [0, 3, 0, 1, 0],
+        ),
+    ],
+)
 def test_document_positions(representation, document, expected_ids, expected_bytes):
     [(ids, target_bytes)] = document_positions(representation, [document])
     assert ids.tolist() == expected_ids
@@ -544,7 +577,9 @@ def pieces(batches) -> dict[int, list[Piece]]:
             for segment in range(1, batch["segment_ids"][row].max() + 1):
                 where = batch["segment_ids"][row] == segment
                 [number] = set(batch["documents"][row][where].tolist())
-                found[number].append(Piece(*(tuple(batch[field.name][row][where].tolist()) for field in dataclasses.fields(Piece))))
+                found[number].append(
+                    Piece(*(tuple(batch[field.name][row][where].tolist()) for field in dataclasses.fields(Piece)))
+                )
     return found
 
 
@@ -552,7 +587,11 @@ def pieces(batches) -> dict[int, list[Piece]]:
 @given(documents, representations, st.integers(1, 4), lengths, st.integers(1, 3))
 def test_scoring_has_every_position_and_byte_once(documents, representation, batch_rows, length, num_workers):
     numbered = list(enumerate(documents, start=100))
-    batches = list(scoring_batches(numbered, representation, batch_rows=batch_rows, sequence_length=length, num_workers=num_workers))
+    batches = list(
+        scoring_batches(
+            numbered, representation, batch_rows=batch_rows, sequence_length=length, num_workers=num_workers
+        )
+    )
     scored = pieces(batches)
     assert scored.keys() == dict(numbered).keys()
     for number, document in numbered:
@@ -611,7 +650,11 @@ def test_scoring_reads_only_what_it_needs():
 def test_scoring_stops_at_a_damaged_document():
     damaged = DamagedDocuments()
     with pytest.raises(UserError, match="record 9"):
-        list(scoring_batches(((n, damaged[n]) for n in range(10)), ByteRepresentation(), batch_rows=2, sequence_length=10))
+        list(
+            scoring_batches(
+                ((n, damaged[n]) for n in range(10)), ByteRepresentation(), batch_rows=2, sequence_length=10
+            )
+        )
 
 
 # The running hash of what a row has read.
@@ -621,22 +664,39 @@ def hashes_of(representation, length: int, texts=None, batches: int = 40, **opti
     """(row, documents finished) -> the hash that was noted there."""
     noted = {}
     documents = [text.encode() for text in (texts or ["one", "two and", "three", "", "five is here", "six", "7"])]
-    streams = RowStreams([Source(documents)], representation, batch_rows=2, sequence_length=length, seed=options.pop("seed", 3),
-                         note_hash=lambda row, number, digest: noted.setdefault((row, number), digest), **options)
+    streams = RowStreams(
+        [Source(documents)],
+        representation,
+        batch_rows=2,
+        sequence_length=length,
+        seed=options.pop("seed", 3),
+        note_hash=lambda row, number, digest: noted.setdefault((row, number), digest),
+        **options,
+    )
     take(streams, batches)
     return noted
 
 
 def test_rows_note_the_same_hashes_however_the_documents_are_encoded_and_cut():
     """Bytes in rows of 5 and 16, for decoders and encoders: other batches, the same documents."""
-    several = [hashes_of(ByteRepresentation(), 5), hashes_of(ByteRepresentation(), 16), hashes_of(ByteRepresentation(), 16, layout=EncoderRow)]
+    several = [
+        hashes_of(ByteRepresentation(), 5),
+        hashes_of(ByteRepresentation(), 16),
+        hashes_of(ByteRepresentation(), 16, layout=EncoderRow),
+    ]
     assert len(several[0]) > 10 and several[0].keys() < several[1].keys()
     for others in several[1:]:
         assert {key: others[key] for key in several[0]} == several[0]
 
 
-@pytest.mark.parametrize("change", [
-    {"seed": 4}, {"texts": ["one", "two and", "three", "", "five is hera", "six", "7"]}, {"texts": ["onetwo and", "", "three", "", "five is here", "six", "7"]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 4},
+        {"texts": ["one", "two and", "three", "", "five is hera", "six", "7"]},
+        {"texts": ["onetwo and", "", "three", "", "five is here", "six", "7"]},
+    ],
+)
 def test_another_order_or_another_byte_is_another_hash(change):
     straight, other = hashes_of(ByteRepresentation(), 16), hashes_of(ByteRepresentation(), 16, **change)
     last = max(number for row, number in straight.keys() & other.keys())
@@ -644,10 +704,23 @@ def test_another_order_or_another_byte_is_another_hash(change):
 
 
 def test_a_row_goes_on_with_its_hash():
-    open_ = lambda **options: RowStreams([Source([b"some", b"text", b"or other"])], ByteRepresentation(), batch_rows=1, sequence_length=4, seed=0, **options)
+    open_ = lambda **options: RowStreams(
+        [Source([b"some", b"text", b"or other"])],
+        ByteRepresentation(),
+        batch_rows=1,
+        sequence_length=4,
+        seed=0,
+        **options,
+    )
     straight, noted = take(open_(), 12), {}
-    resumed = take(open_(cursors=straight[4]["cursors"], note_hash=lambda row, number, digest: noted.setdefault(number, digest)), 7)
-    assert noted and resumed[-1]["cursors"].tolist() == straight[11]["cursors"].tolist() and straight[11]["cursors"][0, -2:].all()
+    resumed = take(
+        open_(cursors=straight[4]["cursors"], note_hash=lambda row, number, digest: noted.setdefault(number, digest)), 7
+    )
+    assert (
+        noted
+        and resumed[-1]["cursors"].tolist() == straight[11]["cursors"].tolist()
+        and straight[11]["cursors"][0, -2:].all()
+    )
     assert take(open_(), 12)[11]["cursors"][0, -2:].tobytes() == straight[11]["cursors"][0, -2:].tobytes()
 
 

@@ -133,8 +133,7 @@ def test_the_same_domain_again(tmp_path):
     assert not write(tmp_path)
     assert everything(tmp_path) == before
     with pytest.raises(
-        UserError,
-        match=r"other documents under domain 'text': 4 documents of 6015 bytes there, 3 documents .* given",
+        UserError, match=r"other documents under domain 'text': 4 documents of 6015 bytes there, 3 documents .* given"
     ):
         write(tmp_path, documents=DOCUMENTS[:3])
     with pytest.raises(UserError, match="other documents"):

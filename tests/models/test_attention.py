@@ -36,7 +36,10 @@ def visible_in(segments):
 
 def random_qkv(num_heads, num_kv_heads, dtype="float32", length=LENGTH, head_dim=8):
     rng = np.random.default_rng(num_heads)
-    return [jnp.asarray(rng.standard_normal((ROWS, length, count, head_dim)), dtype) for count in (num_heads, num_kv_heads, num_kv_heads)]
+    return [
+        jnp.asarray(rng.standard_normal((ROWS, length, count, head_dim)), dtype)
+        for count in (num_heads, num_kv_heads, num_kv_heads)
+    ]
 
 
 def assert_near_where_not_padding(actual, expected, segments, atol):
@@ -44,8 +47,10 @@ def assert_near_where_not_padding(actual, expected, segments, atol):
     np.testing.assert_allclose(np.asarray(actual, np.float64)[segments > 0], expected[segments > 0], atol=atol)
 
 
-@pytest.mark.parametrize("num_heads, num_kv_heads, dtype, atol", [
-    (4, 4, "float32", 2e-6), (6, 2, "float32", 2e-6), (3, 1, "float32", 2e-6), (4, 2, "bfloat16", 2e-2)])
+@pytest.mark.parametrize(
+    "num_heads, num_kv_heads, dtype, atol",
+    [(4, 4, "float32", 2e-6), (6, 2, "float32", 2e-6), (3, 1, "float32", 2e-6), (4, 2, "bfloat16", 2e-2)],
+)
 def test_attend_is_causal_attention_within_documents(num_heads, num_kv_heads, dtype, atol):
     q, k, v = random_qkv(num_heads, num_kv_heads, dtype)
     out = jax.jit(attend)(q, k, v, SEGMENTS)
@@ -57,7 +62,9 @@ def test_attend_is_causal_attention_within_documents(num_heads, num_kv_heads, dt
 def test_attend_is_causal_attention_in_blocks(length):
     q, k, v = random_qkv(4, 2, length=length)
     segments = np.sort(np.random.default_rng(length).integers(1, 4, (ROWS, length), np.int32))
-    assert_near_where_not_padding(jax.jit(attend)(q, k, v, segments), naive_attention(q, k, v, visible_in(segments)), segments, 2e-6)
+    assert_near_where_not_padding(
+        jax.jit(attend)(q, k, v, segments), naive_attention(q, k, v, visible_in(segments)), segments, 2e-6
+    )
 
 
 @pytest.mark.parametrize("first, num_new", [(0, LENGTH), (0, 5), (9, 3), (LENGTH - 1, 1)])
@@ -74,7 +81,9 @@ def test_attend_to_cache_sees_what_was_written_so_far(first, num_new):
 
 @pytest.fixture(scope="module")
 def placement():
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("rows", "heads", "positions"), axis_types=(AxisType.Auto,) * 3)
+    mesh = Mesh(
+        np.array(jax.devices()).reshape(2, 2, 2), ("rows", "heads", "positions"), axis_types=(AxisType.Auto,) * 3
+    )
     return Placement(mesh, {"batch": ("rows",), "sequence": "positions", "heads": "heads"})
 
 
@@ -83,8 +92,15 @@ def test_attend_is_the_same_over_a_mesh(placement):
 
     def sharded(q, k, v):
         with use_placement(placement):
-            return attend(*(jax.lax.with_sharding_constraint(
-                x, jax.NamedSharding(placement.mesh, placement.spec("batch", "sequence", "heads", None))) for x in (q, k, v)), SEGMENTS)
+            return attend(
+                *(
+                    jax.lax.with_sharding_constraint(
+                        x, jax.NamedSharding(placement.mesh, placement.spec("batch", "sequence", "heads", None))
+                    )
+                    for x in (q, k, v)
+                ),
+                SEGMENTS,
+            )
 
     np.testing.assert_allclose(jax.jit(sharded)(q, k, v), jax.jit(attend)(q, k, v, SEGMENTS), atol=2e-6)
 

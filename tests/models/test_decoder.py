@@ -19,7 +19,14 @@ from tokenizer_lab.kernels.table_softmax import chunked
 
 VOCAB = 50
 TINY = DecoderConfig(
-    num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24, remat="none", compute_dtype="float32"
+    num_layers=2,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=24,
+    remat="none",
+    compute_dtype="float32",
 )
 LENGTH = 16
 
@@ -28,7 +35,9 @@ def build(config=TINY, vocab_size=VOCAB) -> Decoder:
     """A decoder with random numbers in every parameter, scales of norms included. (Its own initialization takes long to compile.)"""
     rng = np.random.default_rng(0)
     model_def, state = nnx.split(nnx.eval_shape(lambda: config.build(vocab_size, nnx.Rngs(0))))
-    return nnx.merge(model_def, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype), state))
+    return nnx.merge(
+        model_def, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype), state)
+    )
 
 
 DEEP = dataclasses.replace(TINY, num_layers=12, embed_dim=64)
@@ -60,7 +69,9 @@ extend = nnx.jit(Decoder.extend)
 
 
 def mean_nats(model, ids, segments, positions, targets):
-    nats, _ = linear_cross_entropy(model(ids, segments, positions), model.output_table[...], targets, vocab_size=model.vocab_size)
+    nats, _ = linear_cross_entropy(
+        model(ids, segments, positions), model.output_table[...], targets, vocab_size=model.vocab_size
+    )
     return jnp.mean(nats, where=segments > 0)
 
 
@@ -93,7 +104,9 @@ def decoder_in_float64(model, ids, segments, positions) -> np.ndarray:
 
     x = params["embedding"][ids]
     for layer in range(config.num_layers):
-        block = {name.removeprefix("blocks."): value[layer] for name, value in params.items() if name.startswith("blocks.")}
+        block = {
+            name.removeprefix("blocks."): value[layer] for name, value in params.items() if name.startswith("blocks.")
+        }
         normed = norm(x, block["attention_scale"])
         q, k, v = (np.einsum("td,dhk->thk", normed, block[f"attention.{name}"]) for name in ("query", "key", "value"))
         if config.qk_norm:
@@ -111,7 +124,11 @@ def decoder_in_float64(model, ids, segments, positions) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [{}, {"qk_norm": False, "num_kv_heads": 4, "tied_embeddings": True}])
 def test_hidden_states_are_those_of_the_definition(options):
-    model, ids, (segments, positions) = build(dataclasses.replace(TINY, **options)), random_ids(1, LENGTH), pack(6, 1, 9)
+    model, ids, (segments, positions) = (
+        build(dataclasses.replace(TINY, **options)),
+        random_ids(1, LENGTH),
+        pack(6, 1, 9),
+    )
     expected = decoder_in_float64(model, ids[0], segments[0], positions[0])
     np.testing.assert_allclose(hidden(model, ids, segments, positions)[0], expected, atol=2e-5)
 
@@ -141,7 +158,9 @@ def test_documents_in_one_row_are_computed_as_if_alone():
     for start, length in zip(starts, lengths):
         alone = np.zeros_like(ids)
         alone[:, :length] = ids[:, start : start + length]
-        np.testing.assert_allclose(hidden(model, alone, *pack(length))[:, :length], packed[:, start : start + length], atol=2e-6)
+        np.testing.assert_allclose(
+            hidden(model, alone, *pack(length))[:, :length], packed[:, start : start + length], atol=2e-6
+        )
 
 
 def loss_and_gradients(**options) -> dict[str, np.ndarray]:
@@ -169,8 +188,11 @@ def test_remat_is_asked_for_layer_by_layer(remat, count):
 
 def test_the_program_does_not_grow_with_depth(placement):
     """But on one CPU device, where layers are written out, up to twelve of them."""
+
     def num_lines(num_layers, placement):
-        model_def, params = nnx.split(nnx.eval_shape(lambda: build(dataclasses.replace(TINY, num_layers=num_layers))), nnx.Param)
+        model_def, params = nnx.split(
+            nnx.eval_shape(lambda: build(dataclasses.replace(TINY, num_layers=num_layers))), nnx.Param
+        )
         ids, (segments, positions) = random_ids(2, LENGTH), (np.repeat(x, 2, axis=0) for x in pack(LENGTH))
         loss = lambda params: jnp.sum(nnx.merge(model_def, params)(ids, segments, positions))
         with use_placement(placement):
@@ -180,13 +202,20 @@ def test_the_program_does_not_grow_with_depth(placement):
     assert num_lines(2, None) < num_lines(3, None) and num_lines(24, None) == num_lines(36, None)
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_norm": False, "tied_embeddings": True}, {"num_kv_heads": 1, "num_layers": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"qk_norm": False, "tied_embeddings": True}, {"num_kv_heads": 1, "num_layers": 1}]
+)
 def test_every_parameter_is_used_in_every_option(options):
     config, found = dataclasses.replace(TINY, **options), loss_and_gradients(**options)
     assert np.isfinite(found.pop("loss"))
     assert ("unembedding" in found) != config.tied_embeddings
     assert ("blocks.attention.query_scale" in found) == config.qk_norm
-    assert found["blocks.attention.key"].shape == (config.num_layers, config.embed_dim, config.num_kv_heads, config.head_dim)
+    assert found["blocks.attention.key"].shape == (
+        config.num_layers,
+        config.embed_dim,
+        config.num_kv_heads,
+        config.head_dim,
+    )
     for name, gradient in found.items():
         if "embedding" in name:
             assert not gradient[VOCAB:].any(), f"{name}: a row that only pads the table has a gradient"
@@ -245,8 +274,13 @@ def test_no_dtype_is_promoted_unasked():  # in float32: JAX's own attention prom
 
 @pytest.fixture
 def placement():
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("rows", "split", "positions"), axis_types=(AxisType.Auto,) * 3)
-    return Placement(mesh, {"batch": "rows", "sequence": "positions", "embed": None, "heads": "split", "mlp": "split", "vocab": "split"})
+    mesh = Mesh(
+        np.array(jax.devices()).reshape(2, 2, 2), ("rows", "split", "positions"), axis_types=(AxisType.Auto,) * 3
+    )
+    return Placement(
+        mesh,
+        {"batch": "rows", "sequence": "positions", "embed": None, "heads": "split", "mlp": "split", "vocab": "split"},
+    )
 
 
 def test_the_same_over_a_mesh(placement):
@@ -272,7 +306,9 @@ def test_a_loss_in_chunks_gathers_the_output_table_once(placement, monkeypatch):
         with use_placement(placement):
             table = nnx.merge(model_def, nnx.State(params | {"unembedding": table})).output_table[...]
         layout = Layout(placement.mesh, placement.spec("batch", "sequence"), "split")
-        return linear_cross_entropy(hidden, table, random_ids(2, LENGTH), vocab_size=VOCAB, layout=layout, implementation="chunked")[0].sum()
+        return linear_cross_entropy(
+            hidden, table, random_ids(2, LENGTH), vocab_size=VOCAB, layout=layout, implementation="chunked"
+        )[0].sum()
 
     gradients = jax.jit(jax.grad(loss, (0, 1)), in_shardings=(stored, rows), out_shardings=(stored, rows))
     program = gradients.lower(params["unembedding"], jnp.zeros((2, LENGTH, TINY.embed_dim))).compile().as_text()
@@ -286,7 +322,9 @@ def test_before_training_all_ids_are_about_as_likely(tied_embeddings):
     params = nnx.to_pure_dict(nnx.state(initialize(jax.random.key(0))))
     if tied_embeddings:
         del params["unembedding"]
-    model = nnx.merge(nnx.graphdef(build(dataclasses.replace(DEEP, tied_embeddings=tied_embeddings))), nnx.State(params))
+    model = nnx.merge(
+        nnx.graphdef(build(dataclasses.replace(DEEP, tied_embeddings=tied_embeddings))), nnx.State(params)
+    )
     ids, targets = random_ids(2, 4, 64)
     segments, positions = (np.broadcast_to(x, ids.shape) for x in pack(64, length=64))
     nats = nnx.jit(mean_nats)(model, ids, segments, positions, targets)
@@ -298,14 +336,24 @@ def test_matrices_begin_with_the_variance_that_keeps_activations():
     params = parameters(initialize(jax.random.key(0)))
     residual = (2 * 12) ** -0.5
     deviations = {
-        "embedding": 64**-0.5, "unembedding": 64**-0.5, "blocks.attention.query": 64**-0.5, "blocks.attention.key": 64**-0.5,
-        "blocks.attention.value": 64**-0.5, "blocks.attention.out": residual * (4 * 8) ** -0.5, "blocks.mlp.gate": 64**-0.5,
-        "blocks.mlp.up": 64**-0.5, "blocks.mlp.down": residual * 24**-0.5,
+        "embedding": 64**-0.5,
+        "unembedding": 64**-0.5,
+        "blocks.attention.query": 64**-0.5,
+        "blocks.attention.key": 64**-0.5,
+        "blocks.attention.value": 64**-0.5,
+        "blocks.attention.out": residual * (4 * 8) ** -0.5,
+        "blocks.mlp.gate": 64**-0.5,
+        "blocks.mlp.up": 64**-0.5,
+        "blocks.mlp.down": residual * 24**-0.5,
     }
     for name, value in params.items():
         if name in deviations:
-            np.testing.assert_allclose([value.mean() / value.std(), value.std() / deviations[name]], [0, 1], atol=0.03, err_msg=name)
-            assert name.count(".") == 0 or not np.array_equal(value[0], value[1]), f"{name}: layers begin as copies of each other"
+            np.testing.assert_allclose(
+                [value.mean() / value.std(), value.std() / deviations[name]], [0, 1], atol=0.03, err_msg=name
+            )
+            assert name.count(".") == 0 or not np.array_equal(value[0], value[1]), (
+                f"{name}: layers begin as copies of each other"
+            )
         else:
             assert name.endswith("scale") and (value == 1).all(), name
 
@@ -327,19 +375,22 @@ def test_every_axis_of_every_parameter_has_a_name(options):
         assert (names[0] == "layers") == name.startswith("blocks.")
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
-    ({"embed_dim": -1}, "model.embed_dim is -1"),
-    ({"num_heads": 0}, "model.num_heads is 0"),
-    ({"num_kv_heads": 0}, "model.num_kv_heads is 0"),
-    ({"num_kv_heads": 3}, "model.num_heads 4 is not a multiple of model.num_kv_heads 3"),
-    ({"head_dim": 7}, "model.head_dim 7 is odd"),
-    ({"head_dim": 0}, "model.head_dim is 0"),
-    ({"mlp_dim": 0}, "model.mlp_dim is 0"),
-    ({"rope_theta": 0.0}, "model.rope_theta is 0.0"),
-    ({"remat": "some"}, "model.remat is 'some'.*none, dots, full"),
-    ({"compute_dtype": "float16"}, "model.compute_dtype is 'float16'.*bfloat16, float32"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
+        ({"embed_dim": -1}, "model.embed_dim is -1"),
+        ({"num_heads": 0}, "model.num_heads is 0"),
+        ({"num_kv_heads": 0}, "model.num_kv_heads is 0"),
+        ({"num_kv_heads": 3}, "model.num_heads 4 is not a multiple of model.num_kv_heads 3"),
+        ({"head_dim": 7}, "model.head_dim 7 is odd"),
+        ({"head_dim": 0}, "model.head_dim is 0"),
+        ({"mlp_dim": 0}, "model.mlp_dim is 0"),
+        ({"rope_theta": 0.0}, "model.rope_theta is 0.0"),
+        ({"remat": "some"}, "model.remat is 'some'.*none, dots, full"),
+        ({"compute_dtype": "float16"}, "model.compute_dtype is 'float16'.*bfloat16, float32"),
+    ],
+)
 def test_bad_shapes_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(TINY, **options)

@@ -18,12 +18,22 @@ from tokenizer_lab.representation import NUM_ENCODER_IDS
 
 VOCAB = 50
 MODERN = EncoderConfig(
-    num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24, remat="none", compute_dtype="float32"
+    num_layers=2,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=24,
+    remat="none",
+    compute_dtype="float32",
 )
 BERT = dataclasses.replace(MODERN, form="bert", num_kv_heads=4, head_dim=4, table_dim=12, max_positions=20)
 FORMS = pytest.mark.parametrize("config", [MODERN, BERT], ids=["modern", "bert"])
 ALL_HEADS = [
-    Heads(predicts=True), Heads(detects=True), Heads(predicts=True, detects=True), Heads(predicts=True, detects=True, generator_share=0.5)
+    Heads(predicts=True),
+    Heads(detects=True),
+    Heads(predicts=True, detects=True),
+    Heads(predicts=True, detects=True, generator_share=0.5),
 ]
 
 
@@ -31,7 +41,9 @@ def build(config, heads=Heads(predicts=True, detects=True)) -> Encoder:
     """An encoder with random numbers in every parameter."""
     rng = np.random.default_rng(0)
     model_def, state = nnx.split(nnx.eval_shape(lambda: Encoder(config, VOCAB, heads, rngs=nnx.Rngs(0))))
-    return nnx.merge(model_def, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype), state))
+    return nnx.merge(
+        model_def, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype), state)
+    )
 
 
 def inputs(*lengths, rows=1, padding=3):
@@ -80,7 +92,9 @@ def test_the_published_form_is_bert():
     for number in range(BERT.num_layers):
         layer = jax.tree.map(lambda leaf: leaf[number], state["body"]["blocks"])
         of = layer["attention"]
-        query, key, value = (np.einsum("td,dhk->htk", x, of[name]) + of[f"{name}_bias"][:, None] for name in ("query", "key", "value"))
+        query, key, value = (
+            np.einsum("td,dhk->htk", x, of[name]) + of[f"{name}_bias"][:, None] for name in ("query", "key", "value")
+        )
         scores = np.exp(query @ key.swapaxes(1, 2) / math.sqrt(BERT.head_dim))
         seen = scores / scores.sum(-1, keepdims=True) @ value
         x = norm(x + np.einsum("htk,hkd->td", seen, of["out"]) + of["out_bias"], layer["attention_norm"])
@@ -101,7 +115,9 @@ def test_dropout_belongs_to_the_row():
     out = dropped(model, seeds, *same)
     np.testing.assert_array_equal(out[0], out[2])
     assert not np.allclose(out[0], out[1]) and not np.allclose(out[0], out[3])
-    np.testing.assert_allclose(dropped(model, seeds[1:2], *(array[1:2] for array in same))[0], out[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        dropped(model, seeds[1:2], *(array[1:2] for array in same))[0], out[1], rtol=1e-5, atol=1e-5
+    )
     assert not np.allclose(out[0], hidden(model, *same)[0])
 
 
@@ -112,13 +128,17 @@ def test_dropout_keeps_the_mean():
     np.testing.assert_allclose(kept.mean(axis=1), 1, atol=0.05)
 
 
-@pytest.mark.parametrize("size, millions, with_generator", [("small", 13.55, 14.2), ("base", 109.5, 119.4), ("large", 335.1, 354.7)])
+@pytest.mark.parametrize(
+    "size, millions, with_generator", [("small", 13.55, 14.2), ("base", 109.5, 119.4), ("large", 335.1, 354.7)]
+)
 def test_published_sizes(size, millions, with_generator):
     """14M, 110M and 335M (Clark et al. 2020); the pair's generator comes on top of that."""
     config, share = published_config(size), 1 / 3 if size == "base" else 1 / 4
     count = functools.partial(flops.count_encoder_parameters, config, 30_522)
     assert count(Heads(detects=True))["total"] / 1e6 == pytest.approx(millions, rel=1e-3)
-    assert count(Heads(detects=True, predicts=True, generator_share=share))["total"] / 1e6 == pytest.approx(with_generator, rel=1e-3)
+    assert count(Heads(detects=True, predicts=True, generator_share=share))["total"] / 1e6 == pytest.approx(
+        with_generator, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("heads", ALL_HEADS, ids=str)
@@ -127,31 +147,50 @@ def test_count_parameters(config, heads):
     """Shared tables once, rows that pad the vocabulary not at all."""
     num_ids = VOCAB + NUM_ENCODER_IDS
     padding = (config.padded_vocab_size(num_ids) - num_ids) * (config.table_width + heads.predicts)
-    leaves = jax.tree.leaves(nnx.state(nnx.eval_shape(lambda: Encoder(config, VOCAB, heads, rngs=nnx.Rngs(0))), nnx.Param))
+    leaves = jax.tree.leaves(
+        nnx.state(nnx.eval_shape(lambda: Encoder(config, VOCAB, heads, rngs=nnx.Rngs(0))), nnx.Param)
+    )
     counts = flops.count_encoder_parameters(config, num_ids, heads)
     assert counts["total"] == sum(leaf.size for leaf in leaves) - padding
     assert counts["total"] == sum(count for name, count in counts.items() if name != "total")
 
 
-WIDE = EncoderConfig(num_layers=2, embed_dim=512, num_heads=4, num_kv_heads=4, head_dim=128, mlp_dim=2048, remat="none", compute_dtype="float32")
+WIDE = EncoderConfig(
+    num_layers=2,
+    embed_dim=512,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=128,
+    mlp_dim=2048,
+    remat="none",
+    compute_dtype="float32",
+)
 
 
-@pytest.mark.parametrize("config", [WIDE, dataclasses.replace(WIDE, form="bert", table_dim=256)], ids=["modern", "bert"])
+@pytest.mark.parametrize(
+    "config", [WIDE, dataclasses.replace(WIDE, form="bert", table_dim=256)], ids=["modern", "bert"]
+)
 def test_flops_are_within_2_percent_of_xla(config):
     heads, length, num_predicted, vocab_size = Heads(predicts=True, detects=True, generator_share=0.5), 256, 64, 4093
-    model_def, state = nnx.split(nnx.eval_shape(lambda: Encoder(config, vocab_size, heads, rngs=nnx.Rngs(0))), nnx.Param)
+    model_def, state = nnx.split(
+        nnx.eval_shape(lambda: Encoder(config, vocab_size, heads, rngs=nnx.Rngs(0))), nnx.Param
+    )
     row = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
     def loss(state, ids, segments, positions, types):
         model = nnx.merge(model_def, state)
         predicted = model.vocab_head(model(ids, segments, positions, types, by_generator=True)[:, :num_predicted])
         logits = predicted @ model.embeddings.output_table[: vocab_size + NUM_ENCODER_IDS].T
-        return jnp.sum(jax.nn.logsumexp(logits, -1)) + jnp.sum(model.detection_head(model(ids, segments, positions, types)))
+        return jnp.sum(jax.nn.logsumexp(logits, -1)) + jnp.sum(
+            model.detection_head(model(ids, segments, positions, types))
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
         by_xla = jax.jit(jax.grad(loss)).lower(state, row, row, row, row).cost_analysis()["flops"] / length
-    ours = flops.encoder_training_flops_per_token(config, vocab_size + NUM_ENCODER_IDS, length, heads, num_predicted / length)
+    ours = flops.encoder_training_flops_per_token(
+        config, vocab_size + NUM_ENCODER_IDS, length, heads, num_predicted / length
+    )
     assert ours["total"] == pytest.approx(sum(count for name, count in ours.items() if name != "total"))
     assert ours["total"] == pytest.approx(by_xla, rel=0.02)
 
@@ -163,7 +202,18 @@ def published_flops(width, layers, generator_width, table_width, length, batch_r
 
     def forward(h, *, detects):
         heads, i = max(h // 64, 1), 4 * h
-        block = 6 * h * h + 3 * h + 2 * h * length + (5 + 4 + 1) * length * heads + 2 * h * length + 2 * h * h + h + 4 * h + h + 5
+        block = (
+            6 * h * h
+            + 3 * h
+            + 2 * h * length
+            + (5 + 4 + 1) * length * heads
+            + 2 * h * length
+            + 2 * h * h
+            + h
+            + 4 * h
+            + h
+            + 5
+        )
         block += 2 * h * i + 8 * i + i + 2 * h * i + h + 4 * h + h + 5 * h
         e = table_width
         embedding = 2 * e * vocab + 2 * e * (length + 2) + 2 * e + 5 * e + 4 * e
@@ -183,16 +233,24 @@ def test_flops_of_the_small_size_are_near_the_published_ones():
     released = published_flops(256, 12, 64, 128, 128, 128, 1_000_000)
     assert released == pytest.approx(1.2937e18, rel=1e-3) and released == pytest.approx(1.4e18, rel=0.1)
     heads = Heads(predicts=True, detects=True, generator_share=0.25)
-    ours = flops.encoder_training_flops_per_token(published_config("small"), 30_522, 128, heads, 19 / 128)["total"] * 128 * 128 * 1e6
+    ours = (
+        flops.encoder_training_flops_per_token(published_config("small"), 30_522, 128, heads, 19 / 128)["total"]
+        * 128
+        * 128
+        * 1e6
+    )
     assert ours == pytest.approx(1.15e18, rel=0.02)
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"form": "xlnet"}, "model.form is 'xlnet'; it is one of modern, bert"),
-    ({"dropout": 0.1}, "model.form 'modern', which has none"),
-    ({"form": "bert", "dropout": 1.0}, "at least 0 and less than 1"),
-    ({"table_dim": -1}, "must be at least 0 and 1"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"form": "xlnet"}, "model.form is 'xlnet'; it is one of modern, bert"),
+        ({"dropout": 0.1}, "model.form 'modern', which has none"),
+        ({"form": "bert", "dropout": 1.0}, "at least 0 and less than 1"),
+        ({"table_dim": -1}, "must be at least 0 and 1"),
+    ],
+)
 def test_bad_shapes_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(MODERN, **wrong)

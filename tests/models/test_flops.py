@@ -14,7 +14,14 @@ from tokenizer_lab.kernels.linear_cross_entropy import linear_cross_entropy
 
 # Wide enough for the matrix products to dwarf everything elementwise. Nothing of this size is ever run.
 CONFIG = DecoderConfig(
-    num_layers=2, embed_dim=512, num_heads=4, num_kv_heads=2, head_dim=128, mlp_dim=1536, remat="none", compute_dtype="float32"
+    num_layers=2,
+    embed_dim=512,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=128,
+    mlp_dim=1536,
+    remat="none",
+    compute_dtype="float32",
 )
 VOCAB, LENGTH = 4096, 512
 
@@ -24,8 +31,16 @@ def abstract_model(config, vocab_size):
 
 
 @pytest.mark.parametrize("vocab_size", [128, 257, 4096])
-@pytest.mark.parametrize("options", [
-    {}, {"tied_embeddings": True}, {"qk_norm": False}, {"num_kv_heads": 4}, {"num_kv_heads": 1, "num_layers": 3, "head_dim": 64}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied_embeddings": True},
+        {"qk_norm": False},
+        {"num_kv_heads": 4},
+        {"num_kv_heads": 1, "num_layers": 3, "head_dim": 64},
+    ],
+)
 def test_count_parameters(options, vocab_size):
     config = dataclasses.replace(CONFIG, **options)
     _, params = abstract_model(config, vocab_size)
@@ -34,7 +49,9 @@ def test_count_parameters(options, vocab_size):
     counts = flops.count_parameters(config, vocab_size)
     assert counts["total"] == sum(leaf.size for leaf in jax.tree.leaves(params)) - padding
     assert counts["total"] == sum(count for name, count in counts.items() if name != "total")
-    of_blocks = {name: sum(leaf.size for leaf in jax.tree.leaves(params["blocks"][name])) for name in ("attention", "mlp")}
+    of_blocks = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(params["blocks"][name])) for name in ("attention", "mlp")
+    }
     qk_norm = 2 * config.head_dim * config.num_layers if config.qk_norm else 0
     assert of_blocks == {"attention": counts["attention"] + qk_norm, "mlp": counts["mlp"]}
 
@@ -47,7 +64,9 @@ def lowered_training(config, vocab_size, length):
 
     def loss(params, ids, segments, positions, targets):
         model = nnx.merge(model_def, params)
-        nats, _ = linear_cross_entropy(model(ids, segments, positions), model.output_table[...], targets, vocab_size=vocab_size)
+        nats, _ = linear_cross_entropy(
+            model(ids, segments, positions), model.output_table[...], targets, vocab_size=vocab_size
+        )
         return jnp.sum(nats)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -65,11 +84,22 @@ def our_flops(config, vocab_size=VOCAB, length=LENGTH):
     counts = flops.training_flops_per_token(config, vocab_size, length)
     assert counts["total"] == pytest.approx(sum(count for name, count in counts.items() if name != "total"))
     whole_square = counts["attention_scores"] * length / ((length + 1) / 2)
-    return counts | {"attention_scores": whole_square, "total": counts["total"] - counts["attention_scores"] + whole_square}
+    return counts | {
+        "attention_scores": whole_square,
+        "total": counts["total"] - counts["attention_scores"] + whole_square,
+    }
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"tied_embeddings": True}, {"qk_norm": False, "num_kv_heads": 4}, {"compute_dtype": "bfloat16"}, {"embed_dim": 1024}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied_embeddings": True},
+        {"qk_norm": False, "num_kv_heads": 4},
+        {"compute_dtype": "bfloat16"},
+        {"embed_dim": 1024},
+    ],
+)
 def test_total_is_within_2_percent_of_xla(options):
     config = dataclasses.replace(CONFIG, **options)
     assert our_flops(config)["total"] == pytest.approx(xla_flops(config), rel=0.02)
@@ -82,11 +112,14 @@ def test_total_is_within_2_percent_of_the_compiled_program():
     assert our_flops(config)["total"] == pytest.approx(compiled.cost_analysis()["flops"] / LENGTH, rel=0.02)
 
 
-@pytest.mark.parametrize("component, vocab_size, length, options", [
-    ("mlp", VOCAB, LENGTH, {"mlp_dim": 3072}),
-    ("softmax", 2 * VOCAB, LENGTH, {}),
-    ("attention_projections", VOCAB, LENGTH, {"num_kv_heads": 4}),
-])
+@pytest.mark.parametrize(
+    "component, vocab_size, length, options",
+    [
+        ("mlp", VOCAB, LENGTH, {"mlp_dim": 3072}),
+        ("softmax", 2 * VOCAB, LENGTH, {}),
+        ("attention_projections", VOCAB, LENGTH, {"num_kv_heads": 4}),
+    ],
+)
 def test_components_are_within_2_percent_of_xla(component, vocab_size, length, options):
     """What one more of a component costs, by the difference of two programs."""
     larger = dataclasses.replace(CONFIG, **options)

@@ -14,25 +14,39 @@ from tokenizer_lab.equal_info import EqualInfoRepresentation
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
 
-_CHARACTER_OF_BYTE = {character.encode("latin-1")[0]: character for character in map(chr, range(0x21, 0x7F))} | {0x20: "Ġ", 0x0A: "Ċ"}
+_CHARACTER_OF_BYTE = {character.encode("latin-1")[0]: character for character in map(chr, range(0x21, 0x7F))} | {
+    0x20: "Ġ",
+    0x0A: "Ċ",
+}
 _CHARACTER_OF_BYTE |= {byte: chr(byte) for byte in [*range(0xA1, 0xAD), *range(0xAE, 0x100)]} | {0x9E: "ŀ"}
 
 
 def bpe(merges: list[tuple[bytes, bytes]], pretokenization: str | None = None) -> SubwordRepresentation:
     """Byte-level BPE with these merges."""
+
     def spell(token: bytes) -> str:
         return "".join(_CHARACTER_OF_BYTE[byte] for byte in token)
 
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(spell(left + right) for left, right in merges)]
-    tokenizer = Tokenizer(models.BPE({token: id_ for id_, token in enumerate(tokens)}, [(spell(left), spell(right)) for left, right in merges]))
+    tokenizer = Tokenizer(
+        models.BPE(
+            {token: id_ for id_, token in enumerate(tokens)}, [(spell(left), spell(right)) for left, right in merges]
+        )
+    )
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    split = [pre_tokenizers.Split(Regex(SubwordFit(pretokenization=pretokenization).split_pattern), behavior="isolated")] if pretokenization else []
+    split = (
+        [pre_tokenizers.Split(Regex(SubwordFit(pretokenization=pretokenization).split_pattern), behavior="isolated")]
+        if pretokenization
+        else []
+    )
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence([*split, byte_level]), decoders.ByteLevel()
     return SubwordRepresentation(tokenizer.to_str().encode())
 
 
 def unigram() -> SubwordRepresentation:
-    return SubwordFit(vocab_size=262, algorithm="unigram", pretokenization="whitespace").fit([b"ab aab abb bab ba b a aba"] * 5, "")
+    return SubwordFit(vocab_size=262, algorithm="unigram", pretokenization="whitespace").fit(
+        [b"ab aab abb bab ba b a aba"] * 5, ""
+    )
 
 
 # (representation, the bytes of the documents, how long these are): what follows a beginning shows only in documents that are longer by the
@@ -40,12 +54,24 @@ def unigram() -> SubwordRepresentation:
 MARGIN_BYTES = 4
 CASES = {
     "bpe": lambda: (bpe([(b"a", b"b"), (b"ab", b"a"), (b"b", b"b"), (b"a", b"a")]), b"ab", 8),
-    "words": lambda: (bpe([(b" ", b"a"), (b"a", b"a"), (b"\n", b"\n"), (b" a", b"a"), (b" ", b"\n")], "gpt4"), b" a\n", 7),
+    "words": lambda: (
+        bpe([(b" ", b"a"), (b"a", b"a"), (b"\n", b"\n"), (b" a", b"a"), (b" ", b"\n")], "gpt4"),
+        b" a\n",
+        7,
+    ),
     "digits": lambda: (bpe([(b"1", b"1"), (b"11", b"1"), (b" ", b" "), (b"a", b"a")], "gpt4"), b" a1", 7),
     "unigram": lambda: (unigram(), b" ab", 7),
     "half a character": lambda: (bpe([(b"a", b"\xc3"), (b"\xa9", b"a")]), b"a\xc3\xa9", 7),
-    "characters of three bytes": lambda: (bpe([(b" ", b"\xe8"), (b"\xe8", b"\xaa"), (b"\xaa", b"\x9e")]), b" \xe8\xaa\x9e", 6),
-    "letters of three bytes": lambda: (bpe([(b" ", b"\xe8"), (b"\xaa", b"\x9e"), (b"\xe8", b"\xaa")], "gpt4"), b" \xe8\xaa\x9e", 6),
+    "characters of three bytes": lambda: (
+        bpe([(b" ", b"\xe8"), (b"\xe8", b"\xaa"), (b"\xaa", b"\x9e")]),
+        b" \xe8\xaa\x9e",
+        6,
+    ),
+    "letters of three bytes": lambda: (
+        bpe([(b" ", b"\xe8"), (b"\xaa", b"\x9e"), (b"\xe8", b"\xaa")], "gpt4"),
+        b" \xe8\xaa\x9e",
+        6,
+    ),
     "byte": lambda: (ByteRepresentation(), b"ab", 7),
 }
 
@@ -54,9 +80,15 @@ CASES = {
 def test_what_may_follow_is_what_does_follow_in_some_document(case):
     representation, alphabet, longest = CASES[case]()
     covers = covers_of(representation)
-    documents = [bytes(letters) for length in range(longest + 1) for letters in itertools.product(alphabet, repeat=length)]
+    documents = [
+        bytes(letters) for length in range(longest + 1) for letters in itertools.product(alphabet, repeat=length)
+    ]
     following: dict[tuple[int, ...], set[int]] = {}
-    for encoded in [ids.tolist() for ids in map(representation.encode, documents)] if case == "byte" else representation.encode_segments(documents):
+    for encoded in (
+        [ids.tolist() for ids in map(representation.encode, documents)]
+        if case == "byte"
+        else representation.encode_segments(documents)
+    ):
         ids = (*encoded, representation.eod_id)
         for place in range(len(ids)):
             following.setdefault(ids[:place], set()).add(ids[place])
@@ -64,7 +96,10 @@ def test_what_may_follow_is_what_does_follow_in_some_document(case):
     compared = 0
     for ids, follow in following.items():
         if len(representation.decode(ids)) <= longest - MARGIN_BYTES:
-            assert np.flatnonzero(covers.may_follow(ids) & over_alphabet).tolist() == sorted(follow), (ids, representation.decode(ids))
+            assert np.flatnonzero(covers.may_follow(ids) & over_alphabet).tolist() == sorted(follow), (
+                ids,
+                representation.decode(ids),
+            )
             compared += 1
     assert compared > 3
 
@@ -87,7 +122,11 @@ def test_only_the_text_behind_a_border_between_words_is_encoded_again(representa
     """A long beginning has the same ids behind it as its last words alone."""
     representation = representations["bpe-gpt4"]
     covers = covers_of(representation)
-    for text, alone in [(b"some of the thing", b" thing"), (documents[0][:300] + b" of th", b" th"), (b"1 = 2;\nret", b"ret")]:
+    for text, alone in [
+        (b"some of the thing", b" thing"),
+        (documents[0][:300] + b" of th", b" th"),
+        (b"1 = 2;\nret", b"ret"),
+    ]:
         ids, end = (tuple(representation.encode(part).tolist()) for part in (text, alone))
         np.testing.assert_array_equal(covers.may_follow(ids), covers.may_follow(end))
         assert covers._tail(ids) == end
@@ -109,12 +148,16 @@ def test_windows_follow_where_the_one_before_cannot_be_longer(make_tree, documen
 def test_ids_that_begin_with_some_bytes(representations):
     covers = covers_of(representations["bpe-gpt4"])
     for beginning in (b" th", b"\xff", b" ", b"zzzz"):
-        assert sorted(covers.starting_with(beginning)) == [id_ for id_, bytes_ in enumerate(covers.id_bytes) if bytes_.startswith(beginning)]
+        assert sorted(covers.starting_with(beginning)) == [
+            id_ for id_, bytes_ in enumerate(covers.id_bytes) if bytes_.startswith(beginning)
+        ]
     ids = covers.starting_with(b" th")
     assert bytes(covers.bytes_at(ids, 2)) == b"h" * len(ids) and len(ids) > 2
 
 
-@pytest.mark.parametrize("make", [lambda tree: EqualInfoRepresentation.of_tree(tree, 8), lambda tree: GzipRepresentation(8)])
+@pytest.mark.parametrize(
+    "make", [lambda tree: EqualInfoRepresentation.of_tree(tree, 8), lambda tree: GzipRepresentation(8)]
+)
 def test_ids_without_bytes_of_their_own_are_refused(make_tree, make):
     with pytest.raises(UserError, match="not each stands for bytes of its own"):
         covers_of(make(make_tree(16)))

@@ -31,7 +31,6 @@ class Dropping(ByteRepresentation):
         return super().encode(text.replace(b"x", b""))
 
 
-
 class Lowering(ByteRepresentation):
     """Loses what is upper case."""
 
@@ -53,10 +52,13 @@ def counts(text: str) -> np.ndarray:
 # ---- By hand -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, renyi, shannon", [
-    ("pick @@ed pick @@l @@ed pick @@les", 0.8265064834225245, 0.9211854965885544),
-    ("pick @@e @@d pick @@l @@e @@d pick @@l @@e @@s", 0.9204840242168808, 0.9609557933859342),
-])
+@pytest.mark.parametrize(
+    "text, renyi, shannon",
+    [
+        ("pick @@ed pick @@l @@ed pick @@les", 0.8265064834225245, 0.9211854965885544),
+        ("pick @@e @@d pick @@l @@e @@d pick @@l @@e @@s", 0.9204840242168808, 0.9609557933859342),
+    ],
+)
 def test_renyi_efficiency_gives_the_values_of_the_reference_scorer(text, renyi, shannon):
     """tokenization_scorer/test.py of github.com/zouharvi/tokenization-scorer."""
     assert metrics.renyi_efficiency(counts(text)) == pytest.approx(renyi, abs=1e-12)
@@ -102,7 +104,9 @@ def test_morph_score_by_hand():
 def test_a_morpheme_boundary_is_where_its_bytes_end():
     word, boundary = "aé".encode(), 1
     assert metrics.morph_score(BYTES, [MorphItem(word, boundary)]).share == 1.0  # é is cut too, which costs nothing
-    assert metrics.morph_score(BYTES, [MorphItem(word, len(word))]).share == 0.0  # the end of a word is no boundary in it
+    assert (
+        metrics.morph_score(BYTES, [MorphItem(word, len(word))]).share == 0.0
+    )  # the end of a word is no boundary in it
 
 
 # ---- What holds whatever the text ----------------------------------------------------------------
@@ -136,7 +140,9 @@ def test_one_id_alone_has_no_efficiency():
 
 def test_every_representation_is_counted_in_full(representation, documents):
     text = metrics.encode(representation, [document[:200] for document in documents[:3]])
-    assert text.num_tokens == sum(map(len, text.ids)) and text.num_bytes == sum(lengths.sum() for lengths in text.lengths)
+    assert text.num_tokens == sum(map(len, text.ids)) and text.num_bytes == sum(
+        lengths.sum() for lengths in text.lengths
+    )
     assert metrics.round_trip_share(text) == 1.0
     assert text.num_tokens == text.id_counts.sum() and len(text.id_counts) == representation.vocab_size - 1
     use = metrics.vocabulary_use(text)
@@ -147,7 +153,11 @@ def test_every_representation_is_counted_in_full(representation, documents):
 
 
 def test_ids_are_units_where_they_stand_for_bytes_whatever_is_around_them(representations, documents):
-    units = {name for name, each in representations.items() if metrics.encode(each, [document[:200] for document in documents[:3]]).units is not None}
+    units = {
+        name
+        for name, each in representations.items()
+        if metrics.encode(each, [document[:200] for document in documents[:3]]).units is not None
+    }
     of_windows = {name for name in representations if getattr(representations[name], "window_bits", 0)}
     whole = {name for name in of_windows if representations[name].window_bits == representations[name].id_bits}
     codes = {name for name, each in representations.items() if each.kind in ("gzip", "static_ac", "ac")}
@@ -180,7 +190,9 @@ def test_special_tokens_are_no_text(foreign_tokenizers):
 def test_speeds_are_positive_and_a_library_is_not_asked_for_more_than_ids(monkeypatch):
     assert min(metrics.speed(BYTES, [b"text" * 100])) > 0
     lengths_asked = []
-    monkeypatch.setattr(ByteRepresentation, "byte_lengths", lambda self, ids: lengths_asked.append(ids) or np.ones(len(ids), np.int64))
+    monkeypatch.setattr(
+        ByteRepresentation, "byte_lengths", lambda self, ids: lengths_asked.append(ids) or np.ones(len(ids), np.int64)
+    )
     metrics.speed(BYTES, [b"text"])
     assert len(lengths_asked) == 1, "once to have something to decode, never while the clock runs"
 

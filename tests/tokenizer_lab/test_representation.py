@@ -34,7 +34,16 @@ any_part = st.one_of(
 any_document = st.lists(any_part, max_size=12).map(b"".join)
 examples = settings(max_examples=20, deadline=None)
 # Of the others, what an id stands for depends on those before it.
-STANDING_ALONE = ["byte", "bpe-gpt4", "bpe-of-bytes", "superword", "character", "unigram-gpt4", "bpe_byte_level", "word_level"]
+STANDING_ALONE = [
+    "byte",
+    "bpe-gpt4",
+    "bpe-of-bytes",
+    "superword",
+    "character",
+    "unigram-gpt4",
+    "bpe_byte_level",
+    "word_level",
+]
 
 
 def assert_keeps_contract(representation: Representation, document: bytes) -> None:

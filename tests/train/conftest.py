@@ -69,7 +69,14 @@ def browser(tmp_path):
         text = "\r" if key == "Enter" else ""
         for kind, typed in (("rawKeyDown", ""), ("char", text), ("keyUp", "")):
             if kind != "char" or text:
-                call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=_KEY_CODES[key], text=typed)
+                call(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key=key,
+                    code=key,
+                    windowsVirtualKeyCode=_KEY_CODES[key],
+                    text=typed,
+                )
 
     def assert_quiet():
         loud = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")

@@ -37,7 +37,10 @@ CONSOLE = rich.console.Console(quiet=True)
 
 def change(recipe, **sections):
     """The recipe with fields of sections changed: change(recipe, data={"batch_rows": 4}, seed=1)."""
-    parts = {name: dataclasses.replace(getattr(recipe, name), **value) if isinstance(value, dict) else value for name, value in sections.items()}
+    parts = {
+        name: dataclasses.replace(getattr(recipe, name), **value) if isinstance(value, dict) else value
+        for name, value in sections.items()
+    }
     return dataclasses.replace(recipe, **parts)
 
 
@@ -47,7 +50,9 @@ def final_state(recipe, run_dir) -> dict[str, np.ndarray]:
     checkpoints = Checkpoints(RunFolder(run_dir).checkpoints)
     state = checkpoints.restore(checkpoints.latest_step(), setup.program.shapes, setup.program.shardings)
     checkpoints.close()
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+    }
 
 
 def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -57,8 +62,18 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 
 
 # With dropout: all that is drawn at random must go on too.
-PAIR = EncoderConfig(form="bert", num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48, remat="none",
-                     compute_dtype="float32", dropout=0.1)
+PAIR = EncoderConfig(
+    form="bert",
+    num_layers=2,
+    embed_dim=32,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_dim=48,
+    remat="none",
+    compute_dtype="float32",
+    dropout=0.1,
+)
 ARMS = {"decoder": {}, "pair": {"model": PAIR, "objective": Replaced(generator_share=0.5)}}
 
 
@@ -90,14 +105,18 @@ def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_throug
     assert_same(final_state(recipe, tmp_path / "straight"), final_state(recipe, tmp_path / "stopped"))
     timeless = ("step", "bytes_seen", "loss", "bits_per_byte", "grad_norm", "learning_rate", "flops")
     for file in ("metrics.jsonl", "eval.jsonl"):
-        straight, stopped = ([{name: line.get(name) for name in timeless} for line in read_lines(RunFolder(tmp_path / run).path / file)]
-                             for run in ("straight", "stopped"))
+        straight, stopped = (
+            [{name: line.get(name) for name in timeless} for line in read_lines(RunFolder(tmp_path / run).path / file)]
+            for run in ("straight", "stopped")
+        )
         assert straight == stopped, file
 
 
 @pytest.mark.usefixtures("one_device")
 def test_batches_after_a_resume_are_those_of_the_straight_run_past_the_end_of_an_epoch(recipe, tmp_path):
-    recipe = change(recipe, data={"sequence_length": 128}, budget=Budget(steps=14))  # 14 x 8 x 128 positions are several epochs
+    recipe = change(
+        recipe, data={"sequence_length": 128}, budget=Budget(steps=14)
+    )  # 14 x 8 x 128 positions are several epochs
     straight = recorded_batches(recipe, tmp_path / "straight")
     with stopped_after(9):
         assert train(recipe, tmp_path / "stopped", CONSOLE, make_judge) == STOPPED
@@ -128,11 +147,17 @@ def test_a_budget_of_seconds_counts_training_and_goes_on_with_its_clock(recipe, 
         assert train(recipe, tmp_path / "run", CONSOLE, make_judge) == STOPPED
     assert json.loads(RunFolder(tmp_path / "run").summary.read_text())["steps"] < 9
     assert train(recipe, tmp_path / "run", CONSOLE, make_judge) == FINISHED
-    summary, lines = json.loads(RunFolder(tmp_path / "run").summary.read_text()), read_lines(RunFolder(tmp_path / "run").metrics)
+    summary, lines = (
+        json.loads(RunFolder(tmp_path / "run").summary.read_text()),
+        read_lines(RunFolder(tmp_path / "run").metrics),
+    )
     assert summary["steps"] == 9 == lines[-1]["step"]
     rates = [line["learning_rate"] for line in lines]
     assert rates[1] > rates[4] > rates[8] > 0, "the schedule follows the clock"
-    assert train(recipe, tmp_path / "run", CONSOLE, make_judge) == FINISHED and len(read_lines(RunFolder(tmp_path / "run").metrics)) == 9, "nothing is left to do"
+    assert (
+        train(recipe, tmp_path / "run", CONSOLE, make_judge) == FINISHED
+        and len(read_lines(RunFolder(tmp_path / "run").metrics)) == 9
+    ), "nothing is left to do"
 
 
 def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:
@@ -155,9 +180,13 @@ def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:
     return batches
 
 
-@pytest.mark.parametrize("arm, other_mesh", [
-    ("decoder", dict(replica=2, fsdp=2, tensor=2)),
-    pytest.param("pair", dict(replica=2, fsdp=2, sequence=2), marks=pytest.mark.slow)])  # the generator's one head cannot be split
+@pytest.mark.parametrize(
+    "arm, other_mesh",
+    [
+        ("decoder", dict(replica=2, fsdp=2, tensor=2)),
+        pytest.param("pair", dict(replica=2, fsdp=2, sequence=2), marks=pytest.mark.slow),
+    ],
+)  # the generator's one head cannot be split
 def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_path, arm, other_mesh):
     recipe = dataclasses.replace(recipe, **ARMS[arm])
     train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "straight", CONSOLE, make_judge)
@@ -170,7 +199,9 @@ def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_pat
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with_what_differs(recipe, tmp_path, make_corpus):
+def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with_what_differs(
+    recipe, tmp_path, make_corpus
+):
     train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE, make_judge)
     before = final_state(recipe, tmp_path / "run")
     another_corpus = make_corpus(tmp_path / "another", seed=1)
@@ -200,7 +231,11 @@ def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path):
     lines = read_lines(RunFolder(tmp_path / "run").metrics)
     assert lines[-2]["bytes_seen"] < 2000 <= lines[-1]["bytes_seen"]
     summary = json.loads(RunFolder(tmp_path / "run").summary.read_text())
-    assert (summary["state"], summary["steps"], summary["bytes_seen"]) == ("finished", lines[-1]["step"], lines[-1]["bytes_seen"])
+    assert (summary["state"], summary["steps"], summary["bytes_seen"]) == (
+        "finished",
+        lines[-1]["step"],
+        lines[-1]["bytes_seen"],
+    )
     assert train(change(recipe, budget=Budget(bytes=2000)), tmp_path / "run", CONSOLE, make_judge) == FINISHED
     assert read_lines(RunFolder(tmp_path / "run").metrics) == lines
 
@@ -209,20 +244,29 @@ def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path):
 def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(recipe, tmp_path):
     train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE, make_judge)
     bad = change(recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": 1e38})
-    with pytest.raises(UserError, match="the last 3 steps, up to step 3, were skipped because their gradients were not finite"):
+    with pytest.raises(
+        UserError, match="the last 3 steps, up to step 3, were skipped because their gradients were not finite"
+    ):
         train(bad, tmp_path / "bad", CONSOLE, make_judge)
     assert Checkpoints(RunFolder(tmp_path / "run").checkpoints).latest_step() == 2
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_bit_identical(recipe, write_recipe, tmp_path, capsys):
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_bit_identical(
+    recipe, write_recipe, tmp_path, capsys
+):
     damaged_file = pathlib.Path("rest", "manifest.ocdbt")
     train(recipe, tmp_path / "run", CONSOLE, make_judge)  # saves steps 5, 10 and 12
     before = final_state(recipe, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "12" / damaged_file).write_bytes(b"")
     arguments = [write_recipe(recipe), "--run-dir", str(tmp_path / "run")]
     assert command_line.run(["eval", str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().err.count("checkpoints/12 is damaged: rest/manifest.ocdbt is not what was saved; the one before, of step 10, is used\n") == 1
+    assert (
+        capsys.readouterr().err.count(
+            "checkpoints/12 is damaged: rest/manifest.ocdbt is not what was saved; the one before, of step 10, is used\n"
+        )
+        == 1
+    )
     assert json.loads(RunFolder(tmp_path / "run").evaluation.read_text())["step"] == 10
     assert command_line.run(["train", *arguments]) == 0
     shown = capsys.readouterr().out
@@ -231,7 +275,11 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_bi
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["10", "12", "12.damaged"]
     for step in ("10", "12"):
         (tmp_path / "run" / "checkpoints" / step / damaged_file).unlink()
-    for words in (["train", *arguments], ["eval", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--prompt", "a"]):
+    for words in (
+        ["train", *arguments],
+        ["eval", str(tmp_path / "run")],
+        ["sample", str(tmp_path / "run"), "--prompt", "a"],
+    ):
         assert command_line.run(words) == 2
         complaint = capsys.readouterr().err
         assert "no checkpoint in " in complaint and complaint.count("\n") == 1, complaint
@@ -315,7 +363,9 @@ def crash_and_compare(recipe, recipe_file: str, tmp_path, crashes: list[tuple[in
     assert run_command(command(recipe_file, tmp_path / "straight")).returncode == 0
     assert_same(final_state(recipe, tmp_path / "straight"), final_state(recipe, tmp_path / "crashed"))
     straight, crashed = (read_lines(RunFolder(tmp_path / run).metrics) for run in ("straight", "crashed"))
-    assert [(line["step"], line["loss"], line["bytes_seen"]) for line in straight] == [(line["step"], line["loss"], line["bytes_seen"]) for line in crashed]
+    assert [(line["step"], line["loss"], line["bytes_seen"]) for line in straight] == [
+        (line["step"], line["loss"], line["bytes_seen"]) for line in crashed
+    ]
 
 
 @pytest.mark.usefixtures("one_device")
@@ -330,8 +380,15 @@ def test_many_kills_at_random_moments(recipe, write_recipe, tmp_path):
     """Twenty rounds, kills during saves, evaluations and start-up among them."""
     random_ = random.Random(0)
     recipe = change(recipe, budget=Budget(steps=600), checkpoint={"every_steps": 3}, evaluation={"every_steps": 10})
-    moments = [(random_.randrange(1, 40), random_.uniform(0, 0.1)) if i % 4 else (0, random_.uniform(0, 8)) for i in range(20)]
-    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(*moment, random_.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])) for moment in moments])
+    moments = [
+        (random_.randrange(1, 40), random_.uniform(0, 0.1)) if i % 4 else (0, random_.uniform(0, 8)) for i in range(20)
+    ]
+    crash_and_compare(
+        recipe,
+        write_recipe(recipe),
+        tmp_path,
+        [(*moment, random_.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])) for moment in moments],
+    )
 
 
 @pytest.mark.parametrize("moment", ["train.commands.command_line", "configs"])
@@ -364,14 +421,22 @@ def test_no_disk_space_during_a_save_is_said_and_the_checkpoint_before_stays_who
     full = run_command([sys.executable, "-c", LIMIT_FILE_SIZE.format(bytes=6000), *arguments])
     assert full.returncode == 2, (full.returncode, full.stdout, full.stderr)
     assert "toklab: saving a checkpoint in " in full.stderr or "toklab: cannot write " in full.stderr, full.stderr
-    assert "/train/" not in full.stderr, f"a traceback of ours (tensorstore prints some of its own from its threads): {full.stderr}"
+    assert "/train/" not in full.stderr, (
+        f"a traceback of ours (tensorstore prints some of its own from its threads): {full.stderr}"
+    )
     assert_same(before, final_state(recipe, tmp_path / "run"))
     assert run_command(arguments).returncode == 0
 
 
 @pytest.mark.usefixtures("one_device")
 def test_a_save_that_fails_in_the_background_ends_the_run_before_the_next_one(recipe, tmp_path):
-    recipe = change(recipe, budget=Budget(steps=2000), checkpoint={"every_steps": 300}, evaluation={"every_steps": 5000}, logging={"every_steps": 50})
+    recipe = change(
+        recipe,
+        budget=Budget(steps=2000),
+        checkpoint={"every_steps": 300},
+        evaluation={"every_steps": 5000},
+        logging={"every_steps": 50},
+    )
     before, save = resource.getrlimit(resource.RLIMIT_FSIZE), Checkpoints.save
 
     def save_onto_a_full_disk(*arguments):

@@ -125,7 +125,10 @@ def test_a_step_budget_ends_at_the_very_step(budget, step):
         assert float(share) == pytest.approx(step / budget, rel=1e-6)
 
 
-@pytest.mark.parametrize("seconds, share, over", [(0.0, 0.0, False), (45.0, 0.5, False), (89.9, 0.99889, False), (90.0, 1.0, True), (200.0, 1.0, True)])
+@pytest.mark.parametrize(
+    "seconds, share, over",
+    [(0.0, 0.0, False), (45.0, 0.5, False), (89.9, 0.99889, False), (90.0, 1.0, True), (200.0, 1.0, True)],
+)
 def test_a_budget_of_seconds_is_spent_by_the_clock_whatever_the_steps(seconds, share, over):
     spent, ended = make_meter(Budget(seconds=90.0), 1.0)(jnp.array(10**6), jnp.zeros(2, jnp.int32), jnp.array(seconds))
     assert (float(spent), bool(ended)) == (pytest.approx(share, rel=1e-4), over)
@@ -310,7 +313,11 @@ def test_adam_without_bias_correction_is_bert_s():
 def test_without_bias_correction_matrices_decay_all_the_same():
     params, axes = random_gradients(), decoder()[1]
     decayed, undecayed = (
-        by_name(second_update(make_optimizer(OptimizerConfig(bias_correction=False, weight_decay=share), axes), params, params))
+        by_name(
+            second_update(
+                make_optimizer(OptimizerConfig(bias_correction=False, weight_decay=share), axes), params, params
+            )
+        )
         for share in (0.1, 0.0)
     )
     changed = {name for name in decayed if not np.allclose(decayed[name], undecayed[name])}
@@ -323,14 +330,24 @@ def test_linear_decay_acts_together_with_the_warm_up():
     """google-research/electra: (1 - progress) * min(1, progress / warmup)."""
     expected = (1 - SHARES) * np.minimum(1, SHARES / 0.1)
     np.testing.assert_allclose(rates(schedule="linear", warmup_share=0.1, final_share=0.0), expected, atol=1e-5)
-    np.testing.assert_allclose(rates(schedule="linear", warmup_share=0.0, final_share=0.2), 0.2 + 0.8 * (1 - SHARES), atol=1e-5)
+    np.testing.assert_allclose(
+        rates(schedule="linear", warmup_share=0.0, final_share=0.2), 0.2 + 0.8 * (1 - SHARES), atol=1e-5
+    )
 
 
 def test_biases_of_heads_are_no_matrices():
     config = EncoderConfig(form="bert", num_layers=1, embed_dim=8, num_heads=2, num_kv_heads=2, head_dim=4, mlp_dim=8)
-    _, state = nnx.split(nnx.eval_shape(lambda: Encoder(config, 5, Heads(predicts=True, detects=True), rngs=nnx.Rngs(0))), nnx.Param)
-    axes = {jax.tree_util.keystr(path): names for path, names in jax.tree_util.tree_flatten_with_path(
-        parameter_axes(state), is_leaf=lambda leaf: isinstance(leaf, tuple))[0]}
+    _, state = nnx.split(
+        nnx.eval_shape(lambda: Encoder(config, 5, Heads(predicts=True, detects=True), rngs=nnx.Rngs(0))), nnx.Param
+    )
+    axes = {
+        jax.tree_util.keystr(path): names
+        for path, names in jax.tree_util.tree_flatten_with_path(
+            parameter_axes(state), is_leaf=lambda leaf: isinstance(leaf, tuple)
+        )[0]
+    }
     matrices = {name for name, names in axes.items() if _is_matrix(names)}
     assert not any("bias" in name or "norm" in name for name in matrices)
-    assert {name for name in axes if name not in matrices} == {name for name in axes if "bias" in name or "scale" in name}
+    assert {name for name in axes if name not in matrices} == {
+        name for name in axes if "bias" in name or "scale" in name
+    }

@@ -21,7 +21,10 @@ def test_a_config_goes_through_json_and_back(recipe):
         (lambda config: config["model"].update(remat="some"), "config.model.remat is 'some'"),
         (lambda config: config.update(model=[1]), "config.model: a list where a DecoderConfig should be"),
         (lambda config: config["model"].update(kind=[1]), "config.model: no [1]; it is one of decoder, encoder"),
-        (lambda config: config["objective"].update(kind="guess"), "config.objective: no 'guess'; it is one of causal, masked"),
+        (
+            lambda config: config["objective"].update(kind="guess"),
+            "config.objective: no 'guess'; it is one of causal, masked",
+        ),
         (lambda config: config.pop("name"), "'name' is missing"),
         (lambda config: config.update(seed=None), "config.seed is None"),
         (lambda config: config["data"].update(corpora=[1]), "config.data.corpora is 1"),
@@ -38,7 +41,12 @@ def test_a_damaged_config_is_named(recipe, change, message):
 
 def test_what_may_and_may_not_change_when_a_run_goes_on(recipe):
     changed = dataclasses.replace(
-        recipe, budget=Budget(bytes=10), seed=3, kernels="reference", data=dataclasses.replace(recipe.data, num_workers=7, sequence_length=64))
+        recipe,
+        budget=Budget(bytes=10),
+        seed=3,
+        kernels="reference",
+        data=dataclasses.replace(recipe.data, num_workers=7, sequence_length=64),
+    )
     assert refused_changes(to_json(recipe), to_json(changed)) == ["data.sequence_length: 32 -> 64", "seed: 0 -> 3"]
 
 
@@ -71,13 +79,18 @@ def test_a_recipe_file_that_is_none_says_why(tmp_path, content, message):
 
 
 def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(UserError, match="no recipe 'demo_bite', did you mean demo_byte\\?; there are .*demo_byte, .*demo_subword"):
+    with pytest.raises(
+        UserError, match="no recipe 'demo_bite', did you mean demo_byte\\?; there are .*demo_byte, .*demo_subword"
+    ):
         load_recipe("demo_bite")
 
 
 def test_data_that_does_not_fit_together_is_refused():
-    for message, fields in {"data.corpora is empty": {"corpora": ()}, "do not fit 1 corpora": {"corpora": ("a",), "weights": (1.0, 2.0)},
-                            "give one number above 0 for each": {"corpora": ("a", "b"), "weights": (1.0, 0.0)}}.items():
+    for message, fields in {
+        "data.corpora is empty": {"corpora": ()},
+        "do not fit 1 corpora": {"corpora": ("a",), "weights": (1.0, 2.0)},
+        "give one number above 0 for each": {"corpora": ("a", "b"), "weights": (1.0, 0.0)},
+    }.items():
         with pytest.raises(UserError, match=message):
             DataConfig(**fields)
 

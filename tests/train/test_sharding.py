@@ -96,11 +96,7 @@ def test_batches_that_fit():
         (6, 1, r"a batch of 6 rows cannot be split into 4 devices \(replica x fsdp\); use a multiple of 4, e.g. 8$"),
         (30, 1, "30 rows .* multiple of 4, e.g. (28|32)$"),
         (1, 1, "e.g. 4$"),
-        (
-            8,
-            3,
-            r"a batch of 8 rows cannot be split into 3 microbatches over 4 devices .*; use a multiple of 12",
-        ),
+        (8, 3, r"a batch of 8 rows cannot be split into 3 microbatches over 4 devices .*; use a multiple of 12"),
         (40, 3, "multiple of 12, e.g. 36$"),
     ],
 )

@@ -98,7 +98,12 @@ def train_decoder(mesh, kind: str, num_microbatches: int = 1, kernels: str = "au
     config = optimizer_config(kind)
     program = decoder_program(mesh, config)
     train_step = make_train_step(
-        program, Causal(), config, mesh, meter=make_meter(Budget(steps=10), 1.0), num_microbatches=num_microbatches,
+        program,
+        Causal(),
+        config,
+        mesh,
+        meter=make_meter(Budget(steps=10), 1.0),
+        num_microbatches=num_microbatches,
         kernels=kernels,
     )
     state, batch = jax.device_put(initial_state(kind), program.shardings), functools.partial(make_batch, mesh)
@@ -129,7 +134,9 @@ def trained_on_one_device(kind: str):
     ],
     ids=str,
 )
-def test_every_mesh_every_number_of_microbatches_and_every_kernel_trains_the_same(kind, num_microbatches, sizes, kernels):
+def test_every_mesh_every_number_of_microbatches_and_every_kernel_trains_the_same(
+    kind, num_microbatches, sizes, kernels
+):
     expected_state, expected = trained_on_one_device(kind)
     state, metrics = train_decoder(mesh_of(**sizes), kind, num_microbatches, kernels)
     metrics, expected = ([one | one["sums"] for one in steps] for steps in (metrics, expected))
@@ -143,17 +150,37 @@ def test_every_mesh_every_number_of_microbatches_and_every_kernel_trains_the_sam
 def demo_losses(recipe: Recipe, vocab_size: int, kernels: str, num_microbatches: int = 1) -> np.ndarray:
     """f32[100], of the first steps of a recipe on two rows of its length; ids are drawn more often the lower they are, so that there is something to learn."""
     rows, length, mesh = 2, recipe.data.sequence_length, mesh_of(devices=1)
-    recipe = dataclasses.replace(recipe, budget=Budget(steps=200), data=dataclasses.replace(recipe.data, batch_rows=rows))
+    recipe = dataclasses.replace(
+        recipe, budget=Budget(steps=200), data=dataclasses.replace(recipe.data, batch_rows=rows)
+    )
     program = lay_out(recipe, vocab_size, mesh)
-    step = make_train_step(program, recipe.objective, recipe.optimizer, mesh, meter=make_meter(recipe.budget, 1.0), num_microbatches=num_microbatches,
-                           kernels=kernels)
+    step = make_train_step(
+        program,
+        recipe.objective,
+        recipe.optimizer,
+        mesh,
+        meter=make_meter(recipe.budget, 1.0),
+        num_microbatches=num_microbatches,
+        kernels=kernels,
+    )
     state, rng, losses = program.init(KEY), np.random.default_rng(0), []
     for _ in range(100):
         ids = np.minimum(rng.geometric(8 / vocab_size, (rows, length + 1)) - 1, vocab_size - 1).astype(np.int32)
         ones = np.ones((rows, length), np.int32)
-        state, metrics = step(state, put_batch(mesh, {
-            "ids": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": ones, "positions": ones * np.arange(length, dtype=np.int32),
-            "num_bytes": ones[:, 0], "cursors": np.zeros((rows, cursor_width(1)), np.int32)}))
+        state, metrics = step(
+            state,
+            put_batch(
+                mesh,
+                {
+                    "ids": ids[:, :-1],
+                    "targets": ids[:, 1:],
+                    "segment_ids": ones,
+                    "positions": ones * np.arange(length, dtype=np.int32),
+                    "num_bytes": ones[:, 0],
+                    "cursors": np.zeros((rows, cursor_width(1)), np.int32),
+                },
+            ),
+        )
         losses.append(metrics["loss"])
     return np.array(losses)
 

@@ -353,9 +353,7 @@ def quantize(params: Mapping[str, np.ndarray], *, rope_theta: float, context_byt
     heads, kv_heads = params["query"].shape[2], value.shape[2]
     out = params["out"] * 2.0 ** -np.repeat(value_bits, heads // kv_heads, axis=1)[..., None]
     arrays["out"], arrays["out_exponent"] = _fixed_point(out, (1, 2), _VALUE_MAX)
-    arrays["gate"], arrays["gate_exponent"] = _fixed_point(
-        params["gate"] * to_mlp * 2.0**-_NORMED_BITS, 1, _NORMED_MAX
-    )
+    arrays["gate"], arrays["gate_exponent"] = _fixed_point(params["gate"] * to_mlp * 2.0**-_NORMED_BITS, 1, _NORMED_MAX)
     up = params["up"] * to_mlp
     arrays["up"], exponent = _fixed_point(up * 2.0**-_NORMED_BITS, 1, _NORMED_MAX)
     up_bits = _bits_within(np.sqrt(np.square(up).sum(axis=1)).max(axis=1, keepdims=True), _UP_MAX)

@@ -32,7 +32,9 @@ class Interval(NamedTuple):
     def narrowed(self, shares: np.ndarray, byte: int) -> "Interval":
         """The part of it that belongs to a next byte, given i64[256] shares that sum to 2^14."""
         before = int(shares[:byte].sum())
-        return Interval((self.low << PAPER_BITS) + self.width * before, self.width * int(shares[byte]), self.bits + PAPER_BITS)
+        return Interval(
+            (self.low << PAPER_BITS) + self.width * before, self.width * int(shares[byte]), self.bits + PAPER_BITS
+        )
 
     def code(self) -> tuple[int, int]:
         """The shortest bits whose dyadic interval lies inside, as (number, how many)."""
@@ -54,8 +56,10 @@ class PaperCode:
 
     def encode(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
         encoded = lockstep.run(self.lm, (self._encode(text) for text in texts))
-        return [(self._to_bytes([number for number, _ in windows]), np.array([length for _, length in windows], np.int64))
-                for windows in encoded]
+        return [
+            (self._to_bytes([number for number, _ in windows]), np.array([length for _, length in windows], np.int64))
+            for windows in encoded
+        ]
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         windows = [int.from_bytes(number.tobytes(), "big") for number in numbers]

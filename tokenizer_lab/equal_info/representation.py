@@ -55,7 +55,10 @@ class TableCode:
         self._tree, self._matcher, self._number_bytes = tree, Matcher(tree), -(-tree.window_bits // 8)
 
     def encode(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(self._to_bytes(each), self._tree.depths[each].astype(np.int64)) for each in map(self._matcher.encode, texts)]
+        return [
+            (self._to_bytes(each), self._tree.depths[each].astype(np.int64))
+            for each in map(self._matcher.encode, texts)
+        ]
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         return self._matcher.decode(self._from_bytes(numbers))
@@ -141,7 +144,9 @@ class EqualInfoRepresentation(Representation):
         if window_bits > window_code.MAX_TABLE_BITS or rule != "exact":
             return cls.of_lm(ByteLM.from_files(files), window_bits, id_bits, rule)
         if files.keys() != {SETTINGS_FILE, "depths.npy", "last_bytes.npy"}:
-            raise UserError(f"a table of windows is depths.npy and last_bytes.npy, not {', '.join(files)}; fit it again")
+            raise UserError(
+                f"a table of windows is depths.npy and last_bytes.npy, not {', '.join(files)}; fit it again"
+            )
         tree = Tree(*(npy_array(files[name], name) for name in ("depths.npy", "last_bytes.npy")))
         if tree.window_bits != window_bits:
             raise UserError(f"the table has windows of {tree.window_bits} bits, not {window_bits}; fit it again")
@@ -192,7 +197,9 @@ def _read_settings(files: Mapping[str, bytes]) -> tuple[int, int, Rule]:
         window_bits, id_bits, rule = (settings[name] for name in ("window_bits", "id_bits", "rule"))
         assert len(settings) == 3 and type(window_bits) is type(id_bits) is int and rule in get_args(Rule)
     except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
-        raise UserError(f"an equal_info artifact has {SETTINGS_FILE} with window_bits, id_bits and rule; fit it again") from error
+        raise UserError(
+            f"an equal_info artifact has {SETTINGS_FILE} with window_bits, id_bits and rule; fit it again"
+        ) from error
     check_window(window_bits, id_bits)
     return window_bits, id_bits, rule
 

@@ -121,7 +121,9 @@ def _join(depths, last_bytes, parents, starts):
 # ---- Building ------------------------------------------------------------------------------------
 
 
-def build_tree(shares: Shares, window_bits: int, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Tree:
+def build_tree(
+    shares: Shares, window_bits: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Tree:
     """Walks the tree of a language model, depth by depth.
 
     Args:
@@ -201,7 +203,9 @@ class Matcher:
     def encode(self, text: bytes) -> np.ndarray:
         """A document -> i32[n] window numbers."""
         numbers = np.empty(len(text), np.int32)
-        count = _longest_matches(np.frombuffer(text, np.uint8), self._roots, self._pairs, self._slots, self._slot_bits, numbers)
+        count = _longest_matches(
+            np.frombuffer(text, np.uint8), self._roots, self._pairs, self._slots, self._slot_bits, numbers
+        )
         return numbers[:count].copy()
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
@@ -254,7 +258,9 @@ def _entries_of_pairs(roots, slots, slot_bits):
     pairs = np.empty((256, 256), np.uint64)
     for first in range(256):
         for second in range(256):
-            pairs[first, second] = slots[_slot(np.uint64(roots[first]) << np.uint64(8) | np.uint64(second), slots, slot_bits)]
+            pairs[first, second] = slots[
+                _slot(np.uint64(roots[first]) << np.uint64(8) | np.uint64(second), slots, slot_bits)
+            ]
     return pairs
 
 

@@ -8,8 +8,13 @@ import jax
 
 
 def choose(
-    operation: str, name: str, implementations: Mapping[str, Callable], *,
-    elsewhere: str, refusals: Mapping[str, str | None] = {}, platform: str | None = None,
+    operation: str,
+    name: str,
+    implementations: Mapping[str, Callable],
+    *,
+    elsewhere: str,
+    refusals: Mapping[str, str | None] = {},
+    platform: str | None = None,
 ) -> Callable:
     """The implementation of a name.
 
@@ -30,13 +35,19 @@ def choose(
             raise ValueError(f"no implementation {name!r} of {operation}; there are auto, {', '.join(implementations)}")
         if refusal := refusals.get(name):
             chip = "GPU" if name.endswith("_gpu") else "TPU"
-            raise ValueError(f"the {chip} kernel of {operation} does not take {refusal}; use the implementation 'auto' or {elsewhere!r}")
+            raise ValueError(
+                f"the {chip} kernel of {operation} does not take {refusal}; use the implementation 'auto' or {elsewhere!r}"
+            )
         return implementations[name]
     if refusal := refusals.get("pallas"):
         if (platform or jax.default_backend()) == "tpu":
-            warn_once(f"the TPU kernel of {operation} does not take {refusal}; it is computed by the {elsewhere} implementation instead")
+            warn_once(
+                f"the TPU kernel of {operation} does not take {refusal}; it is computed by the {elsewhere} implementation instead"
+            )
         return implementations[elsewhere]
-    return functools.partial(jax.lax.platform_dependent, tpu=implementations["pallas"], default=implementations[elsewhere])
+    return functools.partial(
+        jax.lax.platform_dependent, tpu=implementations["pallas"], default=implementations[elsewhere]
+    )
 
 
 @functools.cache

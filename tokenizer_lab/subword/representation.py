@@ -99,13 +99,20 @@ class SubwordRepresentation(Representation):
         self.vocab_size = len(self._token_bytes)
 
     def encode(self, text: bytes) -> np.ndarray:
-        return np.concatenate([np.array(self.encode_segments([segment])[0], dtype=np.int32) for segment in _segments(text)])
+        return np.concatenate(
+            [np.array(self.encode_segments([segment])[0], dtype=np.int32) for segment in _segments(text)]
+        )
 
     def encode_segments(self, segments: Sequence[bytes]) -> list[list[int]]:
         """The ids of texts of at most `SEGMENT_BYTES` each, in one call of the library: for many short texts far faster than `encode`."""
         runs_of_segments = [_runs(segment) for segment in segments]
-        of_valid_run = iter(self._encode_texts([run for runs in runs_of_segments for run in runs if not _is_invalid(run)]))
-        return [[id_ for run in runs for id_ in (self._spell(run) if _is_invalid(run) else next(of_valid_run))] for runs in runs_of_segments]
+        of_valid_run = iter(
+            self._encode_texts([run for runs in runs_of_segments for run in runs if not _is_invalid(run)])
+        )
+        return [
+            [id_ for run in runs for id_ in (self._spell(run) if _is_invalid(run) else next(of_valid_run))]
+            for runs in runs_of_segments
+        ]
 
     def decode(self, ids: npt.ArrayLike) -> bytes:
         return self._join(check_ids(ids, self.vocab_size).tolist())
@@ -267,9 +274,7 @@ class SubwordFit:
             )
 
     def _train_on_words(self, texts: Iterable[str], num_tokens: int) -> tokenizers.Tokenizer:
-        options = dict(
-            vocab_size=num_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        )
+        options = dict(vocab_size=num_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
         if self.algorithm == "bpe":
             model, trainer = models.BPE(), trainers.BpeTrainer(min_frequency=MIN_COUNT, **options)
         else:

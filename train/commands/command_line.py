@@ -51,7 +51,9 @@ class EvalOptions:
         if self.tasks is not None and (self.exact_bytes or self.ensemble):
             raise UserError("--tasks is one way to evaluate and --exact-bytes another; give one of them")
         if self.noise and (self.exact_bytes or self.tasks is not None):
-            raise UserError("--noise goes with the evaluation of all held-out text; leave out --exact-bytes and --tasks, or run them by themselves")
+            raise UserError(
+                "--noise goes with the evaluation of all held-out text; leave out --exact-bytes and --tasks, or run them by themselves"
+            )
         if self.ensemble and not self.exact_bytes:
             raise UserError("--ensemble averages next bytes; give --exact-bytes with it")
         if self.corpus is not None and self.tasks is not None:
@@ -112,7 +114,9 @@ def run(arguments: Sequence[str]) -> int:
             with interruptible_import():
                 from train.recipe import nearest
 
-            raise UserError(f"no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+            raise UserError(
+                f"no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}; there are {', '.join(COMMANDS)}"
+            )
         return COMMANDS[arguments[0]](list(arguments[1:])) or 0
     except UserError as error:
         print(f"toklab: {error}", file=sys.stderr)
@@ -169,7 +173,11 @@ def run_on_engine(command: str, options_class: type, work: Callable[..., Any], a
 
     flat = tyro.conf.arg(name="")
     both = dataclasses.make_dataclass(
-        command.capitalize(), [("options", Annotated[options_class, flat]), ("engine", Annotated[EngineOptions, flat])], kw_only=True, frozen=True)
+        command.capitalize(),
+        [("options", Annotated[options_class, flat]), ("engine", Annotated[EngineOptions, flat])],
+        kw_only=True,
+        frozen=True,
+    )
     both.__doc__ = options_class.__doc__
     parsed, console = parse(both, arguments, command), rich.console.Console()
     with parsed.engine.open() as engine, progress_bar(console, command, of_bytes=True) as update:
@@ -189,12 +197,17 @@ def fit(arguments: list[str]) -> int:
         if given in ("-h", "--help"):
             print(f"usage: toklab fit KIND --corpus CORPUS --out ARTIFACT ...; the kinds are {', '.join(KINDS)}")
             return 0
-        raise UserError(f"no representation {given!r}{nearest(given, KINDS)}; toklab fit takes one of {', '.join(KINDS)}")
+        raise UserError(
+            f"no representation {given!r}{nearest(given, KINDS)}; toklab fit takes one of {', '.join(KINDS)}"
+        )
     kind, *arguments = arguments
     fit_options = sys.modules[kind_class(kind).__module__].FIT_OPTIONS
     command = dataclasses.make_dataclass(
-        "Fit", [("corpus", epath.Path), ("out", epath.Path), ("options", Annotated[fit_options, tyro.conf.arg(name="")])],
-        kw_only=True, frozen=True)
+        "Fit",
+        [("corpus", epath.Path), ("out", epath.Path), ("options", Annotated[fit_options, tyro.conf.arg(name="")])],
+        kw_only=True,
+        frozen=True,
+    )
     command.__doc__ = f"Fit a {kind} representation on a corpus's train split."
     options, console = parse(command, arguments, f"fit {kind}"), rich.console.Console()
     corpus = Corpus.open(options.corpus)
@@ -209,8 +222,11 @@ def fit(arguments: list[str]) -> int:
             representation = options.options.fit(counted(documents), corpus.content_hash, *byte_lm, update)
     representation.save(options.out)
     measured = "".join(f", {name} {value:.4g}" for name, value in representation.statistics.items())
-    console.print(f"{options.out}: {kind}, {representation.vocab_size:,} ids{measured}, fingerprint {representation.fingerprint[:12]}",
-                  soft_wrap=True, highlight=False)
+    console.print(
+        f"{options.out}: {kind}, {representation.vocab_size:,} ids{measured}, fingerprint {representation.fingerprint[:12]}",
+        soft_wrap=True,
+        highlight=False,
+    )
     return 0
 
 
@@ -224,7 +240,9 @@ def byte_language_model(options: Any, console: rich.console.Console) -> Any:
         run_dir = options.out.with_name(f"{options.out.name}-lm")
         console.print(f"training the byte language model into {run_dir}", soft_wrap=True)
         if not train_byte_lm(options.options.lm_recipe, options.corpus, run_dir, console):
-            print("toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
+            print(
+                "toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr
+            )
             return None
     return load_byte_lm(run_dir)
 
@@ -250,7 +268,9 @@ def train(arguments: list[str]) -> int:
         outcome = run_training(options.recipe, str(options.run_dir), console, make_judge, watchdog, profile)
     if outcome == STOPPED:
         if processes.is_first():
-            print("toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr)
+            print(
+                "toklab: stopped by a signal; the state is saved, the same command goes on from there", file=sys.stderr
+            )
         return EXIT_STOPPED
     return 0
 
@@ -269,12 +289,18 @@ def parse_with_recipe(command: str, fields: Sequence[Any], usage: str, arguments
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] not in ("-h", "--help"):
             raise UserError(f"the recipe comes first: toklab {command} RECIPE {usage} [--field value ...]")
-        print(f"usage: toklab {command} RECIPE {usage} [--field value ...]; toklab {command} RECIPE --help shows every field")
+        print(
+            f"usage: toklab {command} RECIPE {usage} [--field value ...]; toklab {command} RECIPE --help shows every field"
+        )
         return None
     name, *arguments = arguments
     recipe = load_recipe(name)
     options = dataclasses.make_dataclass(
-        command.capitalize(), [*fields, ("recipe", Annotated[Recipe, tyro.conf.arg(name="")], dataclasses.field(default=recipe))], kw_only=True, frozen=True)
+        command.capitalize(),
+        [*fields, ("recipe", Annotated[Recipe, tyro.conf.arg(name="")], dataclasses.field(default=recipe))],
+        kw_only=True,
+        frozen=True,
+    )
     options.__doc__ = f"{command.capitalize()} the recipe {name}."
     # The kinds of model and objective are the recipe's; options change their fields.
     return parse(options, arguments, f"{command} {name}", config=(tyro.conf.AvoidSubcommands,))
@@ -329,14 +355,23 @@ def submit(arguments: list[str]) -> int:
     if kind is None and "--help" not in arguments and "-h" not in arguments:
         raise UserError(f"--to is missing: toklab submit RECIPE {usage} [--field value ...]")
     if kind is None:
-        print(f"usage: toklab submit RECIPE {usage} [--field value ...]; toklab submit RECIPE --to KIND --help shows every field")
+        print(
+            f"usage: toklab submit RECIPE {usage} [--field value ...]; toklab submit RECIPE --to KIND --help shows every field"
+        )
         return 0
     target = target_class(kind)
-    fields = [("run_dir", str), ("job_name", str | None, None), ("dry_run", bool, False), ("target", Annotated[target, tyro.conf.arg(name="")])]
+    fields = [
+        ("run_dir", str),
+        ("job_name", str | None, None),
+        ("dry_run", bool, False),
+        ("target", Annotated[target, tyro.conf.arg(name="")]),
+    ]
     parsed = parse_with_recipe("submit", fields, usage, arguments)
     if parsed is None:
         return 0
-    job = make_job(arguments[0], load_recipe(arguments[0]), parsed.target.place(parsed.recipe), parsed.run_dir, parsed.job_name)
+    job = make_job(
+        arguments[0], load_recipe(arguments[0]), parsed.target.place(parsed.recipe), parsed.run_dir, parsed.job_name
+    )
     if parsed.dry_run:
         print(parsed.target.render(job))
         return 0
@@ -348,13 +383,20 @@ def compare(arguments: list[str]) -> int:
     with interruptible_import():
         import jax
 
-        jax.config.update("jax_platforms", "cpu")  # the runs are processes of their own, which shall find the accelerators free
+        jax.config.update(
+            "jax_platforms", "cpu"
+        )  # the runs are processes of their own, which shall find the accelerators free
         from train.compare.comparison import CompareOptions, compare as run_comparison
         from train.submit import target_class
 
     kind, arguments = take_option("--submit", arguments)
     target = Annotated[target_class(kind or "local", "--submit"), tyro.conf.arg(name="")]
-    command = dataclasses.make_dataclass("Compare", [("options", Annotated[CompareOptions, tyro.conf.arg(name="")]), ("target", target)], kw_only=True, frozen=True)
+    command = dataclasses.make_dataclass(
+        "Compare",
+        [("options", Annotated[CompareOptions, tyro.conf.arg(name="")]), ("target", target)],
+        kw_only=True,
+        frozen=True,
+    )
     command.__doc__ = f"{CompareOptions.__doc__}\n\nRuns go to --submit KIND, a place of `toklab submit`, whose options are options here; by default to processes on this machine."
     parsed = parse(command, arguments, "compare")
     return run_comparison(parsed.options, parsed.target, rich.console.Console())
@@ -364,11 +406,11 @@ def take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]
     """The value of an option that decides which others there are, and the arguments without it."""
     for number, word in enumerate(arguments):
         if word.startswith(f"{name}="):
-            return word.removeprefix(f"{name}="), [*arguments[:number], *arguments[number + 1:]]
+            return word.removeprefix(f"{name}="), [*arguments[:number], *arguments[number + 1 :]]
         if word == name:
             if number + 1 == len(arguments):
                 raise UserError(f"{name} is given without a value")
-            return arguments[number + 1], [*arguments[:number], *arguments[number + 2:]]
+            return arguments[number + 1], [*arguments[:number], *arguments[number + 2 :]]
     return None, arguments
 
 
@@ -399,10 +441,14 @@ def evaluate(arguments: list[str]) -> None:
         lines.append(f"{figures}  {result['num_documents']:,} documents, {result['num_bytes']:,} bytes")
     for domain, numbers in [*result["by_domain"].items(), *([] if "encoder" in result else [("all", result)])]:
         low, high = numbers["interval_95"]
-        lines.append(f"{domain:12} {numbers['bits_per_byte']:.4f} bits/byte  95 % [{low:.4f}, {high:.4f}]  "
-                     f"{numbers['num_documents']:,} documents, {numbers['num_bytes']:,} bytes")
+        lines.append(
+            f"{domain:12} {numbers['bits_per_byte']:.4f} bits/byte  95 % [{low:.4f}, {high:.4f}]  "
+            f"{numbers['num_documents']:,} documents, {numbers['num_bytes']:,} bytes"
+        )
     if seen := result["num_documents_in_training"]:
-        lines.append(f"{seen:,} of the {result['num_documents']:,} held-out documents are also among those trained on, byte for byte")
+        lines.append(
+            f"{seen:,} of the {result['num_documents']:,} held-out documents are also among those trained on, byte for byte"
+        )
     if options.noise:
         lines += evaluate_noise(options, console)
     for line in lines:
@@ -418,7 +464,11 @@ def evaluate_noise(options: EvalOptions, console: rich.console.Console) -> list[
     lines = []
     for level in result["levels"]:
         bits = "" if level["bits_per_byte"] is None else f"{level['bits_per_byte']:.4f} bits/byte  "
-        told = "" if level["accuracy"] is None else f"{100 * level['accuracy']:.1f} % of {result['num_pairs']:,} pairs told apart"
+        told = (
+            ""
+            if level["accuracy"] is None
+            else f"{100 * level['accuracy']:.1f} % of {result['num_pairs']:,} pairs told apart"
+        )
         lines.append(f"noise {100 * level['rate']:3.0f} %  {bits}{told}")
     return lines
 
@@ -428,15 +478,25 @@ def evaluate_exact_bytes(options: EvalOptions, console: rich.console.Console) ->
         from train.evaluate.byte_probabilities import evaluate_bytes
 
     with progress_bar(console, "eval", of_bytes=True) as update:
-        result = evaluate_bytes([str(run) for run in (options.run, *options.ensemble)], str(options.corpus) if options.corpus else None,
-                                options.max_bytes, update)
+        result = evaluate_bytes(
+            [str(run) for run in (options.run, *options.ensemble)],
+            str(options.corpus) if options.corpus else None,
+            options.max_bytes,
+            update,
+        )
     size = f"{result['num_documents']:,} documents, {result['num_bytes']:,} bytes"
     for run in result["runs"]:
-        console.print(f"{run['run']}  {run['bits_per_byte']:.4f} bits/byte by exact bytes  {run['bits_per_byte_of_ids']:.4f} by ids  {size}",
-                      soft_wrap=True, highlight=False)
+        console.print(
+            f"{run['run']}  {run['bits_per_byte']:.4f} bits/byte by exact bytes  {run['bits_per_byte_of_ids']:.4f} by ids  {size}",
+            soft_wrap=True,
+            highlight=False,
+        )
     if options.ensemble:
-        console.print(f"ensemble of {len(result['runs'])}  {result['ensemble_bits_per_byte']:.4f} bits/byte by exact bytes  {size}",
-                      soft_wrap=True, highlight=False)
+        console.print(
+            f"ensemble of {len(result['runs'])}  {result['ensemble_bits_per_byte']:.4f} bits/byte by exact bytes  {size}",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def evaluate_tasks(options: EvalOptions, console: rich.console.Console) -> None:
@@ -458,8 +518,16 @@ def sample(arguments: list[str]) -> None:
         from train.evaluate.sampling import sample_run
 
     with console.status("sampling"):
-        text = sample_run(str(options.run), options.prompt, max_tokens=options.max_tokens, temperature=options.temperature,
-                          top_k=options.top_k, top_p=options.top_p, seed=options.seed, exact_bytes=options.exact_bytes)
+        text = sample_run(
+            str(options.run),
+            options.prompt,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            exact_bytes=options.exact_bytes,
+        )
     console.print(options.prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -473,8 +541,12 @@ def finetune(arguments: list[str]) -> None:
     with progress_bar(console, "finetune", of_bytes=False) as update:
         result = run_finetuning(options, update)
     for metric, values in result["metrics"].items():
-        console.print(f"{options.run}  {result['task']:12} {metric:10} median {values['median']:.4f}  [{values['low']:.4f}, {values['high']:.4f}]  "
-                      f"{len(values['values'])} seeds, {result['num_dev']:,} examples", soft_wrap=True, highlight=False)
+        console.print(
+            f"{options.run}  {result['task']:12} {metric:10} median {values['median']:.4f}  [{values['low']:.4f}, {values['high']:.4f}]  "
+            f"{len(values['values'])} seeds, {result['num_dev']:,} examples",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def blimp(arguments: list[str]) -> None:
@@ -487,7 +559,11 @@ def blimp(arguments: list[str]) -> None:
         result = score_minimal_pairs(options, update)
     for paradigm, share in result["by_paradigm"].items():
         console.print(f"{options.run}  {paradigm:56} {share:.3f}", soft_wrap=True, highlight=False)
-    console.print(f"{options.run}  {'all':56} {result['accuracy']:.3f}  {result['num_pairs']:,} pairs, by {result['score']}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{options.run}  {'all':56} {result['accuracy']:.3f}  {result['num_pairs']:,} pairs, by {result['score']}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def export(arguments: list[str]) -> None:
@@ -502,11 +578,18 @@ def export(arguments: list[str]) -> None:
         console.print(f"{options.out / folder}  {architecture}", soft_wrap=True, highlight=False)
     if result.checked is not None:
         same, total = result.checked
-        console.print(f"{options.out}  the tokenizer gives the same ids for {same:,} of {total:,} documents of the corpus"
-                      + ("" if same == total else "; in the others it changes text, which is spelled in bytes here"), soft_wrap=True, highlight=False)
+        console.print(
+            f"{options.out}  the tokenizer gives the same ids for {same:,} of {total:,} documents of the corpus"
+            + ("" if same == total else "; in the others it changes text, which is spelled in bytes here"),
+            soft_wrap=True,
+            highlight=False,
+        )
     if result.needs_code:
-        console.print(f"{options.out}  its tokenizer is a Python file in the folder: AutoTokenizer.from_pretrained(..., trust_remote_code=True)",
-                      soft_wrap=True, highlight=False)
+        console.print(
+            f"{options.out}  its tokenizer is a Python file in the folder: AutoTokenizer.from_pretrained(..., trust_remote_code=True)",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def report(arguments: list[str]) -> None:
@@ -534,17 +617,35 @@ def inspect(arguments: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "ingest": ingest, "fit": fit, "encode": encode, "train": train, "plan": plan, "submit": submit, "eval": evaluate, "sample": sample, "finetune": finetune, "blimp": blimp,
-    "report": report, "compare": compare, "inspect": inspect, "export": export,
+    "ingest": ingest,
+    "fit": fit,
+    "encode": encode,
+    "train": train,
+    "plan": plan,
+    "submit": submit,
+    "eval": evaluate,
+    "sample": sample,
+    "finetune": finetune,
+    "blimp": blimp,
+    "report": report,
+    "compare": compare,
+    "inspect": inspect,
+    "export": export,
 }
 
 
 @contextlib.contextmanager
 def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool):
     """A bar that is drawn on a terminal; yields `update(done, total)`."""
-    columns = [rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(), rich.progress.TaskProgressColumn()]
+    columns = [
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+    ]
     columns += [rich.progress.DownloadColumn(), rich.progress.TransferSpeedColumn()] if of_bytes else []
-    with rich.progress.Progress(*columns, rich.progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with rich.progress.Progress(
+        *columns, rich.progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -566,7 +667,6 @@ def show_config(config: dict[str, Any], console: rich.console.Console) -> None:
             value = "  ".join(f"{field}={'' if part is None else part}" for field, part in value.items())
         console.print(f"[bold]{name:14}[/bold] ", end="", highlight=False)
         console.print(value, markup=False, highlight=False, soft_wrap=True)
-
 
 
 def silence_libraries() -> None:

@@ -155,15 +155,25 @@ def compare(options: CompareOptions, target: Target, console: rich.console.Conso
     refuse_longer(plan, options.max_hours)
     if options.plan_only:
         return EXIT_DONE
-    design = Design(name=experiment.name, budget=experiment.sizes[0].budget.kind, arms=tuple(arm.name for arm in experiment.arms),
-                    sizes=tuple(size.name for size in experiment.sizes), num_seeds=len(experiment.seeds), places=())
+    design = Design(
+        name=experiment.name,
+        budget=experiment.sizes[0].budget.kind,
+        arms=tuple(arm.name for arm in experiment.arms),
+        sizes=tuple(size.name for size in experiment.sizes),
+        num_seeds=len(experiment.seeds),
+        places=(),
+    )
     return run_all(plan, design, options.out, target, console)
 
 
 def refuse(problems: Sequence[str]) -> None:
     """Raises UserError with all problems, if there are any."""
     if problems:
-        listed = problems[0] if len(problems) == 1 else "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+        listed = (
+            problems[0]
+            if len(problems) == 1
+            else "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+        )
         raise UserError(f"the experiment cannot be run as it is: {listed}")
 
 
@@ -187,7 +197,11 @@ def fit_all(experiment: Experiment, text: Text, out: epath.Path, console: rich.c
         folder = out / "artifacts" / fit.folder_name
         if (folder / "manifest.json").exists():
             continue
-        code = toklab(["fit", *fit.words, "--corpus", text.paths[0], "--out", str(folder)], out / "logs" / fit.folder_name, console)
+        code = toklab(
+            ["fit", *fit.words, "--corpus", text.paths[0], "--out", str(folder)],
+            out / "logs" / fit.folder_name,
+            console,
+        )
         if code == EXIT_STOPPED:
             return False
         if code != EXIT_DONE:
@@ -199,9 +213,16 @@ def measure(path: str, text: Text, recipe: Recipe) -> Measured:
     """An artifact, and how much text its ids hold: in a fixed sample of each corpus, weighted as rows draw from them."""
     representation = tokenizer_lab.load(path)
     weights = recipe.data.weights or (1.0,) * len(text.corpora)
-    num_bytes, num_positions = np.average([_mean_sizes(representation, corpus) for corpus in text.corpora], axis=0, weights=weights)
-    return Measured(path=path, fingerprint=representation.fingerprint, vocab_size=representation.vocab_size, costs=representation.costs,
-                    bytes_per_position=float(num_bytes / num_positions))
+    num_bytes, num_positions = np.average(
+        [_mean_sizes(representation, corpus) for corpus in text.corpora], axis=0, weights=weights
+    )
+    return Measured(
+        path=path,
+        fingerprint=representation.fingerprint,
+        vocab_size=representation.vocab_size,
+        costs=representation.costs,
+        bytes_per_position=float(num_bytes / num_positions),
+    )
 
 
 def _mean_sizes(representation: Representation, corpus: Corpus) -> tuple[float, float]:
@@ -230,11 +251,15 @@ def other_runs_there(runs: Sequence[Run], out: epath.Path) -> list[str]:
         if stored.get("budget") != wanted["budget"]:
             differing.append(f"budget: {stored.get('budget')} -> {wanted['budget']}")
         if differing:
-            problems.append(f"{folder.path} holds another run than the experiment's ({'; '.join(differing)}); remove or rename the folder")
+            problems.append(
+                f"{folder.path} holds another run than the experiment's ({'; '.join(differing)}); remove or rename the folder"
+            )
     return problems
 
 
-def make_plan(experiment: Experiment, text: Text, runs: Sequence[Run], measured: Mapping[str, Measured], out: epath.Path) -> Plan:
+def make_plan(
+    experiment: Experiment, text: Text, runs: Sequence[Run], measured: Mapping[str, Measured], out: epath.Path
+) -> Plan:
     """Where every run stands, and what is left to do."""
     rates = measured_rates(runs, out)
     typical = statistics.median(rates.values()) if rates else None
@@ -247,10 +272,17 @@ def make_plan(experiment: Experiment, text: Text, runs: Sequence[Run], measured:
         seconds = None if rate is None or cost.flops_left is None else cost.flops_left / rate
         planned.append(PlannedRun(run=run, folder=folder, state=state, step=step, cost=cost, seconds=seconds))
     notes += notes_on_code(planned)
-    notes += [f"arm {arm.name}: objective {arm.recipe.objective.kind!r} has no bits per byte; the report has it among the encoders, not in the ranking"
-              for arm in experiment.arms if arm.recipe.objective.layout is not CausalRow]
+    notes += [
+        f"arm {arm.name}: objective {arm.recipe.objective.kind!r} has no bits per byte; the report has it among the encoders, not in the ranking"
+        for arm in experiment.arms
+        if arm.recipe.objective.layout is not CausalRow
+    ]
     own = len({(run.arm, run.size) for run in runs} & rates.keys())
-    clock = f"the speed of {own} of {len({(run.arm, run.size) for run in runs})} arms x sizes, measured in {out}; of the others, their median in FLOPs" if own else ""
+    clock = (
+        f"the speed of {own} of {len({(run.arm, run.size) for run in runs})} arms x sizes, measured in {out}; of the others, their median in FLOPs"
+        if own
+        else ""
+    )
     return Plan(runs=planned, clock=clock, notes=notes)
 
 
@@ -261,7 +293,9 @@ def state_of(folder: RunFolder) -> tuple[str, int]:
     summary = read_json(folder.summary, "run's summary") if folder.summary.exists() else {}
     if summary.get("state") != FINISHED:
         return CUT_OFF, max(0, newest_step(str(folder.path)))
-    scored = folder.evaluation.exists() and read_json(folder.evaluation, "run's evaluation").get("step") == summary["steps"]
+    scored = (
+        folder.evaluation.exists() and read_json(folder.evaluation, "run's evaluation").get("step") == summary["steps"]
+    )
     return DONE if scored else UNSCORED, summary["steps"]
 
 
@@ -272,7 +306,9 @@ def measured_rates(runs: Sequence[Run], out: epath.Path) -> dict[tuple[str, str]
         for folder in (folder_of(run, out), RunFolder(out / "trial" / run.folder_name)):
             summary = read_json(folder.summary, "run's summary") if folder.summary.exists() else {}
             if summary.get("tokens_per_second"):
-                rates.setdefault((run.arm, run.size), []).append(summary["tokens_per_second"] * summary["flops_per_token"]["total"])
+                rates.setdefault((run.arm, run.size), []).append(
+                    summary["tokens_per_second"] * summary["flops_per_token"]["total"]
+                )
     return {key: statistics.median(values) for key, values in rates.items()}
 
 
@@ -297,8 +333,12 @@ def cost_of(recipe: Recipe, measured: Measured, text: Text, step: int, state: st
         left = scoring + (max(0, steps - step) * per_step if state in (CUT_OFF, MISSING) else 0.0)
     return Cost(
         parameters=recipe.objective.count_parameters(recipe.model, measured.vocab_size)["total"],
-        flops_per_byte=(per_position + encode_flops) / measured.bytes_per_position, steps=steps,
-        num_bytes=None if steps is None else steps * bytes_per_step, flops=None if steps is None else fit_flops + steps * per_step, flops_left=left)
+        flops_per_byte=(per_position + encode_flops) / measured.bytes_per_position,
+        steps=steps,
+        num_bytes=None if steps is None else steps * bytes_per_step,
+        flops=None if steps is None else fit_flops + steps * per_step,
+        flops_left=left,
+    )
 
 
 def notes_on_code(planned: Sequence[PlannedRun]) -> list[str]:
@@ -307,16 +347,23 @@ def notes_on_code(planned: Sequence[PlannedRun]) -> list[str]:
     for run in planned:
         if run.folder.job.exists():
             by_code.setdefault(str(read_json(run.folder.job, "job").get("code")), []).append(run.run.recipe.name)
-    return [f"{len(names)} of {len(planned)} runs are of another version of the code ({code[:12]}, here {here[:12]}): {', '.join(names[:3])}"
-            f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}; remove their folders to run them again"
-            for code, names in by_code.items() if code != here]
+    return [
+        f"{len(names)} of {len(planned)} runs are of another version of the code ({code[:12]}, here {here[:12]}): {', '.join(names[:3])}"
+        f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}; remove their folders to run them again"
+        for code, names in by_code.items()
+        if code != here
+    ]
 
 
 def try_out(plan: Plan, out: epath.Path, console: rich.console.Console) -> bool:
     """A few steps of the first run that is missing, to learn how fast this machine is; whether no signal stopped that."""
     run = next(planned.run for planned in plan.runs if planned.state != DONE)
     console.print(f"{_TRIAL_STEPS} steps of {run.recipe.name}, to estimate the time", soft_wrap=True)
-    trial = dataclasses.replace(run.recipe, budget=Budget(steps=_TRIAL_STEPS), evaluation=dataclasses.replace(run.recipe.evaluation, max_bytes=1))
+    trial = dataclasses.replace(
+        run.recipe,
+        budget=Budget(steps=_TRIAL_STEPS),
+        evaluation=dataclasses.replace(run.recipe.evaluation, max_bytes=1),
+    )
     path = write_recipe(trial, out / "recipes" / f"trial-{run.folder_name}.json")
     code = toklab(["train", path, "--run-dir", str(out / "trial" / run.folder_name)], out / "logs" / "trial", console)
     if code not in (EXIT_DONE, EXIT_STOPPED):
@@ -335,15 +382,21 @@ def refuse_longer(plan: Plan, max_hours: float | None) -> None:
     if max_hours is None or all(planned.state == DONE for planned in plan.runs):
         return
     if plan.seconds is None:
-        raise UserError(f"--max-hours {max_hours:g} is given and nothing has been measured of how long the runs take; leave it out, or run one first")
+        raise UserError(
+            f"--max-hours {max_hours:g} is given and nothing has been measured of how long the runs take; leave it out, or run one first"
+        )
     if plan.seconds > 3600 * max_hours:
-        raise UserError(f"what is missing would take about {duration(plan.seconds)}, more than --max-hours {max_hours:g}; raise it, or take away arms, seeds, "
-                        "sizes or budget")
+        raise UserError(
+            f"what is missing would take about {duration(plan.seconds)}, more than --max-hours {max_hours:g}; raise it, or take away arms, seeds, "
+            "sizes or budget"
+        )
 
 
 def show(experiment: Experiment, plan: Plan, measured: Mapping[str, Measured], console: rich.console.Console) -> None:
     """Prints the plan: a line for each arm of a size, then the sums."""
-    table = _console_table("arm", "vocab", "bytes/\nid", "row", "params", "FLOPs/\nbyte", "steps", "bytes\nseen", "time")
+    table = _console_table(
+        "arm", "vocab", "bytes/\nid", "row", "params", "FLOPs/\nbyte", "steps", "bytes\nseen", "time"
+    )
     table.add_column("runs", overflow="fold")
     for size in experiment.sizes:
         table.add_row(rich.text.Text(size.name, style="bold"))
@@ -352,35 +405,69 @@ def show(experiment: Experiment, plan: Plan, measured: Mapping[str, Measured], c
             first, of = of_arm[0], measured[arm.name]
             cost = first.cost
             seconds = [planned.seconds for planned in of_arm]
-            states = [planned.state + (f" at step {planned.step:,}" if planned.state == CUT_OFF else "") for planned in of_arm]
+            states = [
+                planned.state + (f" at step {planned.step:,}" if planned.state == CUT_OFF else "") for planned in of_arm
+            ]
             table.add_row(
-                arm.name, f"{of.vocab_size:,}", f"{of.bytes_per_position:.2f}", f"{first.run.recipe.data.sequence_length:,}", si(cost.parameters),
-                si(cost.flops_per_byte), fixed(cost.steps), si(cost.num_bytes, "B"),
-                NOTHING if None in seconds else duration(sum(seconds)), ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+                arm.name,
+                f"{of.vocab_size:,}",
+                f"{of.bytes_per_position:.2f}",
+                f"{first.run.recipe.data.sequence_length:,}",
+                si(cost.parameters),
+                si(cost.flops_per_byte),
+                fixed(cost.steps),
+                si(cost.num_bytes, "B"),
+                NOTHING if None in seconds else duration(sum(seconds)),
+                ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
+            )
         table.add_section()
     console.print(table)
     states = [planned.state for planned in plan.runs]
     left = [planned.cost.flops_left for planned in plan.runs if planned.state != DONE]
-    counted = ", ".join(f"{states.count(state)} {state}" for state in (DONE, UNSCORED, CUT_OFF, MISSING) if state in states)
+    counted = ", ".join(
+        f"{states.count(state)} {state}" for state in (DONE, UNSCORED, CUT_OFF, MISSING) if state in states
+    )
     time = "time not known" if plan.seconds is None else f"about {duration(plan.seconds)}, by {plan.clock}"
     flops = "FLOPs not known" if None in left else f"{sum(left):.3g} FLOPs"
     to_do = f"to do: {flops}, {time}" if left else "nothing to do"
-    context = f"rows of about {experiment.context_bytes:,} bytes" if experiment.context_bytes else "rows as long as the recipes say"
-    for line in (f"{experiment.name}: {len(states)} runs: {counted}; {context}; {to_do}", *(f"note: {note}" for note in plan.notes)):
+    context = (
+        f"rows of about {experiment.context_bytes:,} bytes"
+        if experiment.context_bytes
+        else "rows as long as the recipes say"
+    )
+    for line in (
+        f"{experiment.name}: {len(states)} runs: {counted}; {context}; {to_do}",
+        *(f"note: {note}" for note in plan.notes),
+    ):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def show_decision(decision: Decision, console: rich.console.Console) -> None:
     """Prints the arms of each size, best first, and what the numbers support."""
-    table = _console_table("arm", "bits/\nbyte", "95 %,\nseeds", "behind\nthe best", "clear", "bytes/\nid", "FLOPs/B,\ngenerated", "bytes\nseen")
+    table = _console_table(
+        "arm",
+        "bits/\nbyte",
+        "95 %,\nseeds",
+        "behind\nthe best",
+        "clear",
+        "bytes/\nid",
+        "FLOPs/B,\ngenerated",
+        "bytes\nseen",
+    )
     for ranking in reversed(decision.rankings):
         table.add_row(rich.text.Text(ranking.size, style="bold"))
         for cell in ranking.cells:
             behind = ranking.behind.get(cell.arm)
             table.add_row(
-                cell.arm, fixed(cell.mean, 3), NOTHING if cell.interval is None else "–".join(fixed(end, 3) for end in cell.interval),
-                fixed(behind.bits, 3) if behind else "", ("yes" if behind.clear else "no") if behind else "", fixed(cell.average("bytes_per_id"), 2),
-                si(cell.average("generate_flops_per_byte")), si(cell.average("bytes_seen"), "B"))
+                cell.arm,
+                fixed(cell.mean, 3),
+                NOTHING if cell.interval is None else "–".join(fixed(end, 3) for end in cell.interval),
+                fixed(behind.bits, 3) if behind else "",
+                ("yes" if behind.clear else "no") if behind else "",
+                fixed(cell.average("bytes_per_id"), 2),
+                si(cell.average("generate_flops_per_byte")),
+                si(cell.average("bytes_seen"), "B"),
+            )
         table.add_section()
     if decision.rankings:
         console.print(table)
@@ -399,17 +486,38 @@ def _console_table(first: str, *titles: str) -> rich.table.Table:
 
 def duration(seconds: float) -> str:
     """`5400 -> "1.5 h"`."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def describe(experiment: Experiment, text: Text, plan: Plan) -> dict[str, Any]:
     """The plan as JSON."""
     return {
-        "name": experiment.name, "context_bytes": experiment.context_bytes, "corpora": [corpus.content_hash for corpus in text.corpora],
-        "arms": [arm.name for arm in experiment.arms], "sizes": [size.name for size in experiment.sizes], "seeds": list(experiment.seeds),
-        "code": code_fingerprint(), "notes": plan.notes,
-        "runs": [{"arm": planned.run.arm, "size": planned.run.size, "seed": planned.run.seed, "folder": f"runs/{planned.run.folder_name}",
-                  "state": planned.state, "step": planned.step, **dataclasses.asdict(planned.cost)} for planned in plan.runs],
+        "name": experiment.name,
+        "context_bytes": experiment.context_bytes,
+        "corpora": [corpus.content_hash for corpus in text.corpora],
+        "arms": [arm.name for arm in experiment.arms],
+        "sizes": [size.name for size in experiment.sizes],
+        "seeds": list(experiment.seeds),
+        "code": code_fingerprint(),
+        "notes": plan.notes,
+        "runs": [
+            {
+                "arm": planned.run.arm,
+                "size": planned.run.size,
+                "seed": planned.run.seed,
+                "folder": f"runs/{planned.run.folder_name}",
+                "state": planned.state,
+                "step": planned.step,
+                **dataclasses.asdict(planned.cost),
+            }
+            for planned in plan.runs
+        ],
     }
 
 
@@ -421,7 +529,11 @@ def run_all(plan: Plan, design: Design, out: epath.Path, target: Target, console
     failed, done = [], []
     for number, planned in enumerate(plan.runs, 1):
         if planned.state != DONE:
-            console.print(f"run {number} of {len(plan.runs)}: {planned.run.recipe.name} ({planned.state})", soft_wrap=True, highlight=False)
+            console.print(
+                f"run {number} of {len(plan.runs)}: {planned.run.recipe.name} ({planned.state})",
+                soft_wrap=True,
+                highlight=False,
+            )
             code = do(planned, out, target, console)
             if code == EXIT_STOPPED:
                 console.print("stopped; what was trained is saved, the same command goes on from there", soft_wrap=True)
@@ -432,14 +544,21 @@ def run_all(plan: Plan, design: Design, out: epath.Path, target: Target, console
             done.append(planned)
     if done:
         places = tuple((planned.run.arm, planned.run.size, planned.run.seed) for planned in done)
-        report, decision = write_decision([planned.folder.path for planned in done], out / "report", dataclasses.replace(design, places=places))
+        report, decision = write_decision(
+            [planned.folder.path for planned in done], out / "report", dataclasses.replace(design, places=places)
+        )
         show_decision(decision, console)
         console.print(str(report.index), soft_wrap=True)
     if failed:
-        raise UserError(f"{len(failed)} of {len(plan.runs)} runs failed, for the reasons above: {', '.join(failed)}; mend that and run the same command again; "
-                        f"the report is of the {len(done)} that are done")
+        raise UserError(
+            f"{len(failed)} of {len(plan.runs)} runs failed, for the reasons above: {', '.join(failed)}; mend that and run the same command again; "
+            f"the report is of the {len(done)} that are done"
+        )
     if missing := len(plan.runs) - len(done):
-        console.print(f"{missing} runs are handed over and not done yet; the same command, later, evaluates and reports them", soft_wrap=True)
+        console.print(
+            f"{missing} runs are handed over and not done yet; the same command, later, evaluates and reports them",
+            soft_wrap=True,
+        )
     return EXIT_DONE
 
 

@@ -28,7 +28,13 @@ from train.evaluate.intervals import (
 from train.report.page import percent, si
 from train.report.runs import Arm as RunRead
 
-COSTS = ("train_flops_per_byte", "generator_flops_per_byte", "encode_flops_per_byte", "generate_flops_per_byte", "kv_cache_bytes_per_byte")
+COSTS = (
+    "train_flops_per_byte",
+    "generator_flops_per_byte",
+    "encode_flops_per_byte",
+    "generate_flops_per_byte",
+    "kv_cache_bytes_per_byte",
+)
 _NEAR = 10  # times the most FLOPs of a run, up to where a crossing is spoken of
 _FEW_DOCUMENTS = 10  # below which a bootstrap over documents says little
 _BUDGETS = {"flops": "FLOPs, everything included", "bytes": "bytes of text", "seconds": "seconds of training"}
@@ -98,8 +104,11 @@ class Cell:
         for run in self.runs.values():
             for level in run.noise["levels"] if run.noise else ():
                 by_rate.setdefault(level["rate"], []).append(level)
-        return {rate: {key: _mean([level[key] for level in levels]) for key in ("bits_per_byte", "accuracy")}
-                for rate, levels in by_rate.items() if len(levels) == len(self.runs)}
+        return {
+            rate: {key: _mean([level[key] for level in levels]) for key in ("bits_per_byte", "accuracy")}
+            for rate, levels in by_rate.items()
+            if len(levels) == len(self.runs)
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +162,13 @@ class Part:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
     """Attributes:
-      design: what was compared.
-      rankings: of each size, smallest first; only arms that have all their seeds.
-      encoders: cells that have no bits per byte.
-      laws: arm -> bits per byte against FLOPs; None in an experiment of one size.
-      crossings: of each two arms with laws.
-      parts: domains, then scripts.
-      left_out: why runs are in no table, an entry each.
+    design: what was compared.
+    rankings: of each size, smallest first; only arms that have all their seeds.
+    encoders: cells that have no bits per byte.
+    laws: arm -> bits per byte against FLOPs; None in an experiment of one size.
+    crossings: of each two arms with laws.
+    parts: domains, then scripts.
+    left_out: why runs are in no table, an entry each.
     """
 
     design: Design
@@ -179,7 +188,13 @@ class Decision:
         """What the numbers say, in plain words."""
         if not self.largest or len(self.largest.cells) < 2:
             return ["Fewer than two arms have bits per byte on the same text: there is nothing to compare."]
-        return [*map(self._leader, self.rankings), *_on_compute(self), *_on_parts(self), *_on_costs(self), *_on_noise(self)]
+        return [
+            *map(self._leader, self.rankings),
+            *_on_compute(self),
+            *_on_parts(self),
+            *_on_costs(self),
+            *_on_noise(self),
+        ]
 
     @property
     def unsupported(self) -> list[str]:
@@ -188,25 +203,44 @@ class Decision:
         lines = []
         for ranking in self.rankings:
             if open_ := [arm for arm, difference in ranking.behind.items() if not difference.clear]:
-                lines.append(f"Size {ranking.size}: whether {ranking.cells[0].arm} is better than {_listed(open_)} is not settled by "
-                             f"{'one seed' if seeds == 1 else f'{seeds} seeds'} and this text.")
+                lines.append(
+                    f"Size {ranking.size}: whether {ranking.cells[0].arm} is better than {_listed(open_)} is not settled by "
+                    f"{'one seed' if seeds == 1 else f'{seeds} seeds'} and this text."
+                )
         most = max((cell.average("flops") or 0 for ranking in self.rankings for cell in ranking.cells), default=0)
-        lines += [f"{_overtaking(self, arms)} at about {si(point.flops, 'FLOPs')}, which is beyond what was measured."
-                  for arms, point in self.crossings.items() if point.flops and not point.measured and most < point.flops < _NEAR * most]
-        lines.append(f"Nothing here is of more than {si(most, 'FLOPs')} a run. " + (
-            "An order of small models need not be that of large ones." if len(sizes) > 1 else "One size says nothing of how the order changes with compute."))
+        lines += [
+            f"{_overtaking(self, arms)} at about {si(point.flops, 'FLOPs')}, which is beyond what was measured."
+            for arms, point in self.crossings.items()
+            if point.flops and not point.measured and most < point.flops < _NEAR * most
+        ]
+        lines.append(
+            f"Nothing here is of more than {si(most, 'FLOPs')} a run. "
+            + (
+                "An order of small models need not be that of large ones."
+                if len(sizes) > 1
+                else "One size says nothing of how the order changes with compute."
+            )
+        )
         lines.append("All arms have the recipes' learning rates and shapes; an arm may gain from its own.")
         if encoders := sorted({cell.arm for cell in self.encoders}):
-            lines.append(f"Encoders have no bits per byte and are not ranked ({_listed(encoders)}); `toklab finetune` and `toklab blimp` put them and decoders on one axis.")
+            lines.append(
+                f"Encoders have no bits per byte and are not ranked ({_listed(encoders)}); `toklab finetune` and `toklab blimp` put them and decoders on one axis."
+            )
         domains = [part.name for part in self.parts if part.kind == "domain"]
-        lines.append(f"The text is {_listed(domains)}; of others it says nothing." if domains else "Of other texts it says nothing.")
+        lines.append(
+            f"The text is {_listed(domains)}; of others it says nothing."
+            if domains
+            else "Of other texts it says nothing."
+        )
         return lines + self.left_out
 
     def _leader(self, ranking: Ranking) -> str:
         best, behind = ranking.cells[0], ranking.behind
         clear = [f"{arm} by {difference.bits:.3f}" for arm, difference in behind.items() if difference.clear]
-        found = (f"Size {ranking.size}, equal {_BUDGETS[self.design.budget]}: {best.arm} has the lowest bits per byte of {len(ranking.cells)} arms, "
-                 f"{best.mean:.3f}{_range(best.interval)} over {len(best.runs)} seed{'s' if len(best.runs) > 1 else ''}.")
+        found = (
+            f"Size {ranking.size}, equal {_BUDGETS[self.design.budget]}: {best.arm} has the lowest bits per byte of {len(ranking.cells)} arms, "
+            f"{best.mean:.3f}{_range(best.interval)} over {len(best.runs)} seed{'s' if len(best.runs) > 1 else ''}."
+        )
         if self.design.num_seeds == 1:
             return f"{found} With one seed, no difference can be called clear."
         return found + (f" It is clearly ahead of {_listed(clear)}." if clear else " It is clearly ahead of none.")
@@ -218,24 +252,46 @@ def decide(design: Design, runs: Sequence[RunRead]) -> Decision:
     cells = _cells(design, runs, left_out)
     decoders, encoders = ([cell for cell in cells if cell.is_encoder is is_encoder] for is_encoder in (False, True))
     decoders = _on_one_text(decoders, left_out)
-    rankings = [_rank(size, here) for size in design.sizes if (here := [cell for cell in decoders if cell.size == size])]
+    rankings = [
+        _rank(size, here) for size in design.sizes if (here := [cell for cell in decoders if cell.size == size])
+    ]
     laws = _laws(decoders)
     known = [(arm, law) for arm in design.arms if (law := laws.get(arm))]
-    crossings = {(one, other): crossing(law, other_law) for (one, law), (other, other_law) in itertools.combinations(known, 2)}
-    return Decision(design=design, rankings=rankings, encoders=encoders, laws=laws, crossings=crossings, parts=_parts(rankings[-1].cells) if rankings else [],
-                    left_out=left_out)
+    crossings = {
+        (one, other): crossing(law, other_law) for (one, law), (other, other_law) in itertools.combinations(known, 2)
+    }
+    return Decision(
+        design=design,
+        rankings=rankings,
+        encoders=encoders,
+        laws=laws,
+        crossings=crossings,
+        parts=_parts(rankings[-1].cells) if rankings else [],
+        left_out=left_out,
+    )
 
 
 def _cells(design: Design, runs: Sequence[RunRead], left_out: list[str]) -> list[Cell]:
     """Arms at sizes of which all seeds have been scored, document by document."""
     found: dict[tuple[str, str], dict[int, Any]] = {(size, arm): {} for size in design.sizes for arm in design.arms}
     for (arm, size, seed), run in zip(design.places, runs, strict=True):
-        if run.finished and run.evaluation and run.evaluation["step"] == run.summary["steps"] and (run.is_encoder or run.documents_scored):
+        if (
+            run.finished
+            and run.evaluation
+            and run.evaluation["step"] == run.summary["steps"]
+            and (run.is_encoder or run.documents_scored)
+        ):
             found[size, arm][seed] = run
     for (size, arm), by_seed in found.items():
         if len(by_seed) < design.num_seeds:
-            left_out.append(f"{arm} of size {size} is in no table yet: {len(by_seed)} of its {design.num_seeds} runs are finished and evaluated.")
-    return [Cell(arm=arm, size=size, runs=dict(sorted(by_seed.items()))) for (size, arm), by_seed in found.items() if len(by_seed) == design.num_seeds]
+            left_out.append(
+                f"{arm} of size {size} is in no table yet: {len(by_seed)} of its {design.num_seeds} runs are finished and evaluated."
+            )
+    return [
+        Cell(arm=arm, size=size, runs=dict(sorted(by_seed.items())))
+        for (size, arm), by_seed in found.items()
+        if len(by_seed) == design.num_seeds
+    ]
 
 
 def _on_one_text(cells: list[Cell], left_out: list[str]) -> list[Cell]:
@@ -244,7 +300,11 @@ def _on_one_text(cells: list[Cell], left_out: list[str]) -> list[Cell]:
         return []
     texts = [{run.held_out_text for run in cell.runs.values()} for cell in cells]
     usual = statistics.mode(text for of_cell in texts for text in of_cell)
-    left_out += [f"{cell.arm} of size {cell.size} was evaluated on another text and is in no table." for cell, of_cell in zip(cells, texts) if of_cell != {usual}]
+    left_out += [
+        f"{cell.arm} of size {cell.size} was evaluated on another text and is in no table."
+        for cell, of_cell in zip(cells, texts)
+        if of_cell != {usual}
+    ]
     return [cell for cell, of_cell in zip(cells, texts) if of_cell == {usual}]
 
 
@@ -253,8 +313,14 @@ def _rank(size: str, cells: list[Cell]) -> Ranking:
     resampled_ra = resampled_bits_per_byte(np.stack([cell.nats_n for cell in cells]), _num_bytes(cells[0]))
     behind = {}
     for number, cell in enumerate(cells[1:], 1):
-        by_seed = [bits - cells[0].bits_per_byte[seed] for seed, bits in cell.bits_per_byte.items() if seed in cells[0].bits_per_byte]
-        behind[cell.arm] = Difference(cell.mean - cells[0].mean, middle_95(resampled_ra[:, number] - resampled_ra[:, 0]), mean_interval(by_seed))
+        by_seed = [
+            bits - cells[0].bits_per_byte[seed]
+            for seed, bits in cell.bits_per_byte.items()
+            if seed in cells[0].bits_per_byte
+        ]
+        behind[cell.arm] = Difference(
+            cell.mean - cells[0].mean, middle_95(resampled_ra[:, number] - resampled_ra[:, 0]), mean_interval(by_seed)
+        )
     return Ranking(size, cells, behind)
 
 
@@ -281,10 +347,24 @@ def _parts(cells: list[Cell]) -> list[Part]:
             if not num_bytes[chosen].sum():
                 continue
             bits = nats_an[:, chosen].sum(axis=1) / math.log(2) / num_bytes[chosen].sum()
-            part = Part(kind, name, int(chosen.sum()), int(num_bytes[chosen].sum()), {cell.arm: float(b) for cell, b in zip(cells, bits)}, {})
+            part = Part(
+                kind,
+                name,
+                int(chosen.sum()),
+                int(num_bytes[chosen].sum()),
+                {cell.arm: float(b) for cell, b in zip(cells, bits)},
+                {},
+            )
             if part.large:
-                resampled_ra, best = resampled_bits_per_byte(nats_an[:, chosen], num_bytes[chosen]), int(np.argmin(bits))
-                part.behind.update((cell.arm, middle_95(resampled_ra[:, number] - resampled_ra[:, best])) for number, cell in enumerate(cells) if number != best)
+                resampled_ra, best = (
+                    resampled_bits_per_byte(nats_an[:, chosen], num_bytes[chosen]),
+                    int(np.argmin(bits)),
+                )
+                part.behind.update(
+                    (cell.arm, middle_95(resampled_ra[:, number] - resampled_ra[:, best]))
+                    for number, cell in enumerate(cells)
+                    if number != best
+                )
             parts.append(part)
     return parts
 
@@ -296,13 +376,18 @@ def _on_compute(decision: Decision) -> list[str]:
     if not any(decision.laws.values()):
         return []
     leaders = [ranking.cells[0].arm for ranking in decision.rankings]
-    lines = [f"The same arm leads at every size, {leaders[0]}." if len(set(leaders)) == 1 else
-             f"The leader changes with compute: {', '.join(f'{leader} at {ranking.size}' for leader, ranking in zip(leaders, decision.rankings))}."]
+    lines = [
+        f"The same arm leads at every size, {leaders[0]}."
+        if len(set(leaders)) == 1
+        else f"The leader changes with compute: {', '.join(f'{leader} at {ranking.size}' for leader, ranking in zip(leaders, decision.rankings))}."
+    ]
     for (one, other), point in decision.crossings.items():
         if point.measured:
             ends = [si(end, "FLOPs") for end in point.interval if end is not None]
-            lines.append(f"{_overtaking(decision, (one, other))} at about {si(point.flops, 'FLOPs')}"
-                         + (f" (95 % interval {' to '.join(ends)})." if ends else ", where noise alone could have put it."))
+            lines.append(
+                f"{_overtaking(decision, (one, other))} at about {si(point.flops, 'FLOPs')}"
+                + (f" (95 % interval {' to '.join(ends)})." if ends else ", where noise alone could have put it.")
+            )
     return lines
 
 
@@ -318,18 +403,25 @@ def _on_parts(decision: Decision) -> list[str]:
         best = decision.largest.cells[0].arm
         others = [f"{part.best} in {part.name}" for part in parts if part.best != best]
         if len(parts) > 1:
-            lines.append(f"At size {decision.largest.size}, {best} is best in {len(parts) - len(others)} of {len(parts)} {whose} with {_FEW_DOCUMENTS} documents or more"
-                         + (f"; {_listed(others)}." if others else "."))
+            lines.append(
+                f"At size {decision.largest.size}, {best} is best in {len(parts) - len(others)} of {len(parts)} {whose} with {_FEW_DOCUMENTS} documents or more"
+                + (f"; {_listed(others)}." if others else ".")
+            )
     return lines
 
 
 def _on_costs(decision: Decision) -> list[str]:
     lines = []
-    for key, what, unit in (("generate_flops_per_byte", "generate a byte of text", "FLOPs"), ("kv_cache_bytes_per_byte", "keep keys and values of a byte of text", "B")):
+    for key, what, unit in (
+        ("generate_flops_per_byte", "generate a byte of text", "FLOPs"),
+        ("kv_cache_bytes_per_byte", "keep keys and values of a byte of text", "B"),
+    ):
         costs = {cell.arm: cost for cell in decision.largest.cells if (cost := cell.average(key))}
         if len(costs) > 1:
             least, most = min(costs, key=costs.get), max(costs, key=costs.get)
-            lines.append(f"To {what}, {least} needs least, {si(costs[least], unit)}, and {most} {costs[most] / costs[least]:.1f} times that.")
+            lines.append(
+                f"To {what}, {least} needs least, {si(costs[least], unit)}, and {most} {costs[most] / costs[least]:.1f} times that."
+            )
     return lines
 
 
@@ -340,7 +432,9 @@ def _on_noise(decision: Decision) -> list[str]:
         return []
     rise = {cell.arm: cell.noise[rates[-1]]["bits_per_byte"] - cell.noise[rates[0]]["bits_per_byte"] for cell in cells}
     least, most = min(rise, key=rise.get), max(rise, key=rise.get)
-    return [f"With {percent(rates[-1])} of the characters wrong, bits per byte rise least for {least}, by {rise[least]:.3f}, and most for {most}, by {rise[most]:.3f}."]
+    return [
+        f"With {percent(rates[-1])} of the characters wrong, bits per byte rise least for {least}, by {rise[least]:.3f}, and most for {most}, by {rise[most]:.3f}."
+    ]
 
 
 def _range(interval: Interval | None) -> str:
@@ -366,23 +460,60 @@ def rows(decision: Decision) -> list[dict[str, Any]]:
         for cell in ranking.cells:
             low, high = cell.interval or (None, None)
             behind = ranking.behind.get(cell.arm)
-            documents, seeds = (behind.over_documents, behind.over_seeds or (None, None)) if behind else ((None, None), (None, None))
-            noise = {f"{key}_at_noise_{rate:g}": cell.noise.get(rate, {}).get(key) for rate in rates for key in ("bits_per_byte", "accuracy")}
-            table.append({
-                "size": cell.size, "arm": cell.arm, "seeds": len(cell.runs), "bits_per_byte": cell.mean, "bits_per_byte_low": low, "bits_per_byte_high": high,
-                "behind_best": behind.bits if behind else None, "behind_low_documents": documents[0], "behind_high_documents": documents[1],
-                "behind_low_seeds": seeds[0], "behind_high_seeds": seeds[1], "clearly_behind": behind.clear if behind else None,
-                **{key: cell.average(key) for key in ("flops", "bytes_seen", "parameters", "bytes_per_id", "fit_flops", "bytes_per_second", *COSTS)}, **noise})
+            documents, seeds = (
+                (behind.over_documents, behind.over_seeds or (None, None)) if behind else ((None, None), (None, None))
+            )
+            noise = {
+                f"{key}_at_noise_{rate:g}": cell.noise.get(rate, {}).get(key)
+                for rate in rates
+                for key in ("bits_per_byte", "accuracy")
+            }
+            table.append(
+                {
+                    "size": cell.size,
+                    "arm": cell.arm,
+                    "seeds": len(cell.runs),
+                    "bits_per_byte": cell.mean,
+                    "bits_per_byte_low": low,
+                    "bits_per_byte_high": high,
+                    "behind_best": behind.bits if behind else None,
+                    "behind_low_documents": documents[0],
+                    "behind_high_documents": documents[1],
+                    "behind_low_seeds": seeds[0],
+                    "behind_high_seeds": seeds[1],
+                    "clearly_behind": behind.clear if behind else None,
+                    **{
+                        key: cell.average(key)
+                        for key in (
+                            "flops",
+                            "bytes_seen",
+                            "parameters",
+                            "bytes_per_id",
+                            "fit_flops",
+                            "bytes_per_second",
+                            *COSTS,
+                        )
+                    },
+                    **noise,
+                }
+            )
     return table
 
 
 def as_json(decision: Decision) -> dict[str, Any]:
     """All numbers of the decision."""
     return {
-        "experiment": decision.design.name, "budget": decision.design.budget, "supported": decision.supported, "unsupported": decision.unsupported,
+        "experiment": decision.design.name,
+        "budget": decision.design.budget,
+        "supported": decision.supported,
+        "unsupported": decision.unsupported,
         "arms": rows(decision),
-        "laws": {arm: None if law is None else {"slope": law.slope, "slope_interval": law.slope_interval, "level": law.level, "flops": law.flops}
-                 for arm, law in decision.laws.items()},
+        "laws": {
+            arm: None
+            if law is None
+            else {"slope": law.slope, "slope_interval": law.slope_interval, "level": law.level, "flops": law.flops}
+            for arm, law in decision.laws.items()
+        },
         "crossings": [{"arms": list(arms), **dataclasses.asdict(point)} for arms, point in decision.crossings.items()],
         "parts": [dataclasses.asdict(part) for part in decision.parts],
     }

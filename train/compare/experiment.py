@@ -135,12 +135,18 @@ def resolve(experiment: Experiment, text: Text, measured: Mapping[str, Measured]
 
 def _resolve(experiment: Experiment, arm: Arm, size: Size, seed: int, text: Text, measured: Measured) -> Run:
     recipe = of_size(arm, size)
-    length = measured.matched_length(experiment.context_bytes) if experiment.context_bytes else recipe.data.sequence_length
+    length = (
+        measured.matched_length(experiment.context_bytes) if experiment.context_bytes else recipe.data.sequence_length
+    )
     data = dataclasses.replace(recipe.data, corpora=text.paths, sequence_length=length)
-    recipe = dataclasses.replace(recipe, name=f"{arm.name}-{size.name}-s{seed}", representation=measured.path, data=data, seed=seed)
+    recipe = dataclasses.replace(
+        recipe, name=f"{arm.name}-{size.name}-s{seed}", representation=measured.path, data=data, seed=seed
+    )
     fit_flops = measured.costs.get("fit_flops", 0.0)
     if size.budget.flops is not None and size.budget.flops <= fit_flops:
-        raise UserError(f"its budget of {size.budget.flops:.3g} FLOPs is no more than the {fit_flops:.3g} that fitting its representation has spent; raise it")
+        raise UserError(
+            f"its budget of {size.budget.flops:.3g} FLOPs is no more than the {fit_flops:.3g} that fitting its representation has spent; raise it"
+        )
     return Run(arm.name, size.name, seed, recipe, _identity(recipe, measured.fingerprint, text.content_hash))
 
 
@@ -150,7 +156,9 @@ def of_size(arm: Arm, size: Size) -> Recipe:
     for section in ("model", "optimizer"):
         config, changes = getattr(arm.recipe, section), getattr(size, section)
         if unknown := sorted(set(changes) - {field.name for field in dataclasses.fields(config)}):
-            raise UserError(f"its {section} has no field {unknown[0]!r}, which size {size.name} sets; take it out of the size")
+            raise UserError(
+                f"its {section} has no field {unknown[0]!r}, which size {size.name} sets; take it out of the size"
+            )
         parts[section] = dataclasses.replace(config, **changes)
     return dataclasses.replace(arm.recipe, budget=size.budget, **parts)
 
@@ -158,8 +166,11 @@ def of_size(arm: Arm, size: Size) -> Recipe:
 def _identity(recipe: Recipe, fingerprint: str, corpus_hash: str) -> str:
     """Of the fields of a recipe, those that may not change when a run goes on decide its numbers, and the budget."""
     free = [name for name in MAY_CHANGE_ON_RESUME if name != "budget"]
-    fields = {name: value for name, value in flatten(to_json(recipe)).items()
-              if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in free)}
+    fields = {
+        name: value
+        for name, value in flatten(to_json(recipe)).items()
+        if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in free)
+    }
     return _short_hash([fields, fingerprint, corpus_hash])
 
 
@@ -182,8 +193,14 @@ def fit_of(arm: Arm, text: Text) -> Fit:
     """How an arm's representation is fitted: arms with the same options share the artifact. Raises UserError."""
     kind = _fit_kind(arm.fit)
     options = {field.name: getattr(arm.fit, field.name) for field in dataclasses.fields(arm.fit)}
-    recipes = {name: to_json(load_recipe(value)) for name, value in options.items() if name == "lm_recipe" and options["lm"] is None}
-    changed = {field.name: options[field.name] for field in dataclasses.fields(arm.fit) if options[field.name] != field.default}
+    recipes = {
+        name: to_json(load_recipe(value))
+        for name, value in options.items()
+        if name == "lm_recipe" and options["lm"] is None
+    }
+    changed = {
+        field.name: options[field.name] for field in dataclasses.fields(arm.fit) if options[field.name] != field.default
+    }
     words = [word for name, value in changed.items() for word in option_words(name, value)]
     return Fit(f"{kind}-{_short_hash([kind, options, recipes, text.content_hash])}", (kind, *words))
 
@@ -192,7 +209,9 @@ def _fit_kind(options: Any) -> str:
     for kind in KINDS:
         if sys.modules[kind_class(kind).__module__].FIT_OPTIONS is type(options):
             return kind
-    raise UserError(f"its fit is a {type(options).__name__}; it must be the options of a kind that 'toklab fit' has: {', '.join(KINDS)}")
+    raise UserError(
+        f"its fit is a {type(options).__name__}; it must be the options of a kind that 'toklab fit' has: {', '.join(KINDS)}"
+    )
 
 
 # ---- What can be said before anything is fitted --------------------------------------------------
@@ -200,19 +219,34 @@ def _fit_kind(options: Any) -> str:
 
 def check(experiment: Experiment) -> list[str]:
     """What is wrong with an experiment as it is written, a line each."""
-    problems = [f"the experiment has no {what}; give at least one" for what in ("arms", "sizes", "seeds") if not getattr(experiment, what)]
-    names = {"arms": [arm.name for arm in experiment.arms], "sizes": [size.name for size in experiment.sizes], "seeds": list(experiment.seeds)}
+    problems = [
+        f"the experiment has no {what}; give at least one"
+        for what in ("arms", "sizes", "seeds")
+        if not getattr(experiment, what)
+    ]
+    names = {
+        "arms": [arm.name for arm in experiment.arms],
+        "sizes": [size.name for size in experiment.sizes],
+        "seeds": list(experiment.seeds),
+    }
     for what, given in names.items():
         for name, times in collections.Counter(given).items():
             if times > 1:
                 problems.append(f"{times} {what} are named {name!r}; give each a name of its own")
-    problems += [line for what in ("arm", "size") for name in names[f"{what}s"] for line in _complaint(check_name, name, f"{what} name")]
+    problems += [
+        line
+        for what in ("arm", "size")
+        for name in names[f"{what}s"]
+        for line in _complaint(check_name, name, f"{what} name")
+    ]
     if experiment.context_bytes is not None and experiment.context_bytes < 1:
         problems.append(f"context_bytes is {experiment.context_bytes}; it must be at least 1, or None")
     kinds = {size.name: size.budget.kind for size in experiment.sizes}
     if "steps" in kinds.values() or len(set(kinds.values())) > 1:
-        problems.append(f"the budgets are in {', '.join(f'{kind} ({name})' for name, kind in kinds.items())}; they must all be in FLOPs, all in bytes or all in "
-                        "seconds, as equal steps are not equal anything")
+        problems.append(
+            f"the budgets are in {', '.join(f'{kind} ({name})' for name, kind in kinds.items())}; they must all be in FLOPs, all in bytes or all in "
+            "seconds, as equal steps are not equal anything"
+        )
     problems += _differences(experiment.arms, "data.batch_rows", "data.weights")
     for arm in experiment.arms:
         found = [line for size in experiment.sizes for line in _complaint(of_size, arm, size)]
@@ -232,17 +266,25 @@ def open_text(experiment: Experiment, paths: Sequence[str], problems: list[str])
         except UserError as error:
             found.append(str(error))
     if len({text.content_hash for text in texts.values()}) > 1:
-        shown = "; ".join(f"{name}: {'+'.join(folders)} ({texts[folders].content_hash[:12]})" for name, folders in by_arm.items() if folders in texts)
+        shown = "; ".join(
+            f"{name}: {'+'.join(folders)} ({texts[folders].content_hash[:12]})"
+            for name, folders in by_arm.items()
+            if folders in texts
+        )
         found.append(f"the arms' corpora differ ({shown}); give all arms the same ones, with --corpus")
     text = next(iter(texts.values()), None)
     for arm in experiment.arms if text else ():
         if arm.fit is not None:
             found += [f"arm {arm.name}: {line}" for line in _complaint(fit_of, arm, text)]
         if arm.fit is not None and len(text.paths) > 1:
-            found.append(f"arm {arm.name} is to be fitted on {len(text.paths)} corpora, and a fit reads one; ingest them into one corpus as its domains, "
-                         "or fit it before and name the artifact in its recipe")
+            found.append(
+                f"arm {arm.name} is to be fitted on {len(text.paths)} corpora, and a fit reads one; ingest them into one corpus as its domains, "
+                "or fit it before and name the artifact in its recipe"
+            )
         if arm.recipe.data.weights and len(arm.recipe.data.weights) != len(text.paths):
-            found.append(f"arm {arm.name}: data.weights {arm.recipe.data.weights} do not fit {len(text.paths)} corpora; give one for each, or none")
+            found.append(
+                f"arm {arm.name}: data.weights {arm.recipe.data.weights} do not fit {len(text.paths)} corpora; give one for each, or none"
+            )
     problems += found
     return None if found else text
 
@@ -252,8 +294,10 @@ def _differences(arms: Sequence[Arm], *fields: str) -> Iterator[str]:
     for field in fields:
         by_arm = {arm.name: flatten(to_json(arm.recipe))[field] for arm in arms}
         if len({str(value) for value in by_arm.values()}) > 1:
-            yield (f"{field} differs ({', '.join(f'{name}: {value}' for name, value in by_arm.items())}), so that rows would not read the same documents; "
-                   "give all arms the same")
+            yield (
+                f"{field} differs ({', '.join(f'{name}: {value}' for name, value in by_arm.items())}), so that rows would not read the same documents; "
+                "give all arms the same"
+            )
 
 
 def _complaint(check: Callable[..., Any], *arguments: Any) -> list[str]:

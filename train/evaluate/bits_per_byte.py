@@ -55,13 +55,17 @@ class Scores:
 
     def of(self, chosen: np.ndarray) -> "Scores":
         """The scores of some of the documents."""
-        return dataclasses.replace(self, nats=self.nats[chosen], num_bytes=self.num_bytes[chosen], num_tokens=self.num_tokens[chosen])
+        return dataclasses.replace(
+            self, nats=self.nats[chosen], num_bytes=self.num_bytes[chosen], num_tokens=self.num_tokens[chosen]
+        )
 
 
 def bits_per_byte(nats: float, num_bytes: int) -> float:
     """nats / ln 2 / bytes, the code length of a text per byte of it."""
     if num_bytes == 0:
-        raise UserError("0 bytes were scored, so that there are no bits per byte; evaluate on a corpus with non-empty held-out documents")
+        raise UserError(
+            "0 bytes were scored, so that there are no bits per byte; evaluate on a corpus with non-empty held-out documents"
+        )
     return float(nats) / math.log(2) / int(num_bytes)
 
 
@@ -76,8 +80,17 @@ def make_scorer(model_def: Any, mesh: Mesh, kernels: str = "auto") -> Callable[[
 
 
 def score_documents(
-    documents: Sequence[bytes] | Documents, representation: Representation, score: Callable, params: Any, mesh: Mesh, *,
-    batch_rows: int, sequence_length: int, piece_length: int = 0, num_workers: int = 1, on_progress: Callable[[int], None] = lambda num_bytes: None,
+    documents: Sequence[bytes] | Documents,
+    representation: Representation,
+    score: Callable,
+    params: Any,
+    mesh: Mesh,
+    *,
+    batch_rows: int,
+    sequence_length: int,
+    piece_length: int = 0,
+    num_workers: int = 1,
+    on_progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> Scores:
     """Scores every byte of every document once.
 
@@ -104,8 +117,14 @@ def score_documents(
             true_bytes.append(len(document))
             yield number, document
 
-    for batch in scoring_batches(read(), representation, batch_rows=batch_rows, sequence_length=sequence_length,
-                                 piece_length=piece_length, num_workers=num_workers):
+    for batch in scoring_batches(
+        read(),
+        representation,
+        batch_rows=batch_rows,
+        sequence_length=sequence_length,
+        piece_length=piece_length,
+        num_workers=num_workers,
+    ):
         nats_bt = np.asarray(score(params, put_batch(mesh, {name: batch[name] for name in _MODEL_ARRAYS})), np.float64)
         scored = batch["segment_ids"] > 0
         owner = batch["documents"][scored]
@@ -131,12 +150,23 @@ def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
     return judge
 
 
-def score_run_documents(setup: Setup, documents: Sequence[bytes] | Documents, score: Callable, params: Any, **keywords: Any) -> Scores:
+def score_run_documents(
+    setup: Setup, documents: Sequence[bytes] | Documents, score: Callable, params: Any, **keywords: Any
+) -> Scores:
     """`score_documents` with a run's own sizes."""
     recipe = setup.recipe
-    return score_documents(documents, setup.representation, score, params, setup.mesh, batch_rows=recipe.evaluation.batch_rows,
-                           sequence_length=recipe.data.sequence_length, piece_length=recipe.data.piece_length,
-                           num_workers=recipe.data.num_workers, **keywords)
+    return score_documents(
+        documents,
+        setup.representation,
+        score,
+        params,
+        setup.mesh,
+        batch_rows=recipe.evaluation.batch_rows,
+        sequence_length=recipe.data.sequence_length,
+        piece_length=recipe.data.piece_length,
+        num_workers=recipe.data.num_workers,
+        **keywords,
+    )
 
 
 def text_statistics(id_counts: np.ndarray, num_bytes: int, eod_id: int) -> dict[str, float]:
@@ -161,11 +191,19 @@ def summarize(scores: Scores, domains: Sequence[str]) -> dict[str, Any]:
     """The numbers of `eval.json`: the whole, and each domain; `domains` names the domain of each document."""
 
     def numbers(part: Scores) -> dict[str, Any]:
-        return {"bits_per_byte": part.bits_per_byte, "interval_95": list(bootstrap_interval(part)), "num_bytes": int(part.num_bytes.sum()),
-                "num_documents": len(part.nats), "num_tokens": int(part.num_tokens.sum()), "total_nats": float(part.nats.sum())}
+        return {
+            "bits_per_byte": part.bits_per_byte,
+            "interval_95": list(bootstrap_interval(part)),
+            "num_bytes": int(part.num_bytes.sum()),
+            "num_documents": len(part.nats),
+            "num_tokens": int(part.num_tokens.sum()),
+            "total_nats": float(part.nats.sum()),
+        }
 
     by_domain = {domain: scores.of(np.array([name == domain for name in domains])) for domain in sorted(set(domains))}
-    return numbers(scores) | {"by_domain": {domain: numbers(part) for domain, part in by_domain.items() if part.num_bytes.sum()}}
+    return numbers(scores) | {
+        "by_domain": {domain: numbers(part) for domain, part in by_domain.items() if part.num_bytes.sum()}
+    }
 
 
 def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
@@ -176,24 +214,37 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
     recipe, per_id = setup.recipe, setup.flops_per_token
     generation = cache = None
     if recipe.model.kind == "decoder":
-        generation = flops.generation_flops_per_token(recipe.model, setup.representation.vocab_size, recipe.data.sequence_length) + per_id["encode"]
+        generation = (
+            flops.generation_flops_per_token(recipe.model, setup.representation.vocab_size, recipe.data.sequence_length)
+            + per_id["encode"]
+        )
         cache = flops.kv_cache_bytes_per_token(recipe.model)
-    each = {"train_flops": per_id["total"], "generator_flops": per_id.get("generator", 0.0), "encode_flops": per_id["encode"],
-            "generate_flops": generation, "kv_cache_bytes": cache}
+    each = {
+        "train_flops": per_id["total"],
+        "generator_flops": per_id.get("generator", 0.0),
+        "encode_flops": per_id["encode"],
+        "generate_flops": generation,
+        "kv_cache_bytes": cache,
+    }
     return {f"{name}_per_byte": None if count is None else count / bytes_per_id for name, count in each.items()}
 
 
 def count_in_training(documents: HeldOut, run: RunFolder) -> int | None:
     """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much text to read, far away, or
     cannot be read any more, which does not concern what is evaluated."""
-    paths, held_out = read_recipe(run).data.corpora, [_document_hash(documents[number]) for number in range(len(documents))]
+    paths, held_out = (
+        read_recipe(run).data.corpora,
+        [_document_hash(documents[number]) for number in range(len(documents))],
+    )
     if any(map(is_remote, paths)):
         return None
     try:
         training = [Corpus.open(path).documents("train") for path in paths]
         if sum(part.num_bytes for part in training) > _MAX_COMPARED_BYTES:
             return None
-        both = set(held_out).intersection(_document_hash(part[number]) for part in training for number in range(len(part)))
+        both = set(held_out).intersection(
+            _document_hash(part[number]) for part in training for number in range(len(part))
+        )
     except UserError:
         return None
     return sum(digest in both for digest in held_out)
@@ -217,16 +268,33 @@ def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, i
     total_bytes = sum(part.num_bytes for part in documents.parts)
     content = {"corpus_content_hash": corpora_hash(setup.corpora)}
     if recipe.objective.layout is CausalRow:
-        scores = score_run_documents(setup, documents, make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels), loaded.params,
-                                     on_progress=lambda num_bytes: on_progress(num_bytes, total_bytes))
-        domains, scripts = ([of(number) for number in range(len(documents))] for of in (documents.domain, documents.script))
+        scores = score_run_documents(
+            setup,
+            documents,
+            make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels),
+            loaded.params,
+            on_progress=lambda num_bytes: on_progress(num_bytes, total_bytes),
+        )
+        domains, scripts = (
+            [of(number) for number in range(len(documents))] for of in (documents.domain, documents.script)
+        )
         result = loaded.counters | summarize(scores, domains) | content
-        write_json(RunFolder(run_dir).evaluated_documents, {
-            "step": loaded.counters["step"], **content, "nats": scores.nats.tolist(), "num_bytes": scores.num_bytes.tolist(),
-            "domains": domains, "scripts": scripts})
+        write_json(
+            RunFolder(run_dir).evaluated_documents,
+            {
+                "step": loaded.counters["step"],
+                **content,
+                "nats": scores.nats.tolist(),
+                "num_bytes": scores.num_bytes.tolist(),
+                "domains": domains,
+                "scripts": scripts,
+            },
+        )
         id_counts, num_bytes = scores.id_counts, int(scores.num_bytes.sum())
     else:
-        result = encoders.summarize(setup, documents, loaded.params, lambda num_bytes: on_progress(num_bytes, total_bytes))
+        result = encoders.summarize(
+            setup, documents, loaded.params, lambda num_bytes: on_progress(num_bytes, total_bytes)
+        )
         id_counts, num_bytes = result.pop("id_counts"), result["num_bytes"]
         result = loaded.counters | result | content
     result["text"] = text_statistics(id_counts, num_bytes, setup.representation.eod_id)

@@ -33,7 +33,9 @@ END = 256  # of the document, behind the 256 bytes
 NUM_NEXT = 257
 _SEQUENCES_AT_ONCE = 64
 
-NextIds = Callable[[Sequence[Ids]], np.ndarray]  # N times a document's first ids -> f[N, V] log probabilities of what follows each
+NextIds = Callable[
+    [Sequence[Ids]], np.ndarray
+]  # N times a document's first ids -> f[N, V] log probabilities of what follows each
 
 
 @dataclasses.dataclass
@@ -95,7 +97,10 @@ class ByteWalk:
         covering = [(ids, reaching, start) for ids, reaching, start in covering if len(reaching)]
         leading = list(dict.fromkeys(ids[:count] for ids, _, _ in covering for count in range(len(ids) + 1)))
         log_next = dict(zip(leading, self._log_next(leading), strict=True))
-        log_masses = [sum(log_next[ids[:place]][id_] for place, id_ in enumerate(ids)) + log_next[ids][reaching] for ids, reaching, _ in covering]
+        log_masses = [
+            sum(log_next[ids[:place]][id_] for place, id_ in enumerate(ids)) + log_next[ids][reaching]
+            for ids, reaching, _ in covering
+        ]
         self.log_probability = float(np.logaddexp.reduce(np.concatenate([np.zeros(0), *log_masses]), initial=-np.inf))
         if self.log_probability == -np.inf:
             raise _impossible("the beginning of a document")
@@ -113,7 +118,9 @@ class ByteWalk:
     def _look_ahead(self) -> np.ndarray:
         """Opens what is at a border, and sums up what comes next."""
         covers, next_bytes = self._covers, np.zeros(NUM_NEXT)
-        for (ids, mass), log_next_v in zip(self._at_border, self._log_next([ids for ids, _ in self._at_border]), strict=True):
+        for (ids, mass), log_next_v in zip(
+            self._at_border, self._log_next([ids for ids, _ in self._at_border]), strict=True
+        ):
             masses_v = mass * np.exp(log_next_v)
             next_bytes[END] += masses_v[covers.eod_id]
             possible = np.flatnonzero((masses_v > 0) & (covers.lengths > 0))
@@ -133,8 +140,10 @@ class ByteWalk:
 
 
 def _impossible(what: str) -> UserError:
-    return UserError(f"the model gives no probability to {what}; either it is broken, or this tokenizer's ids depend on what follows them in a way "
-                     "that exact byte probabilities do not know (docs/byte_probabilities.md)")
+    return UserError(
+        f"the model gives no probability to {what}; either it is broken, or this tokenizer's ids depend on what follows them in a way "
+        "that exact byte probabilities do not know (docs/byte_probabilities.md)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +216,9 @@ def make_next_ids(model_def: Any, params: Any, eod_id: int, sequence_length: int
 
 
 @functools.partial(jax.jit, static_argnames="model_def")
-def _log_next_ids(model_def: Any, params: Any, ids_bt: jax.Array, segments_bt: jax.Array, places_n2: jax.Array) -> jax.Array:
+def _log_next_ids(
+    model_def: Any, params: Any, ids_bt: jax.Array, segments_bt: jax.Array, places_n2: jax.Array
+) -> jax.Array:
     """f32[N, V], log probabilities of the ids behind N places (row, position)."""
     model = nnx.merge(model_def, nnx.State(params))
     hidden_btd = model(ids_bt, segments_bt, jnp.broadcast_to(jnp.arange(ids_bt.shape[1]), ids_bt.shape))
@@ -234,10 +245,20 @@ def byte_model(loaded: LoadedRun) -> ByteModel:
     """A run's model of bytes. Raises UserError where its model or its representation has none."""
     setup, recipe = loaded.setup, loaded.setup.recipe
     if recipe.model.kind != "decoder":
-        raise UserError(f"{recipe.name} trained an {recipe.model.kind}, which gives no next id; only decoders have probabilities of bytes")
+        raise UserError(
+            f"{recipe.name} trained an {recipe.model.kind}, which gives no next id; only decoders have probabilities of bytes"
+        )
     representation = setup.representation
-    return ByteModel(covers_of(representation), make_next_ids(
-        setup.program.model_def, loaded.params, representation.eod_id, recipe.data.sequence_length, recipe.data.piece_length))
+    return ByteModel(
+        covers_of(representation),
+        make_next_ids(
+            setup.program.model_def,
+            loaded.params,
+            representation.eod_id,
+            recipe.data.sequence_length,
+            recipe.data.piece_length,
+        ),
+    )
 
 
 def average(distributions: Sequence[np.ndarray]) -> np.ndarray:
@@ -245,7 +266,9 @@ def average(distributions: Sequence[np.ndarray]) -> np.ndarray:
     return np.mean(distributions, axis=0)
 
 
-def score_bytes(documents: Sequence[bytes], models: Sequence[ByteModel], on_progress: Callable[[int], None] = lambda num_bytes: None) -> np.ndarray:
+def score_bytes(
+    documents: Sequence[bytes], models: Sequence[ByteModel], on_progress: Callable[[int], None] = lambda num_bytes: None
+) -> np.ndarray:
     """f64[M + 1], the nats of all documents, ends included, under each of M models and under their `average`."""
     nats, num_bytes = np.zeros(len(models) + 1), 0
     for document in documents:
@@ -256,7 +279,10 @@ def score_bytes(documents: Sequence[bytes], models: Sequence[ByteModel], on_prog
 
 
 def evaluate_bytes(
-    run_dirs: Sequence[str], corpus: str | None, max_bytes: int, on_progress: Callable[[int, int], None] = lambda done, total: None,
+    run_dirs: Sequence[str],
+    corpus: str | None,
+    max_bytes: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Scores some held-out text byte by byte with one run or more, and writes `exact_bytes.json` into the first one's folder.
 
@@ -278,9 +304,15 @@ def evaluate_bytes(
     num_bytes = sum(map(len, documents))
     *nats, ensemble_nats = score_bytes(documents, models, lambda done: on_progress(done, num_bytes))
     result = {
-        "runs": [{"run": run_dir, "step": loaded.counters["step"], "bits_per_byte": bits_per_byte(run_nats, num_bytes),
-                  "bits_per_byte_of_ids": _score_ids(loaded.setup, documents, loaded.params)}
-                 for run_dir, loaded, run_nats in zip(run_dirs, runs, nats, strict=True)],
+        "runs": [
+            {
+                "run": run_dir,
+                "step": loaded.counters["step"],
+                "bits_per_byte": bits_per_byte(run_nats, num_bytes),
+                "bits_per_byte_of_ids": _score_ids(loaded.setup, documents, loaded.params),
+            }
+            for run_dir, loaded, run_nats in zip(run_dirs, runs, nats, strict=True)
+        ],
         "ensemble_bits_per_byte": bits_per_byte(ensemble_nats, num_bytes),
         "num_bytes": num_bytes,
         "num_documents": len(documents),
@@ -292,4 +324,6 @@ def evaluate_bytes(
 
 def _score_ids(setup: Setup, documents: Sequence[bytes], params: Any) -> float:
     """Bits per byte of the documents' own ids, as `toklab eval` gives them."""
-    return score_run_documents(setup, documents, make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels), params).bits_per_byte
+    return score_run_documents(
+        setup, documents, make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels), params
+    ).bits_per_byte

@@ -30,17 +30,28 @@ def make_scorer(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], dict[str,
         with use_placement(placement(mesh, setup.recipe.kernels)):
             model = nnx.merge(setup.program.model_def, nnx.State(params))
             batch = objective.draw(model, batch)
-            return objective.score(model, batch) | {"weights": batch["chosen_weights"], "segment_ids": batch["segment_ids"]}
+            return objective.score(model, batch) | {
+                "weights": batch["chosen_weights"],
+                "segment_ids": batch["segment_ids"],
+            }
 
     return jax.jit(score, out_shardings=replicated(mesh))
 
 
-def _judge(setup: Setup, score: Callable, documents: Sequence[bytes] | Documents, params: Any, on_progress: Callable[[int], None]):
+def _judge(
+    setup: Setup,
+    score: Callable,
+    documents: Sequence[bytes] | Documents,
+    params: Any,
+    on_progress: Callable[[int], None],
+):
     """Figures with `num_bytes`, and how often each id is in the text, i64[V]."""
     recipe, representation = setup.recipe, setup.representation
     scored, num_bytes, id_counts = [], 0, np.zeros(representation.vocab_size, np.int64)
     texts = (documents[number] for number in range(len(documents)))
-    for batch, bytes_here in held_out_batches(texts, representation, batch_rows=recipe.evaluation.batch_rows, sequence_length=recipe.data.sequence_length):
+    for batch, bytes_here in held_out_batches(
+        texts, representation, batch_rows=recipe.evaluation.batch_rows, sequence_length=recipe.data.sequence_length
+    ):
         scored.append(only_real(jax.device_get(score(params, put_batch(setup.mesh, batch)))))
         ids = batch["ids"][batch["segment_ids"] > 0]
         id_counts += np.bincount(ids[ids < len(id_counts)], minlength=len(id_counts))
@@ -66,10 +77,17 @@ def figures(scored: dict[str, np.ndarray]) -> dict[str, float | None]:
     if "logits" in scored:
         logits, replaced = scored["logits"].astype(np.float64), scored["replaced"]
         nats = np.logaddexp(0, np.where(replaced, -logits, logits))
-        result |= {"detection_nats": _mean(nats), "always_real_nats": binary_entropy(_mean(replaced)), "replaced_share": _mean(replaced),
-                   "auc": area_under_curve(logits, replaced)}
+        result |= {
+            "detection_nats": _mean(nats),
+            "always_real_nats": binary_entropy(_mean(replaced)),
+            "replaced_share": _mean(replaced),
+            "auc": area_under_curve(logits, replaced),
+        }
     if "predicted_nats" in scored:
-        result |= {"predicted_nats": _mean(scored["predicted_nats"]), "predicted_right": _mean(scored["predicted_right"])}
+        result |= {
+            "predicted_nats": _mean(scored["predicted_nats"]),
+            "predicted_right": _mean(scored["predicted_right"]),
+        }
     return result
 
 
@@ -91,5 +109,12 @@ def summarize(setup: Setup, documents: Any, params: Any, on_progress: Callable[[
     numbers, id_counts = _judge(setup, make_scorer(setup), documents, params, on_progress)
     num_bytes = numbers.pop("num_bytes")
     assert num_bytes == sum(part.num_bytes for part in documents.parts), "not every byte was read exactly once"
-    return {"bits_per_byte": None, "interval_95": None, "num_bytes": num_bytes, "num_documents": len(documents), "by_domain": {},
-            "encoder": numbers, "id_counts": id_counts}
+    return {
+        "bits_per_byte": None,
+        "interval_95": None,
+        "num_bytes": num_bytes,
+        "num_documents": len(documents),
+        "by_domain": {},
+        "encoder": numbers,
+        "id_counts": id_counts,
+    }

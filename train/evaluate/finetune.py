@@ -70,8 +70,10 @@ class FinetuneOptions:
         if self.sequence_length < MIN_LENGTH:
             raise UserError(f"sequence_length is {self.sequence_length}; it must be at least {MIN_LENGTH}")
         if not (self.learning_rate > 0 and 0 < self.layer_decay <= 1 and 0 <= self.dropout < 1):
-            raise UserError(f"learning_rate {self.learning_rate}, layer_decay {self.layer_decay} and dropout {self.dropout}: the first is more than 0, "
-                            "the second more than 0 and at most 1, the third at least 0 and less than 1")
+            raise UserError(
+                f"learning_rate {self.learning_rate}, layer_decay {self.layer_decay} and dropout {self.dropout}: the first is more than 0, "
+                "the second more than 0 and at most 1, the third at least 0 and less than 1"
+            )
 
 
 class Classifier(nnx.Module):
@@ -86,12 +88,16 @@ class Classifier(nnx.Module):
     def __call__(self, batch: dict[str, jax.Array], dropout: Dropout = no_dropout) -> jax.Array:
         """Examples of one row each -> f32[B, num_outputs]."""
         arrays = [batch[name] for name in ("ids", "segment_ids", "positions")]
-        hidden_btd = self.base(*arrays, batch["types"], dropout) if isinstance(self.base, Encoder) else self.base(*arrays)
+        hidden_btd = (
+            self.base(*arrays, batch["types"], dropout) if isinstance(self.base, Encoder) else self.base(*arrays)
+        )
         asked_bd = jnp.take_along_axis(hidden_btd, batch["asked"][:, None, None], axis=1)[:, 0].astype(jnp.float32)
         return dropout(asked_bd, 1 << 20) @ self.kernel[...] + self.bias[...]
 
 
-def finetune(options: FinetuneOptions, on_progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def finetune(
+    options: FinetuneOptions, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Fine-tunes a run and writes `finetune/TASK.json` into its folder.
 
     Returns:
@@ -112,18 +118,34 @@ def finetune(options: FinetuneOptions, on_progress: Callable[[int, int], None] =
     for seed in range(options.num_seeds):
         state = trainer.start(seed)
         for step, chosen in enumerate(_shuffled(len(train_targets), batch_rows, options.num_epochs, seed)):
-            batch = trainer.put(_take(train, chosen) | {"targets": train_targets[chosen], "row_seeds": _seeds(seed, step, batch_rows)})
+            batch = trainer.put(
+                _take(train, chosen) | {"targets": train_targets[chosen], "row_seeds": _seeds(seed, step, batch_rows)}
+            )
             state = trainer.step(state, batch, step)
             on_progress(seed * num_steps + step + 1, options.num_seeds * num_steps)
-        outputs = np.concatenate([trainer.predict(state, trainer.put(_take(dev, chosen))) for chosen in _in_order(len(dev_targets), batch_rows)])
+        outputs = np.concatenate(
+            [
+                trainer.predict(state, trainer.put(_take(dev, chosen)))
+                for chosen in _in_order(len(dev_targets), batch_rows)
+            ]
+        )
         outputs = outputs[: len(dev_targets)]
         predicted = outputs.argmax(axis=1) if task.labels else outputs[:, 0] * trainer.scale + trainer.center
         by_seed.append(metrics(predicted, dev_targets, len(task.labels)))
     result = {
-        "task": name, "labels": list(task.labels), "num_train": len(task.train), "num_dev": len(task.dev), **loaded.counters,
+        "task": name,
+        "labels": list(task.labels),
+        "num_train": len(task.train),
+        "num_dev": len(task.dev),
+        **loaded.counters,
         "metrics": {metric: spread([values[metric] for values in by_seed]) for metric in by_seed[0]},
-        "finetune_flops": num_steps * batch_rows * train["ids"].shape[1] * trainer.flops_per_token(train["ids"].shape[1]),
-        "settings": {key: value for key, value in dataclasses.asdict(options).items() if key not in ("run", "task", "dev")},
+        "finetune_flops": num_steps
+        * batch_rows
+        * train["ids"].shape[1]
+        * trainer.flops_per_token(train["ids"].shape[1]),
+        "settings": {
+            key: value for key, value in dataclasses.asdict(options).items() if key not in ("run", "task", "dev")
+        },
     }
     write_json(RunFolder(options.run).finetuned / f"{name}.json", result)
     return result
@@ -137,13 +159,19 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def encode_examples(examples: Sequence[Example], loaded: LoadedRun, sequence_length: int) -> Batch:
     """One row an example, as wide as the longest: `RowBuilder`'s arrays i32[n, T], and the position that is `asked` i32[n]."""
     representation, is_encoder = loaded.setup.representation, loaded.setup.recipe.model.kind == "encoder"
-    flat = iter([ids for ids, _ in encode(representation, [text.encode() for example in examples for text in example.texts])])
-    segments = [cut([next(flat) for _ in example.texts], sequence_length - 1 - len(example.texts)) for example in examples]
+    flat = iter(
+        [ids for ids, _ in encode(representation, [text.encode() for example in examples for text in example.texts])]
+    )
+    segments = [
+        cut([next(flat) for _ in example.texts], sequence_length - 1 - len(example.texts)) for example in examples
+    ]
     longest = max(sum(map(len, parts)) + len(parts) + 1 for parts in segments)
     length = min(sequence_length, -(-longest // 16) * 16)
     if is_encoder and loaded.setup.recipe.model.published and length > loaded.setup.recipe.model.max_positions:
-        raise UserError(f"examples have up to {length} positions and the model has {loaded.setup.recipe.model.max_positions}; "
-                        f"lower --sequence-length to {loaded.setup.recipe.model.max_positions}")
+        raise UserError(
+            f"examples have up to {length} positions and the model has {loaded.setup.recipe.model.max_positions}; "
+            f"lower --sequence-length to {loaded.setup.recipe.model.max_positions}"
+        )
     rows = []
     for parts in segments:
         row = RowBuilder(representation.vocab_size, length)
@@ -180,8 +208,15 @@ class _Trainer:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(abstract))
         self._shardings = parameter_shardings(self._mesh, shapes, axes)
         config = OptimizerConfig(
-            learning_rate=options.learning_rate, schedule="linear", warmup_share=options.warmup_share, final_share=0.0, beta2=0.999, epsilon=1e-6,
-            bias_correction=False, weight_decay=options.weight_decay)
+            learning_rate=options.learning_rate,
+            schedule="linear",
+            warmup_share=options.warmup_share,
+            final_share=0.0,
+            beta2=0.999,
+            epsilon=1e-6,
+            bias_correction=False,
+            weight_decay=options.weight_decay,
+        )
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), make_optimizer(config, axes))
         rates = layer_rates(shapes, self._model.num_layers, options.layer_decay)
         targets = task.targets(task.train)
@@ -201,15 +236,25 @@ class _Trainer:
             params, opt_state = state
             updates, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state, params)
             rate = learning_rate(config, number / num_steps)
-            return jax.tree.map(lambda param, update, scale: param + rate * scale * update, params, updates, rates), opt_state
+            return jax.tree.map(
+                lambda param, update, scale: param + rate * scale * update, params, updates, rates
+            ), opt_state
 
-        self._init_head = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param)), out_shardings=self._shardings)
+        self._init_head = jax.jit(
+            lambda key: nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param)), out_shardings=self._shardings
+        )
         self._init_optimizer = jax.jit(optimizer.init)
         self._step = jax.jit(step, donate_argnums=0)
-        self._predict = jax.jit(lambda params, batch: outputs(params, batch, no_dropout), out_shardings=replicated(self._mesh))
+        self._predict = jax.jit(
+            lambda params, batch: outputs(params, batch, no_dropout), out_shardings=replicated(self._mesh)
+        )
 
     def _base(self, vocab_size: int, rngs: nnx.Rngs) -> nnx.Module:
-        return Encoder(self._model, vocab_size, Heads(), rngs=rngs) if self._model.kind == "encoder" else self._model.build(vocab_size, rngs)
+        return (
+            Encoder(self._model, vocab_size, Heads(), rngs=rngs)
+            if self._model.kind == "encoder"
+            else self._model.build(vocab_size, rngs)
+        )
 
     def start(self, seed: int) -> Any:
         """The trained weights with a new head."""
@@ -231,7 +276,9 @@ class _Trainer:
         """Of the body; what one head's output an example takes is left out."""
         vocab_size = self._loaded.setup.representation.vocab_size
         if self._model.kind == "encoder":
-            return flops.encoder_training_flops_per_token(self._model, vocab_size + NUM_ENCODER_IDS, length, Heads(), 0.0)["total"]
+            return flops.encoder_training_flops_per_token(
+                self._model, vocab_size + NUM_ENCODER_IDS, length, Heads(), 0.0
+            )["total"]
         found = flops.training_flops_per_token(self._model, vocab_size, length)
         return found["total"] - found["softmax"]
 

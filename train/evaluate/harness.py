@@ -17,7 +17,9 @@ from train.setup import LoadedRun, load_run
 _BOOTSTRAP_SAMPLES = 1000
 
 
-def evaluate_tasks(run_dir: str, tasks: pathlib.Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def evaluate_tasks(
+    run_dir: str, tasks: pathlib.Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Runs the harness's tasks in a YAML file, or in all of a folder, and writes `tasks.json` into the run's folder.
 
     Returns:
@@ -29,7 +31,13 @@ def evaluate_tasks(run_dir: str, tasks: pathlib.Path, on_progress: Callable[[int
     if not tasks.exists():
         raise UserError(f"{tasks} does not exist; give a task's .yaml file, or a folder of them")
     # The harness and its data sets would otherwise ask servers; its own processes for intervals would be forked from this one.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "DISABLE_MULTIPROC": "1", "TQDM_DISABLE": "1"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_EVALUATE_OFFLINE": "1",
+        "DISABLE_MULTIPROC": "1",
+        "TQDM_DISABLE": "1",
+    }
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
@@ -39,17 +47,30 @@ def evaluate_tasks(run_dir: str, tasks: pathlib.Path, on_progress: Callable[[int
     manager = TaskManager(include_path=str(tasks if tasks.is_dir() else tasks.parent), include_defaults=False)
     names = manager.all_subtasks if tasks.is_dir() else [str(tasks)]
     if not names:
-        raise UserError(f"{tasks} has no tasks; a task is a .yaml file with 'task', 'dataset_path: json' and what else the harness needs")
+        raise UserError(
+            f"{tasks} has no tasks; a task is a .yaml file with 'task', 'dataset_path: json' and what else the harness needs"
+        )
     try:
         made = list(manager.load(names)["tasks"].values())
     except Exception as error:  # of the harness and of what reads its data, which have many kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"the harness cannot read {tasks}: {reason}; a task's data files are named as seen from the current folder") from error
+        raise UserError(
+            f"the harness cannot read {tasks}: {reason}; a task's data files are named as seen from the current folder"
+        ) from error
     loaded = load_run(run_dir)
-    found = lm_eval.simple_evaluate(model=language_model(loaded, on_progress), tasks=made, task_manager=manager, bootstrap_iters=_BOOTSTRAP_SAMPLES,
-                                    log_samples=False)
-    results = {task: {metric: value for metric, value in values.items() if "," in metric and isinstance(value, int | float)}  # "metric,filter"
-               for task, values in found["results"].items()}
+    found = lm_eval.simple_evaluate(
+        model=language_model(loaded, on_progress),
+        tasks=made,
+        task_manager=manager,
+        bootstrap_iters=_BOOTSTRAP_SAMPLES,
+        log_samples=False,
+    )
+    results = {
+        task: {
+            metric: value for metric, value in values.items() if "," in metric and isinstance(value, int | float)
+        }  # "metric,filter"
+        for task, values in found["results"].items()
+    }
     result = {**loaded.counters, "lm_eval_version": lm_eval.__version__, "results": results}
     write_json(RunFolder(run_dir).tasks, result)
     return result
@@ -67,7 +88,11 @@ def language_model(loaded: LoadedRun, on_progress: Callable[[int, int], None]) -
 
         def loglikelihood_rolling(self, requests):
             score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
-            return (-score_run_documents(setup, [to_bytes(request.args[0]) for request in requests], score, loaded.params).nats).tolist()
+            return (
+                -score_run_documents(
+                    setup, [to_bytes(request.args[0]) for request in requests], score, loaded.params
+                ).nats
+            ).tolist()
 
         def generate_until(self, requests):
             texts = []
@@ -89,9 +114,16 @@ def generate(loaded: LoadedRun, context: str, options: dict[str, Any]) -> str:
     """What the run says behind a context, up to one of the texts in `until`."""
     until = options.get("until") or []
     temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-    text = sample_text(loaded.setup.program.model_def, loaded.params, loaded.setup.representation, to_bytes(context),
-                       max_tokens=int(options.get("max_gen_toks", 256)), temperature=temperature, top_k=int(options.get("top_k", 0)),
-                       top_p=float(options.get("top_p", 1.0))).decode("utf-8", "replace")
+    text = sample_text(
+        loaded.setup.program.model_def,
+        loaded.params,
+        loaded.setup.representation,
+        to_bytes(context),
+        max_tokens=int(options.get("max_gen_toks", 256)),
+        temperature=temperature,
+        top_k=int(options.get("top_k", 0)),
+        top_p=float(options.get("top_p", 1.0)),
+    ).decode("utf-8", "replace")
     ends = [text.find(end) for end in ([until] if isinstance(until, str) else until) if end and end in text]
     return text[: min(ends, default=len(text))]
 

@@ -64,7 +64,9 @@ def score_intervals(model: nnx.Module, batch: dict[str, jax.Array]) -> tuple[jax
         ids_v = jnp.arange(logits_bv.shape[1])
         inside_bv = (ids_v >= first_b[:, None]) & (ids_v <= last_b[:, None])
         likeliest_b = jnp.argmax(logits_bv, axis=1)
-        log_share_b = jax.nn.logsumexp(jnp.where(inside_bv, logits_bv, -jnp.inf), axis=1) - jax.nn.logsumexp(logits_bv, axis=1)
+        log_share_b = jax.nn.logsumexp(jnp.where(inside_bv, logits_bv, -jnp.inf), axis=1) - jax.nn.logsumexp(
+            logits_bv, axis=1
+        )
         return log_share_b, (likeliest_b >= first_b) & (likeliest_b <= last_b)
 
     positions_first = [x.swapaxes(0, 1) for x in (hidden_btd, batch["first"], batch["last"])]
@@ -77,7 +79,9 @@ class Likelihoods:
     def __init__(self, loaded: LoadedRun):
         setup = loaded.setup
         if setup.recipe.model.kind != "decoder":
-            raise UserError(f"{setup.recipe.name} is a run of an {setup.recipe.model.kind}, which gives no next id; only decoders say how likely a text is")
+            raise UserError(
+                f"{setup.recipe.name} is a run of an {setup.recipe.model.kind}, which gives no next id; only decoders say how likely a text is"
+            )
         self._loaded, self._representation = loaded, setup.representation
         self._length = setup.recipe.data.sequence_length
 
@@ -89,7 +93,7 @@ class Likelihoods:
         self._score = score
 
     def continuations(
-        self, pairs: Sequence[tuple[bytes, bytes]], on_progress: Callable[[int, int], None] = lambda done, total: None,
+        self, pairs: Sequence[tuple[bytes, bytes]], on_progress: Callable[[int, int], None] = lambda done, total: None
     ) -> list[tuple[float, bool]]:
         """For each (context, continuation), its log-likelihood in nats, and whether the likeliest ids say just that.
 
@@ -102,21 +106,33 @@ class Likelihoods:
             start = max(0, max(map(len, whole)) - self._length)
             shared = min(certain, _num_shared(before[0], whole[0]))
             if start > shared:
-                raise UserError(f"a continuation has {max(map(len, whole)) - shared} ids and the run's rows take {self._length}: "
-                                f"{continuation[:80].decode('utf-8', 'replace')!r}; take it out, or use a run with longer rows")
+                raise UserError(
+                    f"a continuation has {max(map(len, whole)) - shared} ids and the run's rows take {self._length}: "
+                    f"{continuation[:80].decode('utf-8', 'replace')!r}; take it out, or use a run with longer rows"
+                )
             questions.append((start, shared, before, whole))
             rows |= dict.fromkeys((start, box) for box in before + whole if len(box) > start)
         scores = self._score_rows(list(rows), on_progress)
         return [self._answer(scores, *question) for question in questions]
 
     @staticmethod
-    def _answer(scores: dict[tuple[int, Box], tuple[float, np.ndarray]], start: int, shared: int, before: list[Box], whole: list[Box]) -> tuple[float, bool]:
+    def _answer(
+        scores: dict[tuple[int, Box], tuple[float, np.ndarray]],
+        start: int,
+        shared: int,
+        before: list[Box],
+        whole: list[Box],
+    ) -> tuple[float, bool]:
         nothing = 0.0, np.ones(0, bool)
-        log_whole, log_before = (logsumexp([scores.get((start, box), nothing)[0] for box in part]) for part in (whole, before))
+        log_whole, log_before = (
+            logsumexp([scores.get((start, box), nothing)[0] for box in part]) for part in (whole, before)
+        )
         said = any(scores.get((start, box), nothing)[1][shared - start :].all() for box in whole)
         return float(log_whole - log_before), bool(said)
 
-    def _score_rows(self, rows: list[tuple[int, Box]], on_progress: Callable[[int, int], None]) -> dict[tuple[int, Box], tuple[float, np.ndarray]]:
+    def _score_rows(
+        self, rows: list[tuple[int, Box]], on_progress: Callable[[int, int], None]
+    ) -> dict[tuple[int, Box], tuple[float, np.ndarray]]:
         """(start, box) -> the log-probability of the box's ids from `start` on, and at which of them the likeliest id is one of the box."""
         setup, scores = self._loaded.setup, {}
         batch_rows = setup.recipe.evaluation.batch_rows

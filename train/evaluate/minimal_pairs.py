@@ -42,7 +42,9 @@ class MinimalPairsOptions:
     """Of each paradigm, its first ones; 0: all. Masking one id after the other takes as many passes as a sentence has ids."""
 
 
-def score_minimal_pairs(options: MinimalPairsOptions, on_progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def score_minimal_pairs(
+    options: MinimalPairsOptions, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Scores every pair and writes `blimp.json` into the run's folder: the share of pairs, by paradigm and their mean, with the better
     sentence's score above the other's, a tie counted half. Raises UserError."""
     paradigms = read_pairs(options.pairs, options.max_pairs)
@@ -53,7 +55,13 @@ def score_minimal_pairs(options: MinimalPairsOptions, on_progress: Callable[[int
         by_paradigm[paradigm] = share_told_apart(score, pairs)
         done += len(pairs)
         on_progress(done, total)
-    result = {**loaded.counters, "score": name, "accuracy": float(np.mean(list(by_paradigm.values()))), "num_pairs": total, "by_paradigm": by_paradigm}
+    result = {
+        **loaded.counters,
+        "score": name,
+        "accuracy": float(np.mean(list(by_paradigm.values()))),
+        "num_pairs": total,
+        "by_paradigm": by_paradigm,
+    }
     write_json(RunFolder(options.run).minimal_pairs, result)
     return result
 
@@ -69,7 +77,9 @@ def read_pairs(path: pathlib.Path, max_pairs: int) -> dict[str, list[tuple[bytes
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     paradigms = {file.stem: _read_file(file)[: max_pairs or None] for file in files}
     if not any(paradigms.values()):
-        raise UserError(f"{path} has no pairs; give a .jsonl file with 'sentence_good' and 'sentence_bad' in each line, or a folder of such files")
+        raise UserError(
+            f"{path} has no pairs; give a .jsonl file with 'sentence_good' and 'sentence_bad' in each line, or a folder of such files"
+        )
     return {name: pairs for name, pairs in paradigms.items() if pairs}
 
 
@@ -85,7 +95,9 @@ def _read_file(path: pathlib.Path) -> list[tuple[bytes, bytes]]:
                 record = json.loads(line)
                 pairs.append((record["sentence_good"].encode(), record["sentence_bad"].encode()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}, line {number}: no object with texts 'sentence_good' and 'sentence_bad' ({type(error).__name__}: {error})") from error
+                raise UserError(
+                    f"{path}, line {number}: no object with texts 'sentence_good' and 'sentence_bad' ({type(error).__name__}: {error})"
+                ) from error
     return pairs
 
 
@@ -110,7 +122,9 @@ def masked_likelihood(model: nnx.Module, batch: dict[str, jax.Array]) -> jax.Arr
     """log p(label) at the position that is masked, f32[B]."""
     hidden_btd = model(*(batch[name] for name in ("ids", "segment_ids", "positions", "types")))
     x_be = model.vocab_head(jnp.take_along_axis(hidden_btd, batch["asked"][:, None, None], axis=1)[:, 0])
-    logits_bv = jnp.einsum("be,ve->bv", x_be, model.embeddings.output_table.astype(x_be.dtype), preferred_element_type=jnp.float32)
+    logits_bv = jnp.einsum(
+        "be,ve->bv", x_be, model.embeddings.output_table.astype(x_be.dtype), preferred_element_type=jnp.float32
+    )
     logits_bv = (logits_bv + model.vocab_head.bias[...])[:, : model.vocab_size]
     return jnp.take_along_axis(jax.nn.log_softmax(logits_bv), batch["label"][:, None], axis=1)[:, 0]
 
@@ -131,10 +145,16 @@ def masked_in_turn(row: Row, mask_id: int) -> Iterator[Row]:
         yield row | {"ids": ids, "asked": np.int32(position), "label": row["ids"][position]}
 
 
-def _row_scorer(loaded: LoadedRun, score_rows: Callable, expand: Callable[[Row, int], Iterator[Row]]) -> Callable[[Sequence[bytes]], np.ndarray]:
+def _row_scorer(
+    loaded: LoadedRun, score_rows: Callable, expand: Callable[[Row, int], Iterator[Row]]
+) -> Callable[[Sequence[bytes]], np.ndarray]:
     """A function texts -> the sums f64[n] of what `score_rows` gives for the rows that `expand` makes of each text."""
     setup, recipe = loaded.setup, loaded.setup.recipe
-    vocab_size, length, batch_rows = setup.representation.vocab_size, recipe.data.sequence_length, recipe.evaluation.batch_rows
+    vocab_size, length, batch_rows = (
+        setup.representation.vocab_size,
+        recipe.data.sequence_length,
+        recipe.evaluation.batch_rows,
+    )
 
     @jax.jit
     def score(params, batch):
@@ -145,8 +165,10 @@ def _row_scorer(loaded: LoadedRun, score_rows: Callable, expand: Callable[[Row, 
     def rows_of(texts: Sequence[bytes]) -> Iterator[tuple[int, Row]]:
         for number, (ids, _) in enumerate(encode(setup.representation, texts)):
             if len(ids) > length - 2:
-                raise UserError(f"a sentence has {len(ids)} ids and the run's rows take {length - 2}: {texts[number][:80].decode('utf-8', 'replace')!r}; "
-                                "take it out, or use a run with longer rows")
+                raise UserError(
+                    f"a sentence has {len(ids)} ids and the run's rows take {length - 2}: {texts[number][:80].decode('utf-8', 'replace')!r}; "
+                    "take it out, or use a run with longer rows"
+                )
             builder = RowBuilder(vocab_size, length)
             builder.add(ids)
             for row in expand(builder.arrays, vocab_size + MASK):

@@ -76,7 +76,9 @@ def add_noise_to_pairs(pairs: Sequence[tuple[list[str], int]], rate: float) -> l
     return noisy
 
 
-def evaluate_noise(run_dir: str, corpus: str | None, on_progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def evaluate_noise(
+    run_dir: str, corpus: str | None, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Scores a fixed part of the held-out text, and pairs of lines, at each rate of noise, and writes `noise.json`.
 
     Args:
@@ -97,13 +99,28 @@ def evaluate_noise(run_dir: str, corpus: str | None, on_progress: Callable[[int,
     levels = []
     for number, rate in enumerate(RATES):
         on_progress(number, len(RATES))
-        noisy = [add_noise(document.decode(errors="surrogateescape"), rate, random.Random(seed)).encode(errors="surrogateescape")
-                 for seed, document in enumerate(documents)]
+        noisy = [
+            add_noise(document.decode(errors="surrogateescape"), rate, random.Random(seed)).encode(
+                errors="surrogateescape"
+            )
+            for seed, document in enumerate(documents)
+        ]
         nats = score_run_documents(setup, noisy, token_score, loaded.params).nats.sum() if is_decoder else None
-        levels.append({"rate": rate, "bits_per_byte": bits_per_byte(nats, sum(map(len, noisy))) if is_decoder else None,
-                       "accuracy": share_told_apart(score_texts, add_noise_to_pairs(pairs, rate)) if pairs else None})
+        levels.append(
+            {
+                "rate": rate,
+                "bits_per_byte": bits_per_byte(nats, sum(map(len, noisy))) if is_decoder else None,
+                "accuracy": share_told_apart(score_texts, add_noise_to_pairs(pairs, rate)) if pairs else None,
+            }
+        )
     on_progress(len(RATES), len(RATES))
-    result = {"step": loaded.counters["step"], "corpus_content_hash": corpora_hash(setup.corpora), "score": score_name, "num_bytes": sum(map(len, documents)),
-              "num_pairs": len(pairs), "levels": levels}
+    result = {
+        "step": loaded.counters["step"],
+        "corpus_content_hash": corpora_hash(setup.corpora),
+        "score": score_name,
+        "num_bytes": sum(map(len, documents)),
+        "num_pairs": len(pairs),
+        "levels": levels,
+    }
     write_json(RunFolder(run_dir).noise, result)
     return result

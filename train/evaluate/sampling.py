@@ -38,8 +38,16 @@ def check_sampling(prompt: bytes, max_tokens: int, temperature: float, top_k: in
 
 
 def sample_text(
-    model_def: Any, params: Any, representation: Representation, prompt: bytes, *,
-    max_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+    model_def: Any,
+    params: Any,
+    representation: Representation,
+    prompt: bytes,
+    *,
+    max_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> bytes:
     """Bytes that the model continues `prompt` with, until the document ends or `max_tokens` ids are drawn.
 
@@ -60,9 +68,21 @@ def sample_text(
     check_sampling(prompt, max_tokens, temperature, top_k, top_p)
     certain_ids, low, high = representation.open_prompt(prompt)
     prompt_ids = np.concatenate([[representation.eod_id], certain_ids]).astype(np.int32)
-    ids = np.asarray(_generate(
-        model_def, params, prompt_ids, np.array(low, np.int32), np.array(high, np.int32), jax.random.key(seed), jnp.float32(temperature),
-        jnp.float32(top_p), max_tokens=max_tokens + len(low), top_k=min(top_k, representation.vocab_size), eod_id=representation.eod_id))
+    ids = np.asarray(
+        _generate(
+            model_def,
+            params,
+            prompt_ids,
+            np.array(low, np.int32),
+            np.array(high, np.int32),
+            jax.random.key(seed),
+            jnp.float32(temperature),
+            jnp.float32(top_p),
+            max_tokens=max_tokens + len(low),
+            top_k=min(top_k, representation.vocab_size),
+            eod_id=representation.eod_id,
+        )
+    )
     ends = np.flatnonzero(ids == representation.eod_id)
     text = representation.decode(np.concatenate([certain_ids, ids[: ends[0]] if len(ends) else ids]))
     return text.removeprefix(prompt)
@@ -70,7 +90,7 @@ def sample_text(
 
 @functools.partial(jax.jit, static_argnames=("model_def", "max_tokens", "top_k", "eod_id"))
 def _generate(
-    model_def, params, prompt_ids_t, low_c, high_c, key, temperature, top_p, *, max_tokens: int, top_k: int, eod_id: int,
+    model_def, params, prompt_ids_t, low_c, high_c, key, temperature, top_p, *, max_tokens: int, top_k: int, eod_id: int
 ) -> jax.Array:
     """i32[max_tokens] drawn ids; behind the first `eod_id` they are all `eod_id`. The first C are between low and high, as tuples."""
     model = nnx.merge(model_def, nnx.State(params))
@@ -93,7 +113,7 @@ def _generate(
 
 
 def _within(
-    logits_v: jax.Array, drawn_t: jax.Array, number: jax.Array, low_c: jax.Array, high_c: jax.Array, eod_id: int,
+    logits_v: jax.Array, drawn_t: jax.Array, number: jax.Array, low_c: jax.Array, high_c: jax.Array, eod_id: int
 ) -> jax.Array:
     """Logits f32[V] of the `number`-th id, given those drawn before it, so that the first C are between low and high, as tuples."""
     before_c = jnp.arange(len(low_c)) < number
@@ -118,7 +138,14 @@ def _draw(key: jax.Array, logits_v: jax.Array, temperature: jax.Array, top_k: in
 
 
 def sample_bytes(
-    model: ByteModel, prompt: bytes, *, max_bytes: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+    model: ByteModel,
+    prompt: bytes,
+    *,
+    max_bytes: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> bytes:
     """`sample_text`, drawn byte by byte from the exact probabilities of `train/evaluate/byte_probabilities.py`; the options are of bytes then, not of ids."""
     check_sampling(prompt, max_bytes, temperature, top_k, top_p)
@@ -136,7 +163,15 @@ def sample_bytes(
 
 
 def sample_run(
-    run_dir: str, prompt: str, *, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int, exact_bytes: bool = False,
+    run_dir: str,
+    prompt: str,
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    exact_bytes: bool = False,
 ) -> str:
     """Continues a prompt with a run's newest checkpoint and adds the text to the run's `samples.json`.
 
@@ -146,15 +181,36 @@ def sample_run(
     check_sampling(prompt_bytes, max_tokens, temperature, top_k, top_p)
     loaded = load_run(run_dir)
     if loaded.setup.recipe.model.kind != "decoder":
-        raise UserError(f"{run_dir} is a run of an {loaded.setup.recipe.model.kind}, which gives no next id; only decoders can be sampled from")
+        raise UserError(
+            f"{run_dir} is a run of an {loaded.setup.recipe.model.kind}, which gives no next id; only decoders can be sampled from"
+        )
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if exact_bytes:
         drawn = sample_bytes(byte_model(loaded), prompt_bytes, max_bytes=max_tokens, **options)
     else:
-        drawn = sample_text(loaded.setup.program.model_def, loaded.params, loaded.setup.representation, prompt_bytes, max_tokens=max_tokens, **options)
+        drawn = sample_text(
+            loaded.setup.program.model_def,
+            loaded.params,
+            loaded.setup.representation,
+            prompt_bytes,
+            max_tokens=max_tokens,
+            **options,
+        )
     text = drawn.decode("utf-8", "replace")
     file = RunFolder(run_dir).samples
     earlier = read_json(file, "run's samples") if file.exists() else []
     shown_prompt = prompt_bytes.decode("utf-8", "replace")
-    write_json(file, earlier + [{"prompt": shown_prompt, "text": text, **options, "exact_bytes": exact_bytes, "step": loaded.counters["step"]}])
+    write_json(
+        file,
+        earlier
+        + [
+            {
+                "prompt": shown_prompt,
+                "text": text,
+                **options,
+                "exact_bytes": exact_bytes,
+                "step": loaded.counters["step"],
+            }
+        ],
+    )
     return text

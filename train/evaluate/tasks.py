@@ -56,7 +56,9 @@ class Task:
         for example in examples:
             if example.label not in known:
                 shown = ", ".join(map(repr, self.labels[:8]))
-                raise UserError(f"{example.where}: label {example.label!r} is in no training example, which have {shown}; correct it, or train on such a label")
+                raise UserError(
+                    f"{example.where}: label {example.label!r} is in no training example, which have {shown}; correct it, or train on such a label"
+                )
         return np.array([known[example.label] for example in examples], np.int32)
 
 
@@ -83,9 +85,14 @@ def read_task(train: pathlib.Path, dev: pathlib.Path | None, kind: str = "auto")
             raise UserError(f"{train} leaves no examples to {what}; give more of them, or a file of its own with --dev")
     lengths = {len(example.texts) for example in learned + judged}
     if len(lengths) > 1:
-        raise UserError(f"{dev or train} has single sentences and {train} has pairs, or the other way round; give both files the same columns")
-    is_regression = kind == "regression" or (kind == "auto" and all(_is_number(example.label) for example in learned)
-                                             and any(not float(example.label).is_integer() for example in learned))
+        raise UserError(
+            f"{dev or train} has single sentences and {train} has pairs, or the other way round; give both files the same columns"
+        )
+    is_regression = kind == "regression" or (
+        kind == "auto"
+        and all(_is_number(example.label) for example in learned)
+        and any(not float(example.label).is_integer() for example in learned)
+    )
     labels = () if is_regression else tuple(sorted({example.label for example in learned}))
     if not is_regression and len(labels) < 2:
         raise UserError(f"{train}: every example has the label {labels[0]!r}; there is nothing to tell apart")
@@ -130,13 +137,17 @@ def _from_columns(path: pathlib.Path, text: str) -> list[Example]:
     named = "label" in rows[0]
     width = len(rows[0])
     if not named and width not in (2, 3):
-        raise UserError(f"{path} has {width} columns and no names; columns are a text (or two) and a label, or named in the first line, one of them 'label'")
+        raise UserError(
+            f"{path} has {width} columns and no names; columns are a text (or two) and a label, or named in the first line, one of them 'label'"
+        )
     names = rows[0] if named else [*_FIELDS[-1][: width - 1], "label"] if width == 3 else ["sentence", "label"]
     examples = []
     for number, row in enumerate(rows[named:], 1 + named):
         if row:
             if len(row) != len(names):
-                raise UserError(f"{path}, line {number}: {len(row)} columns where there should be {len(names)} ({', '.join(names)})")
+                raise UserError(
+                    f"{path}, line {number}: {len(row)} columns where there should be {len(names)} ({', '.join(names)})"
+                )
             examples.append(_example(dict(zip(names, row)), f"{path}, line {number}"))
     return examples
 
@@ -145,7 +156,9 @@ def _example(record: dict, where: str) -> Example:
     fields = next((fields for fields in _FIELDS if all(isinstance(record.get(field), str) for field in fields)), None)
     label = record.get("label")
     if fields is None or isinstance(label, bool) or not isinstance(label, str | int | float):
-        raise UserError(f"{where}: there should be 'label' and 'sentence', 'text', or 'sentence1' and 'sentence2'; there is {', '.join(record) or 'nothing'}")
+        raise UserError(
+            f"{where}: there should be 'label' and 'sentence', 'text', or 'sentence1' and 'sentence2'; there is {', '.join(record) or 'nothing'}"
+        )
     texts = tuple(record[field] for field in fields)
     if not any(text.strip() for text in texts):
         raise UserError(f"{where}: the text is empty; take the line out")
@@ -161,7 +174,9 @@ def _is_number(label: str) -> bool:
 
 def _number(example: Example) -> float:
     if not _is_number(example.label):
-        raise UserError(f"{example.where}: label {example.label!r} is no number, as the labels of the training examples are; correct it, or use --kind classification")
+        raise UserError(
+            f"{example.where}: label {example.label!r} is no number, as the labels of the training examples are; correct it, or use --kind classification"
+        )
     return float(example.label)
 
 
@@ -181,18 +196,28 @@ def metrics(predicted: np.ndarray, targets: np.ndarray, num_classes: int) -> dic
     """
     if not num_classes:
         constant = np.ptp(predicted) == 0 or np.ptp(targets) == 0
-        return {"pearson": 0.0 if constant else float(scipy.stats.pearsonr(predicted, targets).statistic),
-                "spearman": 0.0 if constant else float(scipy.stats.spearmanr(predicted, targets).statistic)}
+        return {
+            "pearson": 0.0 if constant else float(scipy.stats.pearsonr(predicted, targets).statistic),
+            "spearman": 0.0 if constant else float(scipy.stats.spearmanr(predicted, targets).statistic),
+        }
     confusion = np.zeros((num_classes, num_classes))
     np.add.at(confusion, (targets, predicted), 1)
     right, of_class, as_class = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     f1 = 2 * right / np.maximum(1, of_class + as_class)
-    return {"accuracy": float(right.sum() / len(targets)), "f1": float(f1[1] if num_classes == 2 else f1.mean()),
-            "matthews": _matthews(confusion)}
+    return {
+        "accuracy": float(right.sum() / len(targets)),
+        "f1": float(f1[1] if num_classes == 2 else f1.mean()),
+        "matthews": _matthews(confusion),
+    }
 
 
 def _matthews(confusion: np.ndarray) -> float:
     """The correlation of two labelings (Gorodkin 2004, R_K)."""
-    total, right, of_class, as_class = confusion.sum(), np.trace(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    total, right, of_class, as_class = (
+        confusion.sum(),
+        np.trace(confusion),
+        confusion.sum(axis=1),
+        confusion.sum(axis=0),
+    )
     scale = (total**2 - as_class @ as_class) * (total**2 - of_class @ of_class)
     return float((right * total - of_class @ as_class) / math.sqrt(scale)) if scale else 0.0

@@ -18,7 +18,9 @@ from train.run.folder import RunFolder
 from train.setup import load_run
 
 
-def train_byte_lm(recipe_name: str, corpus_path: epath.Path, run_dir: epath.Path, console: rich.console.Console) -> bool:
+def train_byte_lm(
+    recipe_name: str, corpus_path: epath.Path, run_dir: epath.Path, console: rich.console.Console
+) -> bool:
     """Trains a byte language model on a corpus's train split, or goes on with it; whether it has finished.
 
     Raises:
@@ -27,8 +29,10 @@ def train_byte_lm(recipe_name: str, corpus_path: epath.Path, run_dir: epath.Path
     recipe, corpus = load_recipe(recipe_name), Corpus.open(corpus_path)
     needed, there = recipe.data.batch_rows * recipe.data.sequence_length, corpus.documents("train").num_bytes
     if there < needed:
-        raise UserError(f"{corpus_path} has {there:,} bytes to train on, less than one batch ({needed:,}) of the recipe {recipe_name}; "
-                        "ingest more text, or choose a smaller --lm-recipe")
+        raise UserError(
+            f"{corpus_path} has {there:,} bytes to train on, less than one batch ({needed:,}) of the recipe {recipe_name}; "
+            "ingest more text, or choose a smaller --lm-recipe"
+        )
     representation = RunFolder(run_dir).representation
     ByteRepresentation().save(representation)
     data = dataclasses.replace(recipe.data, corpora=(str(corpus_path),), weights=(), encoded=())
@@ -45,11 +49,17 @@ def load_byte_lm(run_dir: epath.Path) -> tuple[ByteLM, float]:
     loaded = load_run(str(run_dir))
     recipe, kind = loaded.setup.recipe, loaded.setup.representation.kind
     if kind != ByteRepresentation.kind or recipe.model.kind != "decoder":
-        raise UserError(f"{run_dir} is a run of a {recipe.model.kind} over {kind} ids; a compressor is a decoder over bytes, e.g. toklab train compressor_3m")
+        raise UserError(
+            f"{run_dir} is a run of a {recipe.model.kind} over {kind} ids; a compressor is a decoder over bytes, e.g. toklab train compressor_3m"
+        )
     params = _flat(loaded.params)
     if recipe.model.tied_embeddings:
         params["unembedding"] = params["embedding"]
-    lm = quantize(params, rope_theta=recipe.model.rope_theta, context_bytes=recipe.data.piece_length or recipe.data.sequence_length)
+    lm = quantize(
+        params,
+        rope_theta=recipe.model.rope_theta,
+        context_bytes=recipe.data.piece_length or recipe.data.sequence_length,
+    )
     return lm, loaded.counters["flops"]
 
 

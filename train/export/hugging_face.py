@@ -100,16 +100,26 @@ def export_run(options: ExportOptions) -> Exported:
         if partial.exists():
             epath.Path(partial).rmtree()
     num_parameters = sum(tensor.size for model in models.values() for tensor in model.tensors.values())
-    return Exported({folder: model.config["architectures"][0] for folder, model in models.items()}, num_parameters, WINDOWS_CODE.name in files,
-                    _check(loaded, files) if representation.kind == "subword" else None)
+    return Exported(
+        {folder: model.config["architectures"][0] for folder, model in models.items()},
+        num_parameters,
+        WINDOWS_CODE.name in files,
+        _check(loaded, files) if representation.kind == "subword" else None,
+    )
 
 
 def pretrained(loaded: LoadedRun) -> dict[str, Pretrained]:
     """A run's models by folder: "" for what the run is about, "generator" for ELECTRA's. Raises UserError where no class fits."""
     recipe, representation = loaded.setup.recipe, loaded.setup.representation
     if recipe.model.kind == "decoder":
-        return {"": decoder(loaded.params, recipe.model, representation.vocab_size, representation.eod_id, _row_length(loaded))}
-    return encoder(loaded.params, recipe.model, recipe.objective.heads, representation.vocab_size, representation.eod_id)
+        return {
+            "": decoder(
+                loaded.params, recipe.model, representation.vocab_size, representation.eod_id, _row_length(loaded)
+            )
+        }
+    return encoder(
+        loaded.params, recipe.model, recipe.objective.heads, representation.vocab_size, representation.eod_id
+    )
 
 
 def _row_length(loaded: LoadedRun) -> int:
@@ -125,7 +135,10 @@ def write_model(folder: pathlib.Path, model: Pretrained, files: dict[str, bytes]
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", model.config)
     if "bos_token_id" in model.config:
-        write_json(folder / "generation_config.json", {name: model.config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
+        write_json(
+            folder / "generation_config.json",
+            {name: model.config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        )
     for name, content in files.items():
         write_bytes(folder / name, content)
 
@@ -133,12 +146,24 @@ def write_model(folder: pathlib.Path, model: Pretrained, files: dict[str, bytes]
 def _readme(loaded: LoadedRun, model: Pretrained, needs_code: bool) -> str:
     recipe, representation = loaded.setup.recipe, loaded.setup.representation
     [architecture] = model.config["architectures"]
-    auto_class = "AutoModelForCausalLM" if recipe.model.kind == "decoder" else architecture.replace("Electra", "AutoModel")
+    auto_class = (
+        "AutoModelForCausalLM" if recipe.model.kind == "decoder" else architecture.replace("Electra", "AutoModel")
+    )
     notes = _DECODER_NOTES if recipe.model.kind == "decoder" else _ENCODER_NOTES
-    notes = notes.format(eod=representation.eod_id, length=_row_length(loaded)) + (_CODE_NOTE.format(file=WINDOWS_CODE.name) if needs_code else "")
+    notes = notes.format(eod=representation.eod_id, length=_row_length(loaded)) + (
+        _CODE_NOTE.format(file=WINDOWS_CODE.name) if needs_code else ""
+    )
     return _README.format(
-        name=recipe.name, step=loaded.counters["step"], seen=loaded.counters["bytes_seen"], kind=representation.kind, vocab_size=representation.vocab_size,
-        fingerprint=representation.fingerprint, auto_class=auto_class, trust=", trust_remote_code=True" if needs_code else "", notes=notes)
+        name=recipe.name,
+        step=loaded.counters["step"],
+        seen=loaded.counters["bytes_seen"],
+        kind=representation.kind,
+        vocab_size=representation.vocab_size,
+        fingerprint=representation.fingerprint,
+        auto_class=auto_class,
+        trust=", trust_remote_code=True" if needs_code else "",
+        notes=notes,
+    )
 
 
 def _check(loaded: LoadedRun, files: dict[str, bytes]) -> tuple[int, int]:

@@ -61,7 +61,11 @@ class WindowTokenizer(PreTrainedTokenizer):
         return bytes(reversed(reversed_bytes))
 
     def _tokenize(self, text, **kwargs):
-        return [self._convert_id_to_token(id_) for number in self._windows(text.encode()) for id_ in number.to_bytes(self._ids_per_window, "big")]
+        return [
+            self._convert_id_to_token(id_)
+            for number in self._windows(text.encode())
+            for id_ in number.to_bytes(self._ids_per_window, "big")
+        ]
 
     def _convert_token_to_id(self, token):
         return int(token[3:5], 16)
@@ -83,8 +87,12 @@ class WindowTokenizer(PreTrainedTokenizer):
 
     def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
         if self.cls_token_id is None:
-            return [self.bos_token_id, *token_ids_0] + ([] if token_ids_1 is None else [self.bos_token_id, *token_ids_1])
-        return [self.cls_token_id, *token_ids_0, self.sep_token_id] + ([] if token_ids_1 is None else [*token_ids_1, self.sep_token_id])
+            return [self.bos_token_id, *token_ids_0] + (
+                [] if token_ids_1 is None else [self.bos_token_id, *token_ids_1]
+            )
+        return [self.cls_token_id, *token_ids_0, self.sep_token_id] + (
+            [] if token_ids_1 is None else [*token_ids_1, self.sep_token_id]
+        )
 
     def save_vocabulary(self, save_directory, filename_prefix=None):
         names = [f"{filename_prefix}-{file.name}" if filename_prefix else file.name for file in self._files]

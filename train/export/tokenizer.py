@@ -37,14 +37,20 @@ def check_tokenizer(representation: Representation) -> None:
     """Raises UserError where transformers can have no tokenizer for a representation."""
     kind = representation.kind
     if kind == "equal_info" and "depths.npy" not in representation.to_files():
-        raise UserError(f"windows of {representation.window_bits} bits by the {representation.rule} rule are encoded by a language model, which no "
-                        f"tokenizer of transformers has; only tables can be exported, of windows of up to {MAX_TABLE_BITS} bits by the exact rule")
+        raise UserError(
+            f"windows of {representation.window_bits} bits by the {representation.rule} rule are encoded by a language model, which no "
+            f"tokenizer of transformers has; only tables can be exported, of windows of up to {MAX_TABLE_BITS} bits by the exact rule"
+        )
     if kind == "subword" and not representation.spells_every_byte:
-        raise UserError("the subword tokenizer lacks ids for some of the 256 bytes; what it cannot say has byte ids here, and a tokenizer.json cannot do that; "
-                        "fit one with 'toklab fit subword', or take one that is byte-level")
+        raise UserError(
+            "the subword tokenizer lacks ids for some of the 256 bytes; what it cannot say has byte ids here, and a tokenizer.json cannot do that; "
+            "fit one with 'toklab fit subword', or take one that is byte-level"
+        )
     if kind not in ("byte", "subword", "equal_info"):
-        raise UserError(f"ids of kind {kind} depend on all text before them, which no tokenizer of transformers can do; "
-                        "only byte, subword and equal_info can be exported")
+        raise UserError(
+            f"ids of kind {kind} depend on all text before them, which no tokenizer of transformers can do; "
+            "only byte, subword and equal_info can be exported"
+        )
 
 
 def tokenizer_files(representation: Representation, *, for_encoder: bool, max_positions: int) -> dict[str, bytes]:
@@ -62,8 +68,17 @@ def tokenizer_files(representation: Representation, *, for_encoder: bool, max_po
         about = {
             "tokenizer_class": "WindowTokenizer",
             "auto_map": {"AutoTokenizer": [f"{WINDOWS_CODE.stem}.WindowTokenizer", None]},
-            "added_tokens_decoder": {str(id_): {"content": token, "special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
-                                     for token, id_ in special.items()},
+            "added_tokens_decoder": {
+                str(id_): {
+                    "content": token,
+                    "special": True,
+                    "normalized": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "single_word": False,
+                }
+                for token, id_ in special.items()
+            },
         }
         arrays = {name: content for name, content in representation.to_files().items() if name.endswith(".npy")}
         return arrays | {WINDOWS_CODE.name: WINDOWS_CODE.read_bytes(), "tokenizer_config.json": _json(config | about)}
@@ -71,9 +86,14 @@ def tokenizer_files(representation: Representation, *, for_encoder: bool, max_po
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.post_processor = _template(special, for_encoder)
     if any(tokenizer.token_to_id(token) != id_ for token, id_ in special.items()):
-        raise UserError("the subword tokenizer has gaps between its ids, and a tokenizer.json can then not say which are the special ones; "
-                        "it cannot be exported")
-    return {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": _json(config | {"tokenizer_class": "PreTrainedTokenizerFast"})}
+        raise UserError(
+            "the subword tokenizer has gaps between its ids, and a tokenizer.json can then not say which are the special ones; "
+            "it cannot be exported"
+        )
+    return {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "tokenizer_config.json": _json(config | {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    }
 
 
 def special_tokens(representation: Representation, for_encoder: bool) -> dict[str, int]:
@@ -98,17 +118,27 @@ def _config(special: dict[str, int], for_encoder: bool, max_positions: int) -> d
     }
     if for_encoder:
         mask, cls, sep = marks
-        return about | {"mask_token": mask, "cls_token": cls, "sep_token": sep, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+        return about | {
+            "mask_token": mask,
+            "cls_token": cls,
+            "sep_token": sep,
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        }
     return about | {"bos_token": end, "eos_token": end, "model_input_names": ["input_ids", "attention_mask"]}
 
 
 def _template(special: dict[str, int], for_encoder: bool) -> processors.TemplateProcessing:
     end, *marks = special
     if not for_encoder:
-        return processors.TemplateProcessing(single=[end, "$A"], pair=[end, "$A", end, "$B"], special_tokens=[(end, special[end])])
+        return processors.TemplateProcessing(
+            single=[end, "$A"], pair=[end, "$A", end, "$B"], special_tokens=[(end, special[end])]
+        )
     _, cls, sep = marks
-    return processors.TemplateProcessing(single=[cls, "$A", sep], pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
-                                         special_tokens=[(cls, special[cls]), (sep, special[sep])])
+    return processors.TemplateProcessing(
+        single=[cls, "$A", sep],
+        pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
+        special_tokens=[(cls, special[cls]), (sep, special[sep])],
+    )
 
 
 def _tokenizer(representation: Representation) -> tokenizers.Tokenizer:
@@ -121,12 +151,17 @@ def _tokenizer(representation: Representation) -> tokenizers.Tokenizer:
         tree = Tree(*(npy_array(files[name], name) for name in ("depths.npy", "last_bytes.npy")))
         text, starts = tree.text()
         spelled = _spell(text.tobytes())
-        vocab = {spelled[start:end]: number for number, (start, end) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist()))}
+        vocab = {
+            spelled[start:end]: number
+            for number, (start, end) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist()))
+        }
         tokenizer = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=CHARACTER_OF_BYTE[0]))  # nothing is unknown
         cut = pre_tokenizers.Split(tokenizers.Regex(windows_pattern(tree)), behavior="isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([spell_bytes, cut])
     else:
-        tokenizer = tokenizers.Tokenizer(models.BPE({character: byte for byte, character in enumerate(CHARACTER_OF_BYTE)}, []))
+        tokenizer = tokenizers.Tokenizer(
+            models.BPE({character: byte for byte, character in enumerate(CHARACTER_OF_BYTE)}, [])
+        )
         tokenizer.pre_tokenizer = spell_bytes
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -148,7 +183,9 @@ def windows_pattern(tree: Tree) -> str:
         if number < 0 or not is_leaf[number]:
             inner = sorted((child for child in children[number] if not is_leaf[child]), key=lambda child: -below[child])
             leaves = "".join(_in_pattern(last_bytes[child]) for child in children[number] if is_leaf[child])
-            alternatives = [_in_pattern(last_bytes[child]) + patterns[child] for child in inner] + ([f"[{leaves}]"] if leaves else [])
+            alternatives = [_in_pattern(last_bytes[child]) + patterns[child] for child in inner] + (
+                [f"[{leaves}]"] if leaves else []
+            )
             patterns[number] = f"(?>{'|'.join(alternatives)})" + ("?" if number >= 0 else "")
     return patterns[-1]
 

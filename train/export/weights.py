@@ -37,19 +37,28 @@ class Pretrained:
 def check_encoder(config: EncoderConfig) -> None:
     """Raises UserError where no class of transformers computes what this encoder does."""
     if config.form != "bert":
-        raise UserError(f"model.form is {config.form!r}, bidirectional layers that no class of transformers has; only encoders of the form 'bert' can be "
-                        "exported")
+        raise UserError(
+            f"model.form is {config.form!r}, bidirectional layers that no class of transformers has; only encoders of the form 'bert' can be "
+            "exported"
+        )
     if config.num_kv_heads != config.num_heads:
-        raise UserError(f"model.num_kv_heads is {config.num_kv_heads} of {config.num_heads} heads and ElectraModel has no grouped queries; only encoders "
-                        "with as many of both can be exported")
+        raise UserError(
+            f"model.num_kv_heads is {config.num_kv_heads} of {config.num_heads} heads and ElectraModel has no grouped queries; only encoders "
+            "with as many of both can be exported"
+        )
     if config.num_heads * config.head_dim != config.embed_dim:
-        raise UserError(f"model.num_heads {config.num_heads} x model.head_dim {config.head_dim} is not model.embed_dim {config.embed_dim}, as ElectraModel "
-                        "has it; only encoders where it is can be exported")
+        raise UserError(
+            f"model.num_heads {config.num_heads} x model.head_dim {config.head_dim} is not model.embed_dim {config.embed_dim}, as ElectraModel "
+            "has it; only encoders where it is can be exported"
+        )
 
 
 def decoder(params: Params, config: DecoderConfig, vocab_size: int, eod_id: int, max_positions: int) -> Pretrained:
     """A decoder as Qwen3ForCausalLM or LlamaForCausalLM; every document begins with `eod_id` and ends with it."""
-    tensors = {"model.embed_tokens.weight": array(params["embedding"])[:vocab_size], "model.norm.weight": array(params["final_scale"])}
+    tensors = {
+        "model.embed_tokens.weight": array(params["embedding"])[:vocab_size],
+        "model.norm.weight": array(params["final_scale"]),
+    }
     if not config.tied_embeddings:
         tensors["lm_head.weight"] = array(params["unembedding"])[:vocab_size]
     for number in range(config.num_layers):
@@ -92,7 +101,10 @@ def _decoder_layer(block: Params, qk_norm: bool) -> Tensors:
         "mlp.down_proj.weight": linear(mlp["down"]),
     }
     if qk_norm:
-        tensors |= {"self_attn.q_norm.weight": attention["query_scale"], "self_attn.k_norm.weight": attention["key_scale"]}
+        tensors |= {
+            "self_attn.q_norm.weight": attention["query_scale"],
+            "self_attn.k_norm.weight": attention["key_scale"],
+        }
     return tensors
 
 
@@ -106,10 +118,14 @@ def encoder(params: Params, config: EncoderConfig, heads: Heads, vocab_size: int
     check_encoder(predictor)
     models = {}
     if heads.detects:
-        tensors = _electra(params["embeddings"], params["body"], config, vocab_size) | _detection_head(params["detection_head"])
+        tensors = _electra(params["embeddings"], params["body"], config, vocab_size) | _detection_head(
+            params["detection_head"]
+        )
         models[""] = Pretrained(_electra_config("ElectraForPreTraining", config, vocab_size, eod_id), tensors)
     if heads.predicts:
-        tensors = _electra(params["embeddings"], params["generator" if heads.generator_share else "body"], predictor, vocab_size)
+        tensors = _electra(
+            params["embeddings"], params["generator" if heads.generator_share else "body"], predictor, vocab_size
+        )
         tensors |= _vocab_head(params["vocab_head"], vocab_size)
         folder = "generator" if heads.generator_share else ""
         models[folder] = Pretrained(_electra_config("ElectraForMaskedLM", predictor, vocab_size, eod_id), tensors)
@@ -156,22 +172,35 @@ def _electra_layer(block: Params) -> Tensors:
     attention = block["attention"]
     tensors = {}
     for name in ("query", "key", "value"):
-        tensors |= {f"attention.self.{name}.weight": linear(attention[name]), f"attention.self.{name}.bias": attention[f"{name}_bias"].ravel()}
-    tensors |= {"attention.output.dense.weight": linear(attention["out"], num_inner=2), "attention.output.dense.bias": attention["out_bias"]}
-    tensors |= layer_norm("attention.output.LayerNorm", block["attention_norm"]) | layer_norm("output.LayerNorm", block["mlp_norm"])
+        tensors |= {
+            f"attention.self.{name}.weight": linear(attention[name]),
+            f"attention.self.{name}.bias": attention[f"{name}_bias"].ravel(),
+        }
+    tensors |= {
+        "attention.output.dense.weight": linear(attention["out"], num_inner=2),
+        "attention.output.dense.bias": attention["out_bias"],
+    }
+    tensors |= layer_norm("attention.output.LayerNorm", block["attention_norm"]) | layer_norm(
+        "output.LayerNorm", block["mlp_norm"]
+    )
     return tensors | dense("intermediate.dense", block["up"]) | dense("output.dense", block["down"])
 
 
 def _detection_head(head: Params) -> Tensors:
-    return dense("discriminator_predictions.dense", head["dense"]) | dense("discriminator_predictions.dense_prediction", head["out"])
+    return dense("discriminator_predictions.dense", head["dense"]) | dense(
+        "discriminator_predictions.dense_prediction", head["out"]
+    )
 
 
 def _vocab_head(head: Params, vocab_size: int) -> Tensors:
     """An encoder's own ids are nothing that it predicts: their bias leaves them no probability."""
     never = np.full(NUM_ENCODER_IDS, np.finfo(np.float32).min, np.float32)
     bias = np.concatenate([array(head["bias"])[:vocab_size], never])
-    return {**dense("generator_predictions.dense", head["dense"]), **layer_norm("generator_predictions.LayerNorm", head["norm"]),
-            "generator_lm_head.bias": bias}
+    return {
+        **dense("generator_predictions.dense", head["dense"]),
+        **layer_norm("generator_predictions.LayerNorm", head["norm"]),
+        "generator_lm_head.bias": bias,
+    }
 
 
 def layer(blocks: Params, number: int) -> Any:

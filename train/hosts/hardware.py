@@ -54,15 +54,63 @@ class Chip:
 
 
 _TORUS_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_TORUS_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16", "16x16x24")
+_TORUS_3D = (
+    "2x2x1",
+    "2x2x2",
+    "2x2x4",
+    "2x4x4",
+    "4x4x4",
+    "4x4x8",
+    "4x8x8",
+    "8x8x8",
+    "8x8x16",
+    "8x16x16",
+    "16x16x16",
+    "16x16x24",
+)
 
 CHIPS = {
-    "v5e": Chip("TPU v5 lite", 197e12, round(15.75 * 2**30), 819e9, 200e9, 3.125e9, _TORUS_2D,
-                Hosting("tpu-v5-lite-podslice", 8, "v5litepod-{chips}", "v2-alpha-tpuv5-lite")),
-    "v5p": Chip("TPU v5", 459e12, round(95.74 * 2**30), 2765e9, 600e9, 6.25e9, _TORUS_3D, Hosting("tpu-v5p-slice", 4, "v5p-{cores}", "v2-alpha-tpuv5")),
-    "v6e": Chip("TPU v6 lite", 918e12, round(31.25 * 2**30), 1638e9, 400e9, 12.5e9, _TORUS_2D,
-                Hosting("tpu-v6e-slice", 8, "v6e-{chips}", "v2-alpha-tpuv6e")),
-    "tpu7x": Chip("TPU7x", 1153.5e12, round(94.75 * 2**30), 3690e9, 300e9, 6.25e9, _TORUS_3D, Hosting("tpu7x", 4), devices_per_chip=2),
+    "v5e": Chip(
+        "TPU v5 lite",
+        197e12,
+        round(15.75 * 2**30),
+        819e9,
+        200e9,
+        3.125e9,
+        _TORUS_2D,
+        Hosting("tpu-v5-lite-podslice", 8, "v5litepod-{chips}", "v2-alpha-tpuv5-lite"),
+    ),
+    "v5p": Chip(
+        "TPU v5",
+        459e12,
+        round(95.74 * 2**30),
+        2765e9,
+        600e9,
+        6.25e9,
+        _TORUS_3D,
+        Hosting("tpu-v5p-slice", 4, "v5p-{cores}", "v2-alpha-tpuv5"),
+    ),
+    "v6e": Chip(
+        "TPU v6 lite",
+        918e12,
+        round(31.25 * 2**30),
+        1638e9,
+        400e9,
+        12.5e9,
+        _TORUS_2D,
+        Hosting("tpu-v6e-slice", 8, "v6e-{chips}", "v2-alpha-tpuv6e"),
+    ),
+    "tpu7x": Chip(
+        "TPU7x",
+        1153.5e12,
+        round(94.75 * 2**30),
+        3690e9,
+        300e9,
+        6.25e9,
+        _TORUS_3D,
+        Hosting("tpu7x", 4),
+        devices_per_chip=2,
+    ),
 }
 
 # bf16 FLOP/s of one device as JAX names it (`device_kind`), dense, from the vendors' data sheets.

@@ -69,7 +69,9 @@ def recognize(environment: Mapping[str, str]) -> Cluster | None:
     if workers or "TPU_PROCESS_ADDRESSES_PATH" in environment:
         several = "," in (workers or ",") or environment.get("MEGASCALE_NUM_SLICES", "1") != "1"
         return Cluster("TPUs of GKE", {"cluster_detection_method": "gketpu"}) if several else None
-    if "TPU_SKIP_MDS_QUERY" not in environment and "tpu" in environment.get("JAX_PLATFORMS", "tpu"):  # JAX sets it where there is no TPU
+    if "TPU_SKIP_MDS_QUERY" not in environment and "tpu" in environment.get(
+        "JAX_PLATFORMS", "tpu"
+    ):  # JAX sets it where there is no TPU
         return Cluster("Cloud TPU VM", {"cluster_detection_method": "gcetpu"})
     if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
         return Cluster("a Kubernetes Job", {"cluster_detection_method": "k8s"})
@@ -83,11 +85,27 @@ def _told_by_variables(environment: Mapping[str, str]) -> Cluster | None:
     shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
     address, count, number = given.values()
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16 and count.isdecimal() and number.isdecimal() and int(number) < int(count)):
-        raise UserError(f"{shown} name no process of several; set the address host:port of process 0, the number of processes, and which of "
-                        "them this is (from 0), or none of the three")
-    return Cluster("TOKLAB_COORDINATOR", {"coordinator_address": address, "num_processes": int(count), "process_id": int(number),
-                                          "cluster_detection_method": "deactivate"})
+    if not (
+        host
+        and port.isdecimal()
+        and 0 < int(port) < 1 << 16
+        and count.isdecimal()
+        and number.isdecimal()
+        and int(number) < int(count)
+    ):
+        raise UserError(
+            f"{shown} name no process of several; set the address host:port of process 0, the number of processes, and which of "
+            "them this is (from 0), or none of the three"
+        )
+    return Cluster(
+        "TOKLAB_COORDINATOR",
+        {
+            "coordinator_address": address,
+            "num_processes": int(count),
+            "process_id": int(number),
+            "cluster_detection_method": "deactivate",
+        },
+    )
 
 
 @contextlib.contextmanager
@@ -121,7 +139,10 @@ def ending_together() -> Iterator[None]:
         if num_hosts() == 1:
             raise
         if _is_of_lost_host(error):
-            _end_all(EXIT_HUNG, f"another host is lost: {' '.join(str(error).split())[:300]}; the same command goes on from the newest checkpoint")
+            _end_all(
+                EXIT_HUNG,
+                f"another host is lost: {' '.join(str(error).split())[:300]}; the same command goes on from the newest checkpoint",
+            )
         if isinstance(error, UserError):
             _end_all(EXIT_USER_ERROR, str(error))
         if isinstance(error, KeyboardInterrupt):
@@ -131,22 +152,35 @@ def ending_together() -> Iterator[None]:
 
 
 def _join(cluster: Cluster, deadlines: Deadlines) -> None:
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the loop, which asks the others itself
+    jax.config.update(
+        "jax_enable_preemption_service", False
+    )  # it would take SIGTERM from the loop, which asks the others itself
 
     def initialize() -> None:
-        jax.distributed.initialize(**cluster.join_options, initialization_timeout=int(deadlines.start_seconds),
-                                   heartbeat_timeout_seconds=deadlines.heartbeat_seconds, shutdown_timeout_seconds=int(deadlines.save_seconds))
+        jax.distributed.initialize(
+            **cluster.join_options,
+            initialization_timeout=int(deadlines.start_seconds),
+            heartbeat_timeout_seconds=deadlines.heartbeat_seconds,
+            shutdown_timeout_seconds=int(deadlines.save_seconds),
+        )
 
-    with interruptible_import(), concurrent.futures.ThreadPoolExecutor(1, "join") as thread:  # a signal is heard only while Python waits
+    with (
+        interruptible_import(),
+        concurrent.futures.ThreadPoolExecutor(1, "join") as thread,
+    ):  # a signal is heard only while Python waits
         try:
             thread.submit(initialize).result()
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
             complaint = f"cannot join the processes named by {cluster.named_by} ({cluster.join_options}): {reason}"
-            if isinstance(error, RuntimeError):  # a port in use, a host that has not come in time: it may go better the next time
+            if isinstance(
+                error, RuntimeError
+            ):  # a port in use, a host that has not come in time: it may go better the next time
                 print(f"toklab: {complaint}; start all of them again", file=sys.stderr)
                 sys.exit(EXIT_HUNG)
-            raise UserError(f"{complaint}; mend that, or set TOKLAB_NUM_PROCESSES=1 to train on this host alone") from error
+            raise UserError(
+                f"{complaint}; mend that, or set TOKLAB_NUM_PROCESSES=1 to train on this host alone"
+            ) from error
 
 
 def num_hosts() -> int:
@@ -178,7 +212,10 @@ def compare(name: str, facts: Mapping[str, Any]) -> None:
     facts, first = json.loads(json.dumps(facts)), first_decides(name, facts)
     differing = [name for name in sorted(first.keys() | facts.keys()) if first.get(name) != facts.get(name)]
     if differing:
-        shown = "; ".join(f"{name} is {_short(facts.get(name))} here and {_short(first.get(name))} on host 0" for name in differing[:5])
+        shown = "; ".join(
+            f"{name} is {_short(facts.get(name))} here and {_short(first.get(name))} on host 0"
+            for name in differing[:5]
+        )
         raise UserError(f"{shown}; every host must run the same code and config on the same data")
 
 
@@ -189,14 +226,18 @@ def _short(fact: Any) -> str:
 
 def code_version() -> dict[str, str]:
     """What decides how this process computes: our source files, and the versions of what it uses most."""
-    return {"code": code_fingerprint()} | {name: importlib.metadata.version(name) for name in ("tokenizer-lab", "jax", "jaxlib", "numpy")}
+    return {"code": code_fingerprint()} | {
+        name: importlib.metadata.version(name) for name in ("tokenizer-lab", "jax", "jaxlib", "numpy")
+    }
 
 
 def code_fingerprint() -> str:
     """SHA-256 of the source of our packages, as it is installed here."""
     root = pathlib.Path(__file__).resolve().parents[2]
     files = sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py"))
-    return sha256_of_parts(part for path in files for part in (path.relative_to(root).as_posix().encode(), path.read_bytes()))
+    return sha256_of_parts(
+        part for path in files for part in (path.relative_to(root).as_posix().encode(), path.read_bytes())
+    )
 
 
 def make_any_host(mesh: Mesh) -> Callable[[bool], Any]:
@@ -251,10 +292,14 @@ def _end_when_told(left: threading.Event) -> None:
         _say(host, line)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         client.key_value_set(f"{_ENDED_KEYS}{this_host()}", "")
-        give_up = time.monotonic() + (_POLL_SECONDS * 4 if code == EXIT_HUNG else _ANSWER_SECONDS)  # a lost one will not answer
+        give_up = time.monotonic() + (
+            _POLL_SECONDS * 4 if code == EXIT_HUNG else _ANSWER_SECONDS
+        )  # a lost one will not answer
         while is_first() and time.monotonic() < give_up and len(client.key_value_dir_get(_ENDED_KEYS)) < num_hosts():
             time.sleep(0.1)  # the store is in this process
-        time.sleep(_POLL_SECONDS if is_first() else 0)  # on a busy machine the others need it for their last line of code, or JAX complains there
+        time.sleep(
+            _POLL_SECONDS if is_first() else 0
+        )  # on a busy machine the others need it for their last line of code, or JAX complains there
     os._exit(code)
 
 

@@ -68,8 +68,11 @@ class Watchdog:
             part.seconds += min(now - before, 2 * _TICK_SECONDS)
             before = now
             if part.seconds > part.allowed_seconds:
-                os.write(2, f"toklab: {part.name} has taken longer than {part.allowed_seconds:g} s (--deadlines.{part.name}-seconds), and the process "
-                            "ends for that; the same command goes on from the newest checkpoint. What every thread was doing:\n".encode())
+                os.write(
+                    2,
+                    f"toklab: {part.name} has taken longer than {part.allowed_seconds:g} s (--deadlines.{part.name}-seconds), and the process "
+                    "ends for that; the same command goes on from the newest checkpoint. What every thread was doing:\n".encode(),
+                )
                 faulthandler.dump_traceback(2)
                 self._end(EXIT_HUNG)
                 return

@@ -101,6 +101,10 @@ class Inspection:
         for found in self.representations:
             for name, reason in found.why.items():
                 lacking[name, reason].append(found.label)
-        notes = [f"No {METRICS[name].name} of {', '.join(labels)}: {reason}." for (name, reason), labels in lacking.items()]
+        notes = [
+            f"No {METRICS[name].name} of {', '.join(labels)}: {reason}." for (name, reason), labels in lacking.items()
+        ]
         left_out = ", ".join(f"{count:,} of {language}" for language, count in self.num_left_out.items() if count)
-        return notes + ([f"MorphScore: entries that are not two parts of their word were left out: {left_out}."] if left_out else [])
+        return notes + (
+            [f"MorphScore: entries that are not two parts of their word were left out: {left_out}."] if left_out else []
+        )

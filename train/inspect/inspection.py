@@ -38,13 +38,16 @@ SPEED_BYTES = 1 << 16
 SHOWN_BYTES = 2_000
 MAX_FILE_BYTES = 1 << 28
 MORPH_SUFFIX, MORPH_COLUMNS = "_morph_data", ("full_word", "pt1", "rest")
-SAMPLE = """The tokenizers' 1,234,567 unbelievable re-encodings cost $3.50.
+SAMPLE = (
+    """The tokenizers' 1,234,567 unbelievable re-encodings cost $3.50.
 
 def area(radius):
     return 3.14159 * radius ** 2  # naïve
 
 Donaudampfschifffahrt. Ещё раз! 東京タワーは高い。 مرحبا بالعالم 👩‍🚀
-Not UTF-8: """.encode() + b"\xff\x00\n"
+Not UTF-8: """.encode()
+    + b"\xff\x00\n"
+)
 
 # Why a number is missing.
 NO_UNITS = "an id does not stand for the same bytes wherever it is, so that tokens have no boundaries of their own"
@@ -104,7 +107,11 @@ class Texts:
     def num_bytes(self) -> int:
         """That encoding and decoding all of it goes through."""
         lines = sum(len(line) for lines in self.lines.values() for line in lines)
-        return 2 * sum(map(len, self.documents)) + lines + sum(len(item.word) for items in self.words.values() for item in items)
+        return (
+            2 * sum(map(len, self.documents))
+            + lines
+            + sum(len(item.word) for items in self.words.values() for item in items)
+        )
 
 
 def inspect(options: InspectOptions, on_progress: Progress) -> Inspection:
@@ -125,13 +132,25 @@ def inspect(options: InspectOptions, on_progress: Progress) -> Inspection:
 
     found = []
     for label, folder, representation in zip(labels, options.artifacts, representations, strict=True):
-        about = {"artifact": label, "folder": printable(str(folder)), "kind": representation.kind, "fingerprint": representation.fingerprint,
-                 "fitted_on": _fitted_on(representation, texts.about["content_hash"])}
+        about = {
+            "artifact": label,
+            "folder": printable(str(folder)),
+            "kind": representation.kind,
+            "fingerprint": representation.fingerprint,
+            "fitted_on": _fitted_on(representation, texts.about["content_hash"]),
+        }
         found.append(measure(representation, texts, options.pivot, about, advance))
         done = len(found) * texts.num_bytes  # what makes no sense for one is not gone through
     inspection = Inspection(
-        representations=found, text=texts.about, pivot=options.pivot, languages=sorted(texts.lines), morph_languages=sorted(texts.words),
-        num_left_out=texts.num_left_out, machine=machine(), shown=texts.shown)
+        representations=found,
+        text=texts.about,
+        pivot=options.pivot,
+        languages=sorted(texts.lines),
+        morph_languages=sorted(texts.words),
+        num_left_out=texts.num_left_out,
+        machine=machine(),
+        shown=texts.shown,
+    )
     files.write_bytes(options.out / "metrics.csv", _csv(inspection).encode())
     files.write_json(options.out / "metrics.json", _json(inspection))
     files.write_bytes(options.out / "index.html", inspection_page.render(inspection).encode())
@@ -139,16 +158,26 @@ def inspect(options: InspectOptions, on_progress: Progress) -> Inspection:
 
 
 def measure(
-    representation: Representation, texts: Texts, pivot: str, about: dict[str, str], advance: metrics.Progress = lambda num_bytes: None
+    representation: Representation,
+    texts: Texts,
+    pivot: str,
+    about: dict[str, str],
+    advance: metrics.Progress = lambda num_bytes: None,
 ) -> Inspected:
     """All metrics of one representation; `about` are its names, which become the beginning of the row."""
     text = metrics.encode(representation, texts.documents, advance)
     use, speed = metrics.vocabulary_use(text), metrics.speed(representation, _beginning(texts.documents, SPEED_BYTES))
-    tokens = {language: metrics.encode(representation, lines, advance).num_tokens for language, lines in texts.lines.items()}
-    premium = {language: metrics.premium(count, tokens[pivot]) for language, count in tokens.items() if language != pivot}
+    tokens = {
+        language: metrics.encode(representation, lines, advance).num_tokens for language, lines in texts.lines.items()
+    }
+    premium = {
+        language: metrics.premium(count, tokens[pivot]) for language, count in tokens.items() if language != pivot
+    }
     scores = {}
     if text.units is not None:
-        scores = {language: metrics.morph_score(representation, items, advance) for language, items in texts.words.items()}
+        scores = {
+            language: metrics.morph_score(representation, items, advance) for language, items in texts.words.items()
+        }
     premiums = [value for value in premium.values() if value is not None]
     shares = [score.share for score in scores.values() if score.share is not None]
     row = about | {
@@ -171,12 +200,15 @@ def measure(
         "decode_megabytes_per_second": speed.decode_megabytes_per_second,
     }
     reasons = {
-        "fertility": NO_WORDS, "renyi_efficiency": FEW_IDS,
+        "fertility": NO_WORDS,
+        "renyi_efficiency": FEW_IDS,
         "premium_median": EMPTY_PIVOT if premium else None,
         "morph_score": None if not texts.words else NO_UNITS if text.units is None else NO_SPLIT_WORDS,
     }
     why = {name: reason for name, reason in reasons.items() if row[name] is None and reason}
-    return Inspected(row=row, why=why, premium=premium, morph_score=scores, pieces=shown_pieces(representation, texts.shown))
+    return Inspected(
+        row=row, why=why, premium=premium, morph_score=scores, pieces=shown_pieces(representation, texts.shown)
+    )
 
 
 def shown_pieces(representation: Representation, text: bytes) -> list[tuple[list[int], bytes]]:
@@ -197,7 +229,9 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         name = models[0] if models else name
     return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
@@ -215,12 +249,21 @@ def read_texts(options: InspectOptions) -> Texts:
         raise UserError(f"the held-out documents of {options.corpus} have 0 bytes; inspect on a corpus with text")
     words, num_left_out = read_morphscore(options.morphscore) if options.morphscore else ({}, {})
     about = {
-        "corpus": printable(str(options.corpus)), "content_hash": corpus.content_hash, "num_documents": len(documents), "num_bytes": num_bytes,
-        "held_out_documents": len(held_out), "held_out_bytes": held_out.num_bytes,
+        "corpus": printable(str(options.corpus)),
+        "content_hash": corpus.content_hash,
+        "num_documents": len(documents),
+        "num_bytes": num_bytes,
+        "held_out_documents": len(held_out),
+        "held_out_bytes": held_out.num_bytes,
     }
     return Texts(
-        documents=documents, about=about, lines=read_parallel(options.parallel, options.pivot) if options.parallel else {}, words=words,
-        num_left_out=num_left_out, shown=files.read_bytes(options.text, "text", MAX_FILE_BYTES)[:SHOWN_BYTES] if options.text else SAMPLE)
+        documents=documents,
+        about=about,
+        lines=read_parallel(options.parallel, options.pivot) if options.parallel else {},
+        words=words,
+        num_left_out=num_left_out,
+        shown=files.read_bytes(options.text, "text", MAX_FILE_BYTES)[:SHOWN_BYTES] if options.text else SAMPLE,
+    )
 
 
 def read_parallel(folder: pathlib.Path, pivot: str) -> dict[str, list[bytes]]:
@@ -233,7 +276,9 @@ def read_parallel(folder: pathlib.Path, pivot: str) -> dict[str, list[bytes]]:
     """
     paths = sorted(folder.glob("*.txt"))
     if len(paths) < 2:
-        raise UserError(f"{folder} has {len(paths)} .txt files; --parallel takes a folder of two or more line-aligned ones, a language each")
+        raise UserError(
+            f"{folder} has {len(paths)} .txt files; --parallel takes a folder of two or more line-aligned ones, a language each"
+        )
     shared = collections.Counter(_last_part(path) for path in paths)
     names = {printable(_last_part(path) if shared[_last_part(path)] == 1 else path.stem): path for path in paths}
     if pivot not in names:
@@ -242,7 +287,8 @@ def read_parallel(folder: pathlib.Path, pivot: str) -> dict[str, list[bytes]]:
     for name, of_language in lines.items():
         if len(of_language) != len(lines[pivot]):
             raise UserError(
-                f"{names[name]} has {len(of_language):,} lines, {names[pivot].name} {len(lines[pivot]):,}; the files of --parallel are line-aligned")
+                f"{names[name]} has {len(of_language):,} lines, {names[pivot].name} {len(lines[pivot]):,}; the files of --parallel are line-aligned"
+            )
     return lines
 
 
@@ -254,7 +300,9 @@ def read_morphscore(path: pathlib.Path) -> tuple[dict[str, list[MorphItem]], dic
     """
     paths = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     if not paths:
-        raise UserError(f"{path} has no .csv files; --morphscore takes the folder data of MorphScore, or one of its files")
+        raise UserError(
+            f"{path} has no .csv files; --morphscore takes the folder data of MorphScore, or one of its files"
+        )
     words, num_left_out = {}, {}
     for csv_path in paths:
         language = printable(csv_path.stem.removesuffix(MORPH_SUFFIX))
@@ -268,12 +316,18 @@ def read_morphscore(path: pathlib.Path) -> tuple[dict[str, list[MorphItem]], dic
 def _read_csv(path: pathlib.Path) -> list[tuple[str, ...]]:
     """The three columns of a MorphScore file."""
     try:
-        reader = csv.DictReader(io.StringIO(files.read_bytes(path, "MorphScore file", MAX_FILE_BYTES).decode()), strict=True)
+        reader = csv.DictReader(
+            io.StringIO(files.read_bytes(path, "MorphScore file", MAX_FILE_BYTES).decode()), strict=True
+        )
         if not set(MORPH_COLUMNS) <= set(reader.fieldnames or ()):
-            raise UserError(f"{path} lacks one of the columns {', '.join(MORPH_COLUMNS)}; --morphscore takes MorphScore's files as they are")
+            raise UserError(
+                f"{path} lacks one of the columns {', '.join(MORPH_COLUMNS)}; --morphscore takes MorphScore's files as they are"
+            )
         return [tuple(row[column] or "" for column in MORPH_COLUMNS) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not CSV in UTF-8: {error}; --morphscore takes MorphScore's files as they are") from error
+        raise UserError(
+            f"{path} is not CSV in UTF-8: {error}; --morphscore takes MorphScore's files as they are"
+        ) from error
 
 
 def _lines(path: pathlib.Path) -> list[bytes]:
@@ -315,10 +369,14 @@ def _fitted_on(representation: Representation, corpus_hash: str) -> str:
 def console_table(inspection: Inspection) -> rich.table.Table:
     """A row a metric, a column a representation, with the notes below."""
     caption = rich.text.Text("\n".join(inspection.notes))
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    table = rich.table.Table(
+        box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
+    )
     table.add_column("", no_wrap=True)
     for found in inspection.representations:
-        table.add_column(rich.text.Text(found.label), justify="right", overflow="fold")  # a Text, so that no name is taken for markup
+        table.add_column(
+            rich.text.Text(found.label), justify="right", overflow="fold"
+        )  # a Text, so that no name is taken for markup
     for name, metric in METRICS.items():
         if not inspection.has(name):
             continue
@@ -330,7 +388,10 @@ def _csv(inspection: Inspection) -> str:
     rows = []
     for found in inspection.representations:
         premiums = {f"premium:{language}": value for language, value in found.premium.items()}
-        scores = {f"morph_score:{language}": found.morph_score[language].share if found.morph_score else None for language in inspection.morph_languages}
+        scores = {
+            f"morph_score:{language}": found.morph_score[language].share if found.morph_score else None
+            for language in inspection.morph_languages
+        }
         rows.append(found.row | premiums | scores)
     return csv_text(rows)
 
@@ -342,9 +403,12 @@ def _json(inspection: Inspection) -> dict[str, Any]:
         "pivot": inspection.pivot if inspection.languages else None,
         "machine": inspection.machine,
         "representations": [
-            found.row | {
-                "why": found.why, "premium": found.premium,
+            found.row
+            | {
+                "why": found.why,
+                "premium": found.premium,
                 "morph_scores": {language: score._asdict() for language, score in found.morph_score.items()},
-            } for found in inspection.representations
+            }
+            for found in inspection.representations
         ],
     }

@@ -58,11 +58,16 @@ def _notes(inspection: Inspection) -> str:
 def _metrics_table(inspection: Inspection) -> str:
     shown = {name: metric for name, metric in METRICS.items() if inspection.has(name)}
     columns = [Column("Representation", number=False), Column("Kind", number=False)]
-    columns += [Column(metric.name[0].upper() + metric.name[1:], metric.note, number=name != "fitted_on") for name, metric in shown.items()]
+    columns += [
+        Column(metric.name[0].upper() + metric.name[1:], metric.note, number=name != "fitted_on")
+        for name, metric in shown.items()
+    ]
     rows = []
     for found in inspection.representations:
         cells = [row_head(found.label), cell(found.row["kind"], escape(found.row["kind"]))]
-        rows.append(cells + [cell(found.row[name], escape(metric.show(found.row[name]))) for name, metric in shown.items()])
+        rows.append(
+            cells + [cell(found.row[name], escape(metric.show(found.row[name]))) for name, metric in shown.items()]
+        )
     return table("Metrics. A heading sorts by its column.", columns, rows)
 
 
@@ -71,15 +76,23 @@ def _languages(inspection: Inspection) -> str:
     found, sections = inspection.representations, ""
     if inspection.languages:
         columns = [Column("Language", number=False, sorted=True), *(Column(each.label) for each in found)]
-        rows = [[row_head(language), *(cell(each.premium[language], fixed(each.premium[language], 2)) for each in found)]
-                for language in inspection.languages if language != inspection.pivot]
+        rows = [
+            [row_head(language), *(cell(each.premium[language], fixed(each.premium[language], 2)) for each in found)]
+            for language in inspection.languages
+            if language != inspection.pivot
+        ]
         sections += f"<section><h2>Premium</h2><p>Tokens for each token of the same lines in {escape(inspection.pivot)}; 1 is parity.</p>"
         sections += f"{table('Premium by language', columns, rows)}</section>"
     if inspection.morph_languages:
         columns = [Column("Language", number=False, sorted=True), *(Column(each.label, "of words") for each in found)]
-        rows = [[row_head(language), *(_morph_cell(each, language) for each in found)] for language in inspection.morph_languages]
+        rows = [
+            [row_head(language), *(_morph_cell(each, language) for each in found)]
+            for language in inspection.morph_languages
+        ]
         sections += "<section><h2>MorphScore</h2><p>Share of words with a token boundary at the boundary of morphemes, of those that are more "
-        sections += f"than one token, whose number is below.</p>{table('MorphScore by language', columns, rows)}</section>"
+        sections += (
+            f"than one token, whose number is below.</p>{table('MorphScore by language', columns, rows)}</section>"
+        )
     return sections
 
 
@@ -93,7 +106,10 @@ def _morph_cell(found: Inspected, language: str) -> str:
 def _cut(found: Inspected) -> str:
     """The shown text with a span a token, and the same as a list."""
     label, num_tokens = escape(found.label), sum(len(ids) for ids, _ in found.pieces)
-    spans = "".join(f'<i title="{escape(_tip(ids, piece))}">{escape(visible(piece)) or _NOTHING_CARRIED}</i>' for ids, piece in found.pieces)
+    spans = "".join(
+        f'<i title="{escape(_tip(ids, piece))}">{escape(visible(piece)) or _NOTHING_CARRIED}</i>'
+        for ids, piece in found.pieces
+    )
     listed = "\n".join(escape(f"{_tip(ids, piece)}  {visible(piece).rstrip()}") for ids, piece in found.pieces)
     return (
         f'<figure><figcaption>{label}: {some(num_tokens, "token")}</figcaption><div class="cut" tabindex="0" role="group" '

@@ -106,7 +106,9 @@ def _cross_entropy(x_btd, table_vd, labels_bt, vocab_size, bias_v=None, *, along
     if (placement := current_placement()) is None:
         return operation()
     positions = placement.spec("batch", "sequence" if along_sequence else None)
-    return operation(layout=Layout(placement.mesh, positions, placement.activations["vocab"]), implementation=placement.kernels)
+    return operation(
+        layout=Layout(placement.mesh, positions, placement.activations["vocab"]), implementation=placement.kernels
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,18 +132,33 @@ class OnChosenPositions(LearnsByGradients):
 
     def check(self, model: EncoderConfig, sequence_length: int) -> None:
         if not 0 < self.chosen_share <= 1:
-            raise UserError(f"objective.chosen_share is {self.chosen_share}; it is a share of the positions, more than 0 and at most 1, e.g. 0.15")
+            raise UserError(
+                f"objective.chosen_share is {self.chosen_share}; it is a share of the positions, more than 0 and at most 1, e.g. 0.15"
+            )
         if sequence_length < MIN_LENGTH:
-            raise UserError(f"data.sequence_length is {sequence_length}; an encoder's rows have at least {MIN_LENGTH} positions")
+            raise UserError(
+                f"data.sequence_length is {sequence_length}; an encoder's rows have at least {MIN_LENGTH} positions"
+            )
         if max_chosen(self.chosen_share, sequence_length) < 1:
-            raise UserError(f"objective.chosen_share {self.chosen_share} of {sequence_length} positions leaves nothing to learn from; "
-                            f"use at least {1 / sequence_length:.2g}, or longer sequences")
+            raise UserError(
+                f"objective.chosen_share {self.chosen_share} of {sequence_length} positions leaves nothing to learn from; "
+                f"use at least {1 / sequence_length:.2g}, or longer sequences"
+            )
         if model.published and sequence_length > model.max_positions:
-            raise UserError(f"data.sequence_length is {sequence_length} and the model has {model.max_positions} learned positions; "
-                            f"lower the one or raise model.max_positions")
+            raise UserError(
+                f"data.sequence_length is {sequence_length} and the model has {model.max_positions} learned positions; "
+                f"lower the one or raise model.max_positions"
+            )
         share = self.heads.generator_share
-        if share and model.embed_dim * share != (scaled := model.scaled(share)).embed_dim or share and scaled.mlp_dim < 1:
-            raise UserError(f"objective.generator_share {share} of a width of {model.embed_dim} is no whole number; use e.g. 0.25")
+        if (
+            share
+            and model.embed_dim * share != (scaled := model.scaled(share)).embed_dim
+            or share
+            and scaled.mlp_dim < 1
+        ):
+            raise UserError(
+                f"objective.generator_share {share} of a width of {model.embed_dim} is no whole number; use e.g. 0.25"
+            )
 
     def build(self, model: EncoderConfig, vocab_size: int, rngs: nnx.Rngs) -> Encoder:
         return Encoder(model, vocab_size, self.heads, rngs=rngs)
@@ -151,7 +168,9 @@ class OnChosenPositions(LearnsByGradients):
 
     def training_flops_per_token(self, model: EncoderConfig, vocab_size: int, sequence_length: int) -> dict[str, float]:
         share = max_chosen(self.chosen_share, sequence_length) / sequence_length
-        return flops.encoder_training_flops_per_token(model, vocab_size + NUM_ENCODER_IDS, sequence_length, self.heads, share)
+        return flops.encoder_training_flops_per_token(
+            model, vocab_size + NUM_ENCODER_IDS, sequence_length, self.heads, share
+        )
 
     def draw(self, model: Encoder, batch: Batch) -> Batch:
         """The batch with what is drawn for it, all a function of each row and its seed (and, for clusters, of their confusions so far).
@@ -164,11 +183,18 @@ class OnChosenPositions(LearnsByGradients):
         choose = choose_positions_again if self.with_replacement else choose_positions
         chosen_bn, chosen_weights_bn = choose(batch, vocab_size, self.chosen_share)
         labels_bn = jnp.take_along_axis(batch["ids"], chosen_bn, axis=1)
-        inputs_bt = put_chosen(batch["ids"], chosen_bn, chosen_weights_bn, self._changed(model, labels_bn, batch["row_seeds"]))
+        inputs_bt = put_chosen(
+            batch["ids"], chosen_bn, chosen_weights_bn, self._changed(model, labels_bn, batch["row_seeds"])
+        )
         labels_bn = jnp.where(chosen_weights_bn > 0, labels_bn, 0)  # an encoder's own ids are nothing to predict
         scale = jnp.sum(batch["segment_ids"] > 0) / jnp.maximum(1, jnp.sum(chosen_weights_bn))
-        return batch | {"chosen": chosen_bn, "labels": labels_bn, "chosen_weights": chosen_weights_bn, "inputs": inputs_bt,
-                        "chosen_scale": jnp.full(len(labels_bn), scale)}
+        return batch | {
+            "chosen": chosen_bn,
+            "labels": labels_bn,
+            "chosen_weights": chosen_weights_bn,
+            "inputs": inputs_bt,
+            "chosen_scale": jnp.full(len(labels_bn), scale),
+        }
 
     def _changed(self, model: Encoder, labels_bn: jax.Array, row_seeds_b: jax.Array) -> jax.Array:
         """What stands at the chosen positions in place of the labels."""
@@ -195,7 +221,11 @@ def choose_positions_again(batch: Batch, vocab_size: int, share: float) -> tuple
     noise_bnt = _per_row(batch["row_seeds"], 0, lambda key: jax.random.gumbel(key, (limit, candidates_bt.shape[1])))
     chosen_bn = jnp.argmax(logits_bt[:, None] + noise_bnt, axis=-1).astype(jnp.int32)
     earlier_bnn = (chosen_bn[:, :, None] == chosen_bn[:, None, :]) & jnp.tril(jnp.ones((limit, limit), bool), -1)
-    valid_bn = (jnp.arange(limit) < number_b[:, None]) & jnp.any(candidates_bt, axis=1)[:, None] & ~jnp.any(earlier_bnn, axis=-1)
+    valid_bn = (
+        (jnp.arange(limit) < number_b[:, None])
+        & jnp.any(candidates_bt, axis=1)[:, None]
+        & ~jnp.any(earlier_bnn, axis=-1)
+    )
     return chosen_bn, valid_bn.astype(jnp.float32)
 
 
@@ -245,8 +275,14 @@ class Masked(OnChosenPositions):
         """Returns f32[] sums: the loss, whose mean over positions is that over chosen ones; positions; and what `figures` takes."""
         del rng
         x_bne = predicted(model, batch, _dropout(model, batch, 2))
-        nats_bn, _ = _cross_entropy(x_bne, model.embeddings.output_table, batch["labels"], model.vocab_size, model.vocab_head.bias[...],
-                                    along_sequence=False)
+        nats_bn, _ = _cross_entropy(
+            x_bne,
+            model.embeddings.output_table,
+            batch["labels"],
+            model.vocab_size,
+            model.vocab_head.bias[...],
+            along_sequence=False,
+        )
         weights_bn = batch["chosen_weights"]
         sums = {"predicted_nats": jnp.sum(weights_bn * nats_bn), "num_predicted": jnp.sum(weights_bn)}
         return jnp.sum(batch["chosen_scale"][:, None] * weights_bn * nats_bn), _num_positions(batch), sums
@@ -282,7 +318,9 @@ class Replaced(OnChosenPositions):
         super().check(model, sequence_length)
         _check_shares(self.masked_share, 0.0)
         if not 0 < self.generator_share <= 1:
-            raise UserError(f"objective.generator_share is {self.generator_share}; it is more than 0 and at most 1, e.g. 0.25")
+            raise UserError(
+                f"objective.generator_share is {self.generator_share}; it is more than 0 and at most 1, e.g. 0.25"
+            )
 
     @property
     def heads(self) -> Heads:
@@ -298,9 +336,16 @@ class Replaced(OnChosenPositions):
         logits_bt = detected(model, batch, replaced_bt, _dropout(model, batch, 3))
         detection_loss, sums = _detection(logits_bt, replaced_bt, batch, self.detect_chosen_only)
         predicted_nats = jnp.sum(weights_bn * nats_bn)
-        sums |= {"predicted_nats": predicted_nats, "num_predicted": jnp.sum(weights_bn),
-                 "num_sampled_right": jnp.sum(weights_bn * (samples_bn == batch["labels"]))}
-        return batch["chosen_scale"][0] * predicted_nats + self.detection_weight * detection_loss, _num_positions(batch), sums
+        sums |= {
+            "predicted_nats": predicted_nats,
+            "num_predicted": jnp.sum(weights_bn),
+            "num_sampled_right": jnp.sum(weights_bn * (samples_bn == batch["labels"])),
+        }
+        return (
+            batch["chosen_scale"][0] * predicted_nats + self.detection_weight * detection_loss,
+            _num_positions(batch),
+            sums,
+        )
 
     def figures(self, sums: dict[str, float], num_bytes: int) -> dict[str, float | None]:
         del num_bytes
@@ -313,7 +358,10 @@ class Replaced(OnChosenPositions):
         """As `Masked.score`, of the generator; and `logits` f32[B, T] for what is `replaced` bool[B, T]."""
         scored = _score_predictions(model, batch, by_generator=True)
         *_, replaced_bt = self._replace(model, batch, _dropout(model, None, 0))
-        return scored | {"logits": detected(model, batch, replaced_bt, _dropout(model, None, 0)), "replaced": replaced_bt != batch["ids"]}
+        return scored | {
+            "logits": detected(model, batch, replaced_bt, _dropout(model, None, 0)),
+            "replaced": replaced_bt != batch["ids"],
+        }
 
     def _replace(self, model, batch, dropout):
         """Weights, nats and samples at the chosen positions, [B, N] each, and the ids i32[B, T] with the samples put in."""
@@ -321,10 +369,22 @@ class Replaced(OnChosenPositions):
         labels_bn, num_chosen = batch["labels"], batch["labels"].shape[1]
         seeds = _per_row(batch["row_seeds"], 4, lambda key: jax.random.bits(key, (num_chosen, 2), jnp.uint32))
         flat = lambda x: x.reshape(-1, *x.shape[2:])
-        nats, _, samples = _sample(flat(x_bne), model.embeddings.output_table, flat(labels_bn), flat(seeds), model.vocab_head.bias[...], model.vocab_size)
+        nats, _, samples = _sample(
+            flat(x_bne),
+            model.embeddings.output_table,
+            flat(labels_bn),
+            flat(seeds),
+            model.vocab_head.bias[...],
+            model.vocab_size,
+        )
         samples_bn = jax.lax.stop_gradient(samples).reshape(labels_bn.shape)
         weights_bn = batch["chosen_weights"]
-        return weights_bn, nats.reshape(labels_bn.shape), samples_bn, put_chosen(batch["ids"], batch["chosen"], weights_bn, samples_bn)
+        return (
+            weights_bn,
+            nats.reshape(labels_bn.shape),
+            samples_bn,
+            put_chosen(batch["ids"], batch["chosen"], weights_bn, samples_bn),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -377,7 +437,9 @@ class ClusteredSubstitution(RandomSubstitution):
     def check(self, model: EncoderConfig, sequence_length: int) -> None:
         super().check(model, sequence_length)
         if self.num_clusters < 1 or self.sharpness < 0:
-            raise UserError(f"objective.num_clusters is {self.num_clusters} and sharpness {self.sharpness}; they are at least 1 and 0, e.g. 100 and 2")
+            raise UserError(
+                f"objective.num_clusters is {self.num_clusters} and sharpness {self.sharpness}; they are at least 1 and 0, e.g. 100 and 2"
+            )
 
     @property
     def heads(self) -> Heads:
@@ -401,7 +463,11 @@ class ClusteredSubstitution(RandomSubstitution):
         new_bn, logits_bn = (jnp.take_along_axis(x, batch["chosen"], axis=1) for x in (batch["inputs"], logits_bt))
         wrong_bn = (logits_bn > 0) != (new_bn != labels_bn)
         new_bn = jnp.where(weights_bn > 0, new_bn, 0)
-        confusions = jnp.zeros_like(model.clusters.confusions[...]).at[of_id_v[labels_bn], of_id_v[new_bn]].add(weights_bn * (2.0 * wrong_bn - 1))
+        confusions = (
+            jnp.zeros_like(model.clusters.confusions[...])
+            .at[of_id_v[labels_bn], of_id_v[new_bn]]
+            .add(weights_bn * (2.0 * wrong_bn - 1))
+        )
         return {"confusions": jax.lax.stop_gradient(confusions)}
 
     def learn(self, params: Any, sums: Sums) -> Any:
@@ -414,7 +480,9 @@ Objective = Causal | Masked | Replaced | RandomSubstitution | ClusteredSubstitut
 
 def predicted(model: Encoder, batch: Batch, dropout, *, by_generator: bool = False) -> jax.Array:
     """What is projected onto the vocabulary at the chosen positions, f[B, N, E]."""
-    hidden_btd = model(batch["inputs"], batch["segment_ids"], batch["positions"], batch["types"], dropout, by_generator=by_generator)
+    hidden_btd = model(
+        batch["inputs"], batch["segment_ids"], batch["positions"], batch["types"], dropout, by_generator=by_generator
+    )
     return model.vocab_head(jnp.take_along_axis(hidden_btd, batch["chosen"][..., None], axis=1))
 
 
@@ -427,7 +495,9 @@ def _dropout(model: Encoder, batch: Batch | None, place: int):
     """Dropout of one pass through a model; none where there is no batch to train on."""
     if batch is None or not model.config.dropout:
         return row_dropout(jnp.zeros(1, jnp.uint32), 0.0)
-    return row_dropout(_per_row(batch["row_seeds"], place, lambda key: jax.random.bits(key, (), jnp.uint32)), model.config.dropout)
+    return row_dropout(
+        _per_row(batch["row_seeds"], place, lambda key: jax.random.bits(key, (), jnp.uint32)), model.config.dropout
+    )
 
 
 def _masked_or_random(labels_bn, row_seeds_b, vocab_size, masked_share, random_share):
@@ -444,15 +514,25 @@ def _detection(logits_bt, ids_bt, batch, chosen_only):
     weights_bt = (batch["segment_ids"] > 0).astype(jnp.float32)
     scale = 1.0
     if chosen_only:
-        weights_bt = put_chosen(jnp.zeros_like(weights_bt), batch["chosen"], batch["chosen_weights"], jnp.ones_like(batch["chosen_weights"]))
+        weights_bt = put_chosen(
+            jnp.zeros_like(weights_bt), batch["chosen"], batch["chosen_weights"], jnp.ones_like(batch["chosen_weights"])
+        )
         scale = batch["chosen_scale"][0]
     nats = jnp.sum(weights_bt * optax.sigmoid_binary_cross_entropy(logits_bt, replaced_bt))
-    return scale * nats, {"detection_nats": nats, "num_detected": jnp.sum(weights_bt), "num_replaced": jnp.sum(weights_bt * replaced_bt)}
+    return scale * nats, {
+        "detection_nats": nats,
+        "num_detected": jnp.sum(weights_bt),
+        "num_replaced": jnp.sum(weights_bt * replaced_bt),
+    }
 
 
 def _detection_figures(sums: dict[str, float]) -> dict[str, float | None]:
     share = _ratio(sums["num_replaced"], sums["num_detected"])
-    return {"detection_nats": _ratio(sums["detection_nats"], sums["num_detected"]), "always_real_nats": binary_entropy(share), "replaced_share": share}
+    return {
+        "detection_nats": _ratio(sums["detection_nats"], sums["num_detected"]),
+        "always_real_nats": binary_entropy(share),
+        "replaced_share": share,
+    }
 
 
 def _score_predictions(model, batch, by_generator=False):
@@ -461,7 +541,9 @@ def _score_predictions(model, batch, by_generator=False):
 
     def score_row(row):
         x_ne, labels_n = row
-        logits_nv = jnp.einsum("ne,ve->nv", x_ne, table_ve.astype(x_ne.dtype), preferred_element_type=jnp.float32) + bias_v
+        logits_nv = (
+            jnp.einsum("ne,ve->nv", x_ne, table_ve.astype(x_ne.dtype), preferred_element_type=jnp.float32) + bias_v
+        )
         logits_nv = logits_nv[:, : model.vocab_size]
         label_logits_n = jnp.take_along_axis(logits_nv, labels_n[:, None], axis=1)[:, 0]
         return jax.nn.logsumexp(logits_nv, axis=-1) - label_logits_n, jnp.argmax(logits_nv, axis=-1) == labels_n
@@ -473,12 +555,19 @@ def _score_predictions(model, batch, by_generator=False):
 def _sample(x_ne, table_ve, labels_n, seeds_n2, bias_v, vocab_size):
     """`sample_replacements`, under `shard_map` where its kernel is one that XLA cannot split: on a mesh of several TPUs."""
     placement = current_placement()
-    operation = functools.partial(sample_replacements, vocab_size=vocab_size, implementation=placement.kernels if placement else "auto")
+    operation = functools.partial(
+        sample_replacements, vocab_size=vocab_size, implementation=placement.kernels if placement else "auto"
+    )
     if placement is None or placement.mesh.size == 1 or placement.mesh.devices.flat[0].platform != "tpu":
         return operation(x_ne, table_ve, labels_n, seeds_n2, bias_v)
     rows, everywhere = placement.spec("batch"), jax.sharding.PartitionSpec()
-    return jax.shard_map(operation, mesh=placement.mesh, in_specs=(rows, everywhere, rows, rows, everywhere), out_specs=rows, check_vma=False)(
-        x_ne, table_ve, labels_n, seeds_n2, bias_v)
+    return jax.shard_map(
+        operation,
+        mesh=placement.mesh,
+        in_specs=(rows, everywhere, rows, rows, everywhere),
+        out_specs=rows,
+        check_vma=False,
+    )(x_ne, table_ve, labels_n, seeds_n2, bias_v)
 
 
 def _num_positions(batch: Batch) -> jax.Array:
@@ -487,8 +576,10 @@ def _num_positions(batch: Batch) -> jax.Array:
 
 def _check_shares(masked_share: float, random_share: float) -> None:
     if not (0 <= masked_share and 0 <= random_share and masked_share + random_share <= 1):
-        raise UserError(f"objective.masked_share {masked_share} and random_share {random_share} are shares of the chosen positions; "
-                        "they must be at least 0 and at most 1 together")
+        raise UserError(
+            f"objective.masked_share {masked_share} and random_share {random_share} are shares of the chosen positions; "
+            "they must be at least 0 and at most 1 together"
+        )
 
 
 def _ratio(total: float, count: float) -> float | None:

@@ -21,7 +21,9 @@ from train.step import make_train_step
 _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
 
-def compile_step(recipe: Recipe, vocab_size: int, devices: Sequence[jax.Device], hlo_file: str | None = None) -> dict[str, Any]:
+def compile_step(
+    recipe: Recipe, vocab_size: int, devices: Sequence[jax.Device], hlo_file: str | None = None
+) -> dict[str, Any]:
     """Compiles the step of a recipe over a representation of so many ids for devices, which need not exist. Nothing is allocated.
 
     Returns:
@@ -36,17 +38,34 @@ def compile_step(recipe: Recipe, vocab_size: int, devices: Sequence[jax.Device],
     mesh = make_mesh(recipe.mesh, devices)
     check_batch(mesh, recipe.data.batch_rows, recipe.data.sequence_length, recipe.data.num_microbatches)
     program = lay_out(recipe, vocab_size, mesh)
-    flops_per_step = model_flops_per_token(recipe, vocab_size)["total"] * recipe.data.batch_rows * recipe.data.sequence_length
-    step = make_train_step(program, recipe.objective, recipe.optimizer, mesh, meter=make_meter(recipe.budget, flops_per_step),
-                           num_microbatches=recipe.data.num_microbatches, kernels=recipe.kernels)
-    state = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings)
+    flops_per_step = (
+        model_flops_per_token(recipe, vocab_size)["total"] * recipe.data.batch_rows * recipe.data.sequence_length
+    )
+    step = make_train_step(
+        program,
+        recipe.objective,
+        recipe.optimizer,
+        mesh,
+        meter=make_meter(recipe.budget, flops_per_step),
+        num_microbatches=recipe.data.num_microbatches,
+        kernels=recipe.kernels,
+    )
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), program.shapes, program.shardings
+    )
     batch = abstract_batch(recipe, mesh)
     slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
     answer = {
         "mesh": dict(mesh.shape),
-        "slices_of_replicas": [sorted(set(replica)) for replica in np.reshape(slices, (mesh.shape["replica"], -1)).tolist()],
-        "bytes": {"parameters": bytes_per_device(state.params), "optimizer": bytes_per_device(state.opt_state),
-                  "state": bytes_per_device(state), "batch": bytes_per_device(batch)},
+        "slices_of_replicas": [
+            sorted(set(replica)) for replica in np.reshape(slices, (mesh.shape["replica"], -1)).tolist()
+        ],
+        "bytes": {
+            "parameters": bytes_per_device(state.params),
+            "optimizer": bytes_per_device(state.opt_state),
+            "state": bytes_per_device(state),
+            "batch": bytes_per_device(batch),
+        },
     }
     started = time.perf_counter()
     # The mesh is set because kernels ask it which chip they are compiled for.
@@ -57,14 +76,21 @@ def compile_step(recipe: Recipe, vocab_size: int, devices: Sequence[jax.Device],
         except jax.errors.JaxRuntimeError as error:
             if (complaint := out_of_memory(str(error))) is None:
                 raise
-            return answer | {"out_of_memory": complaint, "compile_seconds": time.perf_counter() - started, "warnings": _messages(caught)}
+            return answer | {
+                "out_of_memory": complaint,
+                "compile_seconds": time.perf_counter() - started,
+                "warnings": _messages(caught),
+            }
     seconds, memory, hlo = time.perf_counter() - started, compiled.memory_analysis(), compiled.as_text()
     if hlo_file:
         pathlib.Path(hlo_file).write_text(hlo)
     return answer | {
         "compile_seconds": seconds,
         "warnings": _messages(caught),
-        "memory": {name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp", "generated_code")}
+        "memory": {
+            name: getattr(memory, f"{name}_size_in_bytes")
+            for name in ("argument", "output", "alias", "temp", "generated_code")
+        }
         | {"peak": memory.peak_memory_in_bytes},
         "program": summarize(hlo, slices, recipe.model.causal),
     }
@@ -81,10 +107,14 @@ def out_of_memory(message: str) -> dict[str, Any] | None:
     Sometimes it counts only temporaries: `needed` is then without the arguments.
     """
     size = r"(\d+(?:\.\d+)?)([KMGTP]?)"
-    found = re.search(rf"\({size}\) exceeds available HBM \({size}\)", message) or re.search(rf"Used {size} of {size} hbm", message)
+    found = re.search(rf"\({size}\) exceeds available HBM \({size}\)", message) or re.search(
+        rf"Used {size} of {size} hbm", message
+    )
     if not found:
         return None
-    needed, available = (round(float(number) * _SIZES[unit]) for number, unit in (found.groups()[:2], found.groups()[2:]))
+    needed, available = (
+        round(float(number) * _SIZES[unit]) for number, unit in (found.groups()[:2], found.groups()[2:])
+    )
     return {"needed": needed, "available": available, "temporaries_only": "HLO temporaries" in message}
 
 

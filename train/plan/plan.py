@@ -47,12 +47,20 @@ class Ids:
 
 
 # Representations that need not be fitted yet; what they hold per id depends on the text.
-ASSUMED = {ids.name: ids for ids in (
-    Ids("byte", 257, 1.0, "256 bytes and the end of a document"),
-    Ids("subword", 65_536, 4.5, "assumed for English; a unigram of 32k holds 4.28 (Lester et al. 2024, arXiv 2404.03626)"),
-    Ids("subword_200k", 200_000, 4.9, "assumed for English"),
-    Ids("equal_info", 65_537, 5.31, "windows of 16 bits (Lester et al. 2024, arXiv 2404.03626)"),
-)}
+ASSUMED = {
+    ids.name: ids
+    for ids in (
+        Ids("byte", 257, 1.0, "256 bytes and the end of a document"),
+        Ids(
+            "subword",
+            65_536,
+            4.5,
+            "assumed for English; a unigram of 32k holds 4.28 (Lester et al. 2024, arXiv 2404.03626)",
+        ),
+        Ids("subword_200k", 200_000, 4.9, "assumed for English"),
+        Ids("equal_info", 65_537, 5.31, "windows of 16 bits (Lester et al. 2024, arXiv 2404.03626)"),
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +75,9 @@ class Pod:
         known = [f"{name}:{common}" for name, chip in CHIPS.items() for common in chip.topologies]
         rank = CHIPS[generation].topologies[0].count("x") + 1 if generation in CHIPS else 0
         if not re.fullmatch("x".join([r"[1-9]\d*"] * rank), sizes) or not rank:
-            raise UserError(f"no topology {self.topology!r}{nearest(self.topology, known)}; there are {', '.join(known)}")
+            raise UserError(
+                f"no topology {self.topology!r}{nearest(self.topology, known)}; there are {', '.join(known)}"
+            )
         if self.num_slices < 1:
             raise UserError(f"--slices is {self.num_slices}; it must be at least 1")
 
@@ -106,11 +116,19 @@ def find_ids(recipe: Recipe, vocab_size: int | None = None, bytes_per_id: float 
         ids = Ids(name, manifest["vocab_size"], bytes_known or (like.bytes_per_id if like else 0.0), source)
     ids = ids or ASSUMED.get(name)
     if ids is None and (vocab_size is None or bytes_per_id is None):
-        raise UserError(f"no artifact {name!r} is here; plan with --representation and one of {', '.join(ASSUMED)}, or with --vocab-size and --bytes-per-id")
-    given = {field: value for field, value in (("vocab_size", vocab_size), ("bytes_per_id", bytes_per_id)) if value is not None}
+        raise UserError(
+            f"no artifact {name!r} is here; plan with --representation and one of {', '.join(ASSUMED)}, or with --vocab-size and --bytes-per-id"
+        )
+    given = {
+        field: value
+        for field, value in (("vocab_size", vocab_size), ("bytes_per_id", bytes_per_id))
+        if value is not None
+    }
     ids = dataclasses.replace(ids or Ids(name, 0, 0.0, ""), **given, **({"source": "given"} if given else {}))
     if ids.vocab_size < 2 or not ids.bytes_per_id > 0:
-        raise UserError(f"{ids.vocab_size:,} ids of {ids.bytes_per_id:g} bytes: give --vocab-size of at least 2 and --bytes-per-id above 0")
+        raise UserError(
+            f"{ids.vocab_size:,} ids of {ids.bytes_per_id:g} bytes: give --vocab-size of at least 2 and --bytes-per-id above 0"
+        )
     return ids
 
 
@@ -136,11 +154,24 @@ def make_plan(recipe: Recipe, pod: Pod, ids: Ids, hlo_file: str | None = None) -
 def compile_ahead(recipe: Recipe, vocab_size: int, pod: Pod, hlo_file: str | None = None) -> dict[str, Any]:
     """The answer of `train.plan.tpu_compile.compile_for_tpu`, from a process of its own. Raises UserError."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("libtpu, which compiles for TPUs, is not installed; pip install 'tokenizer-lab[tpu]' (needs no TPU)")
-    request = {"recipe": to_json(recipe), "vocab_size": vocab_size, "topology": pod.topology, "num_slices": pod.num_slices, "hlo_file": hlo_file}
+        raise UserError(
+            "libtpu, which compiles for TPUs, is not installed; pip install 'tokenizer-lab[tpu]' (needs no TPU)"
+        )
+    request = {
+        "recipe": to_json(recipe),
+        "vocab_size": vocab_size,
+        "topology": pod.topology,
+        "num_slices": pod.num_slices,
+        "hlo_file": hlo_file,
+    }
     root = str(pathlib.Path(__file__).resolve().parents[2])
-    done = subprocess.run([sys.executable, "-m", "train.plan.tpu_compile"], input=json.dumps(request), capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])})
+    done = subprocess.run(
+        [sys.executable, "-m", "train.plan.tpu_compile"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
+    )
     if done.returncode:
         raise UserError(cause_of_death(done.returncode, done.stderr, f"{recipe.name} for {pod}"))
     answer = json.loads(done.stdout.splitlines()[-1])
@@ -163,16 +194,29 @@ def summarize_plan(recipe: Recipe, pod: Pod, ids: Ids, compiled: dict[str, Any])
     data = recipe.data
     positions = data.batch_rows * data.sequence_length
     plan = {
-        "recipe": recipe.name, "pod": str(pod), "num_chips": pod.num_chips, "mesh": compiled["mesh"], "remat": recipe.model.remat,
-        "batch_rows": data.batch_rows, "sequence_length": data.sequence_length, "num_microbatches": data.num_microbatches,
-        "representation": dataclasses.asdict(ids), "num_parameters": recipe.objective.count_parameters(recipe.model, ids.vocab_size)["total"],
-        "positions_per_step": positions, "text_bytes_per_step": positions * ids.bytes_per_id,
-        "memory": memory(compiled, pod.chip), "compile_seconds": round(compiled["compile_seconds"], 1), "warnings": compiled["warnings"],
+        "recipe": recipe.name,
+        "pod": str(pod),
+        "num_chips": pod.num_chips,
+        "mesh": compiled["mesh"],
+        "remat": recipe.model.remat,
+        "batch_rows": data.batch_rows,
+        "sequence_length": data.sequence_length,
+        "num_microbatches": data.num_microbatches,
+        "representation": dataclasses.asdict(ids),
+        "num_parameters": recipe.objective.count_parameters(recipe.model, ids.vocab_size)["total"],
+        "positions_per_step": positions,
+        "text_bytes_per_step": positions * ids.bytes_per_id,
+        "memory": memory(compiled, pod.chip),
+        "compile_seconds": round(compiled["compile_seconds"], 1),
+        "warnings": compiled["warnings"],
     }
     if "program" in compiled:
         flops = count_flops(recipe, ids.vocab_size, pod.num_devices, compiled["program"])
-        plan |= {"flops": flops, "collectives": compiled["program"]["collectives"],
-                 "estimate": estimate(flops, compiled["program"], pod.chip, plan["text_bytes_per_step"])}
+        plan |= {
+            "flops": flops,
+            "collectives": compiled["program"]["collectives"],
+            "estimate": estimate(flops, compiled["program"], pod.chip, plan["text_bytes_per_step"]),
+        }
     if not plan["memory"]["fits"]:
         plan["remedies"] = remedies(recipe, plan)
     return plan
@@ -185,14 +229,30 @@ def memory(compiled: dict[str, Any], chip: Chip) -> dict[str, Any]:
     if used:
         available = chip.hbm_bytes
         total = used["argument"] + used["output"] - used["alias"] + used["temp"] + used["generated_code"]
-        rest = {"batch_and_padding": used["argument"] + used["output"] - used["alias"] - kinds["parameters"] - kinds["optimizer"],
-                "program": used["generated_code"]}
+        rest = {
+            "batch_and_padding": used["argument"]
+            + used["output"]
+            - used["alias"]
+            - kinds["parameters"]
+            - kinds["optimizer"],
+            "program": used["generated_code"],
+        }
     else:
         complaint, arguments = compiled["out_of_memory"], parts["state"] + parts["batch"]
-        total, available = complaint["needed"] + (arguments if complaint["temporaries_only"] else 0), complaint["available"]
+        total, available = (
+            complaint["needed"] + (arguments if complaint["temporaries_only"] else 0),
+            complaint["available"],
+        )
         rest = {"batch_and_padding": arguments - kinds["parameters"] - kinds["optimizer"], "program": 0}
     kinds["activations"] = max(0, total - sum(kinds.values()) - sum(rest.values()))
-    return {**kinds, **rest, "total": total, "available": available, "spare": available - total, "fits": used is not None and total <= available}
+    return {
+        **kinds,
+        **rest,
+        "total": total,
+        "available": available,
+        "spare": available - total,
+        "fits": used is not None and total <= available,
+    }
 
 
 def count_flops(recipe: Recipe, vocab_size: int, num_devices: int, program: dict[str, Any]) -> dict[str, Any]:
@@ -203,22 +263,41 @@ def count_flops(recipe: Recipe, vocab_size: int, num_devices: int, program: dict
     padding = of_model.get("softmax", 0.0) * (padded / vocab_size - 1) * positions
     model = of_model["total"] * positions
     more = program["flops"] - model
-    return {"model": model, "program": program["flops"], "waste": more / model, "vocab_padding": padding / model,
-            "computed_again": (more - padding) / model, "uncounted_kernels": program["uncounted_kernels"]}
+    return {
+        "model": model,
+        "program": program["flops"],
+        "waste": more / model,
+        "vocab_padding": padding / model,
+        "computed_again": (more - padding) / model,
+        "uncounted_kernels": program["uncounted_kernels"],
+    }
 
 
-def estimate(flops: dict[str, Any], program: dict[str, Any], chip: Chip, text_bytes_per_step: float) -> dict[str, float]:
+def estimate(
+    flops: dict[str, Any], program: dict[str, Any], chip: Chip, text_bytes_per_step: float
+) -> dict[str, float]:
     """Seconds of a step and MFU by a roofline (`ASSUMPTIONS`)."""
-    sent = {network: sum(c["bytes"] for c in program["collectives"] if c["network"] == network) for network in ("ici", "dcn")}
+    sent = {
+        network: sum(c["bytes"] for c in program["collectives"] if c["network"] == network)
+        for network in ("ici", "dcn")
+    }
     seconds = {
-        "compute": flops["program"] / chip.peak_flops_per_second, "hbm": program["hbm_bytes"] / chip.hbm_bytes_per_second,
-        "ici": sent["ici"] / chip.ici_bytes_per_second, "dcn": sent["dcn"] / chip.dcn_bytes_per_second,
+        "compute": flops["program"] / chip.peak_flops_per_second,
+        "hbm": program["hbm_bytes"] / chip.hbm_bytes_per_second,
+        "ici": sent["ici"] / chip.ici_bytes_per_second,
+        "dcn": sent["dcn"] / chip.dcn_bytes_per_second,
     }
     hidden, exposed = max(seconds.values()), sum(seconds.values())
     mfu = lambda step: flops["model"] / (chip.peak_flops_per_second * step)
-    return {**{f"{name}_seconds": value for name, value in seconds.items()}, "hidden_step_seconds": hidden, "exposed_step_seconds": exposed,
-            "hidden_mfu": mfu(hidden), "exposed_mfu": mfu(exposed),
-            "hidden_text_bytes_per_second": text_bytes_per_step / hidden, "exposed_text_bytes_per_second": text_bytes_per_step / exposed}
+    return {
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "hidden_step_seconds": hidden,
+        "exposed_step_seconds": exposed,
+        "hidden_mfu": mfu(hidden),
+        "exposed_mfu": mfu(exposed),
+        "hidden_text_bytes_per_second": text_bytes_per_step / hidden,
+        "exposed_text_bytes_per_second": text_bytes_per_step / exposed,
+    }
 
 
 def remedies(recipe: Recipe, plan: dict[str, Any]) -> list[str]:
@@ -227,22 +306,37 @@ def remedies(recipe: Recipe, plan: dict[str, Any]) -> list[str]:
     state = used["total"] - used["activations"]
     if state > used["available"]:
         shards = math.ceil(mesh["fsdp"] * mesh["tensor"] * state / used["available"])
-        return [f"parameters, optimizer and gradients alone take {gib(state)}: more fsdp or tensor shards, at least {shards} chips a replica"]
+        return [
+            f"parameters, optimizer and gradients alone take {gib(state)}: more fsdp or tensor shards, at least {shards} chips a replica"
+        ]
     share = 0.9 * (used["available"] - state) / used["activations"]  # of the positions at a time, with a tenth to spare
     found = [] if recipe.model.remat == "full" else ["--model.remat full"]
     rows, now = data.batch_rows // (mesh["replica"] * mesh["fsdp"]), data.num_microbatches
     if parts := next((parts for parts in range(now, rows + 1) if rows % parts == 0 and now / parts <= share), None):
-        return [*found, f"--data.num-microbatches {parts} (rows of a chip at a time: {rows // parts}, now {rows // now})"]
+        return [
+            *found,
+            f"--data.num-microbatches {parts} (rows of a chip at a time: {rows // parts}, now {rows // now})",
+        ]
     shards = 2 ** math.ceil(math.log2(now / (rows * share)))
-    return [*found, f"--mesh.sequence {mesh['sequence'] * shards} --data.num-microbatches {rows * shards} (one row at a time, over {shards} chips)"]
+    return [
+        *found,
+        f"--mesh.sequence {mesh['sequence'] * shards} --data.num-microbatches {rows * shards} (one row at a time, over {shards} chips)",
+    ]
 
 
 def compared(recipe: Recipe, ids: Ids) -> Iterator[tuple[Recipe, Ids]]:
     """The recipe over each assumed representation, with rows that hold about as much text as its own."""
     for other in ASSUMED.values():
         multiple = _LENGTH_MULTIPLE * recipe.mesh.sequence
-        length = max(1, round(recipe.data.sequence_length * ids.bytes_per_id / other.bytes_per_id / multiple)) * multiple
-        yield dataclasses.replace(recipe, representation=other.name, data=dataclasses.replace(recipe.data, sequence_length=length)), other
+        length = (
+            max(1, round(recipe.data.sequence_length * ids.bytes_per_id / other.bytes_per_id / multiple)) * multiple
+        )
+        yield (
+            dataclasses.replace(
+                recipe, representation=other.name, data=dataclasses.replace(recipe.data, sequence_length=length)
+            ),
+            other,
+        )
 
 
 def compare_by_arithmetic(recipe: Recipe, ids: Ids) -> list[dict[str, Any]]:
@@ -251,9 +345,17 @@ def compare_by_arithmetic(recipe: Recipe, ids: Ids) -> list[dict[str, Any]]:
     for other_recipe, other in compared(recipe, ids):
         flops = model_flops_per_token(other_recipe, other.vocab_size)
         parameters = recipe.objective.count_parameters(recipe.model, other.vocab_size)["total"]
-        rows.append({"representation": other.name, "vocab_size": other.vocab_size, "bytes_per_id": other.bytes_per_id, "num_parameters": parameters,
-                     "sequence_length": other_recipe.data.sequence_length, "softmax_share": flops.get("softmax", 0.0) / flops["total"],
-                     "flops_per_byte": flops["total"] / other.bytes_per_id})
+        rows.append(
+            {
+                "representation": other.name,
+                "vocab_size": other.vocab_size,
+                "bytes_per_id": other.bytes_per_id,
+                "num_parameters": parameters,
+                "sequence_length": other_recipe.data.sequence_length,
+                "softmax_share": flops.get("softmax", 0.0) / flops["total"],
+                "flops_per_byte": flops["total"] / other.bytes_per_id,
+            }
+        )
     return rows
 
 
@@ -278,8 +380,10 @@ def search(recipe: Recipe, pod: Pod, ids: Ids, update: Callable[[int, int], None
     every = list(candidates(recipe, pod))
     possible = [candidate for candidate in every if least_bytes(candidate, ids.vocab_size, pod) <= pod.chip.hbm_bytes]
     if not possible:
-        raise UserError(f"none of {len(every)} ways to lay {recipe.name} out over {pod} can fit: parameters, optimizer, gradients and the layers' inputs "
-                        f"take more than the {gib(pod.chip.hbm_bytes)} of a chip; use more chips, shorter rows or a smaller model")
+        raise UserError(
+            f"none of {len(every)} ways to lay {recipe.name} out over {pod} can fit: parameters, optimizer, gradients and the layers' inputs "
+            f"take more than the {gib(pod.chip.hbm_bytes)} of a chip; use more chips, shorter rows or a smaller model"
+        )
     plans, failures, too_large, num_compiled = [], [], [], 0
     for done, candidate in enumerate(possible):
         update(done, len(possible))
@@ -309,25 +413,38 @@ def candidates(recipe: Recipe, pod: Pod) -> Iterator[Recipe]:
         shards = pod.num_devices // tensor
         if recipe.data.batch_rows % shards or model.embed_dim % (within // tensor):
             continue
-        mesh = dataclasses.replace(recipe.mesh, replica=pod.num_slices, fsdp=within // tensor, tensor=tensor, sequence=1)
+        mesh = dataclasses.replace(
+            recipe.mesh, replica=pod.num_slices, fsdp=within // tensor, tensor=tensor, sequence=1
+        )
         for parts, remat in itertools.product((8, 4, 2, 1), _REMAT):
             if recipe.data.batch_rows // shards % parts == 0:
-                yield dataclasses.replace(recipe, mesh=mesh, model=dataclasses.replace(model, remat=remat),
-                                          data=dataclasses.replace(recipe.data, num_microbatches=parts))
+                yield dataclasses.replace(
+                    recipe,
+                    mesh=mesh,
+                    model=dataclasses.replace(model, remat=remat),
+                    data=dataclasses.replace(recipe.data, num_microbatches=parts),
+                )
 
 
 def _needs_more(candidate: Recipe, other: Recipe) -> bool:
     """Whether a candidate needs at least the memory of another, for certain."""
-    return (candidate.mesh == other.mesh and candidate.data.num_microbatches <= other.data.num_microbatches
-            and _REMAT.index(candidate.model.remat) >= _REMAT.index(other.model.remat))
+    return (
+        candidate.mesh == other.mesh
+        and candidate.data.num_microbatches <= other.data.num_microbatches
+        and _REMAT.index(candidate.model.remat) >= _REMAT.index(other.model.remat)
+    )
 
 
 def least_bytes(recipe: Recipe, vocab_size: int, pod: Pod) -> float:
     """Bytes of a chip that a layout takes at the very least: state, gradients, and what the layers keep for the backward pass."""
     model, mesh, data = recipe.model, recipe.mesh, recipe.data
     moments = 2 if recipe.optimizer.kind == "adamw" else 1
-    state = 4 * (2 + moments) * recipe.objective.count_parameters(model, vocab_size)["total"] / (mesh.fsdp * mesh.tensor)
-    positions = data.batch_rows * data.sequence_length / (mesh.replica * mesh.fsdp * mesh.sequence * data.num_microbatches)
+    state = (
+        4 * (2 + moments) * recipe.objective.count_parameters(model, vocab_size)["total"] / (mesh.fsdp * mesh.tensor)
+    )
+    positions = (
+        data.batch_rows * data.sequence_length / (mesh.replica * mesh.fsdp * mesh.sequence * data.num_microbatches)
+    )
     width = model.embed_dim + (0 if model.remat == "full" else 2 * model.mlp_dim / mesh.tensor)
     return state + model.num_layers * positions * width * (2 if model.compute_dtype == "bfloat16" else 4)
 

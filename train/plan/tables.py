@@ -8,16 +8,24 @@ import rich.table
 
 from train.plan.plan import ASSUMPTIONS, Searched, gib
 
-_KINDS = (("parameters", "parameters"), ("optimizer", "optimizer"), ("gradients", "gradients"), ("activations", "activations, temporaries"),
-          ("batch_and_padding", "batch, padding"), ("program", "program"))
+_KINDS = (
+    ("parameters", "parameters"),
+    ("optimizer", "optimizer"),
+    ("gradients", "gradients"),
+    ("activations", "activations, temporaries"),
+    ("batch_and_padding", "batch, padding"),
+    ("program", "program"),
+)
 
 
 def plan_lines(plan: dict[str, Any]) -> Iterator[Any]:
     """A plan, a section after the other."""
     ids, mesh = plan["representation"], " ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     yield f"[bold]{plan['recipe']} on {plan['pod']}[/bold]: {plan['num_chips']:,} chips, mesh {mesh}, remat {plan['remat']}"
-    yield (f"{ids['name']}: {ids['vocab_size']:,} ids of {ids['bytes_per_id']:g} bytes ({ids['source']}); {plan['num_parameters']:,} parameters; "
-           f"a step of {plan['batch_rows']:,} x {plan['sequence_length']:,} positions, {plan['text_bytes_per_step'] / 1e6:,.1f} MB of text")
+    yield (
+        f"{ids['name']}: {ids['vocab_size']:,} ids of {ids['bytes_per_id']:g} bytes ({ids['source']}); {plan['num_parameters']:,} parameters; "
+        f"a step of {plan['batch_rows']:,} x {plan['sequence_length']:,} positions, {plan['text_bytes_per_step'] / 1e6:,.1f} MB of text"
+    )
     for warning in plan["warnings"]:
         yield f"[yellow]{warning}[/yellow]"
     yield memory_table(plan["memory"])
@@ -33,7 +41,9 @@ def verdict(plan: dict[str, Any]) -> str:
     memory = plan["memory"]
     if memory["fits"]:
         return f"[green]fits[/green], {gib(memory['spare'])} to spare"
-    return f"[red]does not fit[/red], {gib(-memory['spare'])} too much; would fit with " + "; or ".join(plan["remedies"])
+    return f"[red]does not fit[/red], {gib(-memory['spare'])} too much; would fit with " + "; or ".join(
+        plan["remedies"]
+    )
 
 
 def memory_table(memory: dict[str, Any]) -> rich.table.Table:
@@ -47,8 +57,10 @@ def memory_table(memory: dict[str, Any]) -> rich.table.Table:
 
 def flops_line(flops: dict[str, Any]) -> str:
     uncounted = f"; not known of kernels {', '.join(flops['uncounted_kernels'])}" if flops["uncounted_kernels"] else ""
-    return (f"FLOPs of a chip's step: {flops['program']:.3g} in the program, {flops['model']:.3g} of the model: {flops['waste']:.1%} more, of which "
-            f"{flops['vocab_padding']:.1%} pad the vocabulary and {flops['computed_again']:.1%} are computed again (remat) or twice{uncounted}")
+    return (
+        f"FLOPs of a chip's step: {flops['program']:.3g} in the program, {flops['model']:.3g} of the model: {flops['waste']:.1%} more, of which "
+        f"{flops['vocab_padding']:.1%} pad the vocabulary and {flops['computed_again']:.1%} are computed again (remat) or twice{uncounted}"
+    )
 
 
 def collectives_table(collectives: list[dict[str, Any]]) -> rich.table.Table:
@@ -61,9 +73,13 @@ def collectives_table(collectives: list[dict[str, Any]]) -> rich.table.Table:
 
 
 def estimate_lines(estimate: dict[str, float]) -> Iterator[str]:
-    parts = ", ".join(f"{name} {estimate[f'{name.lower()}_seconds']:.3g} s" for name in ("compute", "HBM", "ICI", "DCN"))
-    yield (f"estimate: {estimate['hidden_step_seconds']:.3g} to {estimate['exposed_step_seconds']:.3g} s a step ({parts}), "
-           f"MFU {estimate['exposed_mfu']:.0%} to {estimate['hidden_mfu']:.0%}")
+    parts = ", ".join(
+        f"{name} {estimate[f'{name.lower()}_seconds']:.3g} s" for name in ("compute", "HBM", "ICI", "DCN")
+    )
+    yield (
+        f"estimate: {estimate['hidden_step_seconds']:.3g} to {estimate['exposed_step_seconds']:.3g} s a step ({parts}), "
+        f"MFU {estimate['exposed_mfu']:.0%} to {estimate['hidden_mfu']:.0%}"
+    )
     yield from (f"  - {assumption}" for assumption in ASSUMPTIONS)
 
 
@@ -71,25 +87,50 @@ def arithmetic_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     """What each representation would change, by arithmetic: positions of a row, and the softmax's share of the FLOPs."""
     table = _table("same text", "ids", "bytes/id", "positions", "params", "softmax", "FLOPs/byte")
     for row in rows:
-        table.add_row(row["representation"], f"{row['vocab_size']:,}", f"{row['bytes_per_id']:g}", f"{row['sequence_length']:,}",
-                      f"{row['num_parameters'] / 1e6:,.0f} M", f"{row['softmax_share']:.1%}", f"{row['flops_per_byte']:.3g}")
+        table.add_row(
+            row["representation"],
+            f"{row['vocab_size']:,}",
+            f"{row['bytes_per_id']:g}",
+            f"{row['sequence_length']:,}",
+            f"{row['num_parameters'] / 1e6:,.0f} M",
+            f"{row['softmax_share']:.1%}",
+            f"{row['flops_per_byte']:.3g}",
+        )
     return table
 
 
 def compared_table(plans: list[dict[str, Any]]) -> rich.table.Table:
     """The compiled steps of each representation."""
-    return _table_of_plans("compiled over", [(plan["representation"]["name"], plan) for plan in plans], "positions", "HBM, GiB", "", "s a step", "MB text/s")
+    return _table_of_plans(
+        "compiled over",
+        [(plan["representation"]["name"], plan) for plan in plans],
+        "positions",
+        "HBM, GiB",
+        "",
+        "s a step",
+        "MB text/s",
+    )
 
 
 def search_table(found: Searched) -> rich.table.Table:
     """What fits, the fastest first."""
+
     def name(plan: dict[str, Any]) -> str:
         mesh = plan["mesh"]
         rows = plan["batch_rows"] // (mesh["replica"] * mesh["fsdp"] * plan["num_microbatches"])
         return f"{' '.join(f'{axis} {size}' for axis, size in mesh.items() if size > 1)}, {plan['remat']}, {rows}"
 
-    table = _table_of_plans("mesh, remat, rows at a time", [(name(plan), plan) for plan in found.plans], "HBM, GiB", "waste", "s a step", "MFU")
-    table.caption = f"{len(found.plans)} fit of {found.num_compiled} compiled; {found.num_impossible} could not by arithmetic"
+    table = _table_of_plans(
+        "mesh, remat, rows at a time",
+        [(name(plan), plan) for plan in found.plans],
+        "HBM, GiB",
+        "waste",
+        "s a step",
+        "MFU",
+    )
+    table.caption = (
+        f"{len(found.plans)} fit of {found.num_compiled} compiled; {found.num_impossible} could not by arithmetic"
+    )
     table.caption += "".join(f"\n{failure}" for failure in found.failures)
     return table
 
@@ -106,14 +147,22 @@ def _table_of_plans(title: str, plans: list[tuple[str, dict[str, Any]]], *column
 def plan_cells(plan: dict[str, Any]) -> dict[str, str]:
     """A plan as a row, by column; the verdict's has no name."""
     memory = plan["memory"]
-    cells = {"positions": f"{plan['sequence_length']:,}", "HBM, GiB": f"{memory['total'] / 2**30:.2f}",
-             "": "fits" if memory["fits"] else f"{gib(-memory['spare'])} too much"}
+    cells = {
+        "positions": f"{plan['sequence_length']:,}",
+        "HBM, GiB": f"{memory['total'] / 2**30:.2f}",
+        "": "fits" if memory["fits"] else f"{gib(-memory['spare'])} too much",
+    }
     if "flops" not in plan:
         return cells | dict.fromkeys(("waste", "ICI, GB", "DCN, GB", "s a step", "MFU", "MB text/s"), "-")
-    sent = {network: sum(one["bytes"] for one in plan["collectives"] if one["network"] == network) for network in ("ici", "dcn")}
+    sent = {
+        network: sum(one["bytes"] for one in plan["collectives"] if one["network"] == network)
+        for network in ("ici", "dcn")
+    }
     estimate = plan["estimate"]
     return cells | {
-        "waste": f"{plan['flops']['waste']:.1%}", "ICI, GB": f"{sent['ici'] / 1e9:.2f}", "DCN, GB": f"{sent['dcn'] / 1e9:.2f}",
+        "waste": f"{plan['flops']['waste']:.1%}",
+        "ICI, GB": f"{sent['ici'] / 1e9:.2f}",
+        "DCN, GB": f"{sent['dcn'] / 1e9:.2f}",
         "s a step": f"{estimate['hidden_step_seconds']:.3g} to {estimate['exposed_step_seconds']:.3g}",
         "MFU": f"{estimate['exposed_mfu']:.0%} to {estimate['hidden_mfu']:.0%}",
         "MB text/s": " to ".join(_megabytes(estimate[f"{how}_text_bytes_per_second"]) for how in ("exposed", "hidden")),

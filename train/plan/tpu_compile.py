@@ -16,7 +16,9 @@ from train.plan.tpu_stand_in import topology_devices  # before JAX
 from train.recipe import Recipe, from_json
 
 
-def compile_for_tpu(recipe: dict, vocab_size: int, topology: str, num_slices: int = 1, hlo_file: str | None = None) -> dict[str, Any]:
+def compile_for_tpu(
+    recipe: dict, vocab_size: int, topology: str, num_slices: int = 1, hlo_file: str | None = None
+) -> dict[str, Any]:
     """`compile_step` of a recipe (`to_json`) for slices of a topology such as "v5e:4x4".
 
     With JAX_OPTIMIZATION_LEVEL=O0 in the environment it takes seconds and tells whether the step compiles; how much memory it takes, and what

@@ -47,8 +47,10 @@ class Group:
         if first.documents_scored and second.documents_scored:
             low, high = _paired_difference(first.documents_scored, second.documents_scored)
             settled = "" if low > 0 else ", so that this text does not settle which of the two is better"
-            return (f"{found} On the same documents {second.label} is behind by {fixed(low, 3)} to {fixed(high, 3)} (95 %, a bootstrap over documents; other "
-                    f"seeds may differ){settled}.")
+            return (
+                f"{found} On the same documents {second.label} is behind by {fixed(low, 3)} to {fixed(high, 3)} (95 %, a bootstrap over documents; other "
+                f"seeds may differ){settled}."
+            )
         high, low = ranked[0]["bits_per_byte_high"], ranked[1]["bits_per_byte_low"]
         if high is None or low is None:
             return found
@@ -153,7 +155,9 @@ def comparing_warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
                 f"`toklab eval {arm.folder}` renews that."
             )
         if seen := (arm.evaluation or {}).get("num_documents_in_training"):
-            warnings.append(f"{fixed(seen)} of the held-out documents of {arm.label} are also among those it was trained on, byte for byte.")
+            warnings.append(
+                f"{fixed(seen)} of the held-out documents of {arm.label} are also among those it was trained on, byte for byte."
+            )
         if arm.curve and not arm.on_its_own_text:
             warnings.append(
                 f"{arm.label} was evaluated on another text than its curve, which is therefore not drawn; `toklab eval "
@@ -182,10 +186,15 @@ def orders(arms: list[Arm]) -> tuple[list[str], list[str]]:
         agreeing = {label: number for label, number in through.items() if number is not None}
         if agreeing:
             least = min(agreeing.values(), key=lambda by_row: sum(by_row.values()))
-            same.append(f"{', '.join([first.label, *agreeing])} have read the same documents in the same order, by the running hashes of their "
-                        f"{len(least):,} rows: {sum(least.values()):,} documents at least, {min(least.values()):,} to {max(least.values()):,} of each row.")
-        other += [f"{label} and {first.label} have not read the same documents in the same order, though seed, rows and text are the same."
-                  for label, number in through.items() if number is None]
+            same.append(
+                f"{', '.join([first.label, *agreeing])} have read the same documents in the same order, by the running hashes of their "
+                f"{len(least):,} rows: {sum(least.values()):,} documents at least, {min(least.values()):,} to {max(least.values()):,} of each row."
+            )
+        other += [
+            f"{label} and {first.label} have not read the same documents in the same order, though seed, rows and text are the same."
+            for label, number in through.items()
+            if number is None
+        ]
     return same, other
 
 

@@ -24,7 +24,13 @@ _HERE = pathlib.Path(__file__).parent
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def render(template_file: pathlib.Path, parts: dict[str, str], *, styles: Sequence[pathlib.Path] = (), scripts: Sequence[pathlib.Path] = ()) -> str:
+def render(
+    template_file: pathlib.Path,
+    parts: dict[str, str],
+    *,
+    styles: Sequence[pathlib.Path] = (),
+    scripts: Sequence[pathlib.Path] = (),
+) -> str:
     """A template, filled, as a page that loads nothing.
 
     Args:

@@ -43,7 +43,14 @@ def write_pages(arms: list[Arm], out: epath.PathLike, opening: Opening | None = 
     """Writes the report on some runs, each file whole or not at all. Raises UserError where `out` cannot be written."""
     out, groups = epath.Path(out), group_arms(arms)
     same, other = orders(arms)
-    report = Report(arms=arms, groups=groups, warnings=comparing_warnings(arms, groups) + other, order=same, index=out / "index.html", opening=opening)
+    report = Report(
+        arms=arms,
+        groups=groups,
+        warnings=comparing_warnings(arms, groups) + other,
+        order=same,
+        index=out / "index.html",
+        opening=opening,
+    )
     files.write_bytes(out / "report.csv", _csv(report).encode())
     files.write_json(out / "report.json", _json(report))
     files.write_bytes(report.index, report_page.render(report).encode())
@@ -100,6 +107,14 @@ def _json(report: Report) -> dict:
         "warnings": report.warnings,
         "order": report.order,
         **({"decision": report.opening.data} if report.opening else {}),
-        "arms": [arm.row | {"domains": arm.domains, "curve": arm.curve, "finetuned": arm.finetuned, "seconds_by_part": arm.summary["goodput"]["seconds_by_part"]}
-                 for arm in report.ranked_arms],
+        "arms": [
+            arm.row
+            | {
+                "domains": arm.domains,
+                "curve": arm.curve,
+                "finetuned": arm.finetuned,
+                "seconds_by_part": arm.summary["goodput"]["seconds_by_part"],
+            }
+            for arm in report.ranked_arms
+        ],
     }

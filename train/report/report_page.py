@@ -39,9 +39,13 @@ def render(report: Report) -> str:
     no_samples = "<p>None. <code>toklab sample RUN --prompt TEXT</code> draws some.</p>"
     parts = {
         "title": _e(report.opening.title if report.opening else f"Bits per byte of {_some(len(report.arms), 'arm')}"),
-        "findings": "" if report.opening else "".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings) + order,
+        "findings": ""
+        if report.opening
+        else "".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings) + order,
         "warnings": _warnings(report.warnings),
-        "opening": f"{report.opening.html}<section><h2>The same documents</h2>{order}</section>" if report.opening else "",
+        "opening": f"{report.opening.html}<section><h2>The same documents</h2>{order}</section>"
+        if report.opening
+        else "",
         "groups": f"<details><summary>Every run by itself</summary>{groups}</details>" if report.opening else groups,
         "samples": "".join(map(_samples, report.arms)) or no_samples,
         "runs": "".join(map(_run, report.arms)),
@@ -92,7 +96,10 @@ _SHOW: dict[str, Callable[[typing.Any], str]] = {
     "outside_step_share": percent,
     "objective": lambda value: value.replace("_", " "),
     "blimp": lambda value: fixed(value, 3),
-    **dict.fromkeys(("detection_nats", "always_real_nats", "auc", "predicted_nats", "predicted_right"), lambda value: fixed(value, 4)),
+    **dict.fromkeys(
+        ("detection_nats", "always_real_nats", "auc", "predicted_nats", "predicted_right"),
+        lambda value: fixed(value, 4),
+    ),
     "step": fixed,
     "bits_per_byte": lambda value: fixed(value, 3),
     "num_documents": fixed,
@@ -152,7 +159,11 @@ _TASK_COLUMNS = {
 def _tasks_table(arms: Sequence[Arm], styles: dict[str, int]) -> str:
     """What encoders are judged by, and what any arm came to when it was fine-tuned."""
     tasks = sorted({task for arm in arms for task in arm.task_scores})
-    columns = [_Column(Arm, number=False), *_TASK_COLUMNS.values(), *(_Column(task, f"{metric}, median over seeds") for task, metric in tasks)]
+    columns = [
+        _Column(Arm, number=False),
+        *_TASK_COLUMNS.values(),
+        *(_Column(task, f"{metric}, median over seeds") for task, metric in tasks),
+    ]
     rows = []
     for arm in arms:
         cells = [_row_head(arm.label, chart.key(styles[arm.label])), *_cells(arm.row, *_TASK_COLUMNS)]
@@ -161,7 +172,9 @@ def _tasks_table(arms: Sequence[Arm], styles: dict[str, int]) -> str:
             spread = "" if score["low"] is None else f"<small>{score['low']:.3f} to {score['high']:.3f}</small>"
             cells.append(_td(score["median"], fixed(score["median"], 3) + spread))
         rows.append(cells)
-    return _table("What encoders detect and predict, and fine-tuned scores. A heading sorts by its column.", columns, rows)
+    return _table(
+        "What encoders detect and predict, and fine-tuned scores. A heading sorts by its column.", columns, rows
+    )
 
 
 def _result(row: dict, whisker_x: Callable[[float], float] | None) -> str:
@@ -254,7 +267,7 @@ def _points(records: list[dict], axis: Axis) -> list[tuple[float, float]]:
 def _thinned(points: list[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:
     """At most `most` points, each the mean of neighbours."""
     size = max(1, math.ceil(len(points) / most))
-    parts = [points[start:start + size] for start in range(0, len(points), size)]
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
@@ -288,7 +301,9 @@ def _run(arm: Arm) -> str:
     corpora = [f"{corpus['path']} ({short(corpus['content_hash'])})" for corpus in summary["corpora"]]
     held_out = [
         f"{fixed(evaluation['num_documents'])} documents, {si(evaluation['num_bytes'], 'B')} "
-        f"({short(evaluation['corpus_content_hash'])})" for evaluation in arm.evaluations]
+        f"({short(evaluation['corpus_content_hash'])})"
+        for evaluation in arm.evaluations
+    ]
     rate, outside = si(row["tokens_per_second"]), percent(row["outside_step_share"])
     facts = {
         "Folder": arm.folder,

@@ -15,35 +15,87 @@ from train.run.document_hashes import Hashes, read_hashes
 
 # The form of a run's files: `float` is a finite number or null, `...` any other key, a tuple that many items or null.
 _SUMMARY = {
-    "name": str, "state": str, "device": str, "versions": {...: str}, "corpora": [{"path": str, "content_hash": str}],
+    "name": str,
+    "state": str,
+    "device": str,
+    "versions": {...: str},
+    "corpora": [{"path": str, "content_hash": str}],
     "representation": {
-        "kind": str, "vocab_size": float, "fingerprint": str, "bytes_per_token": float,
-        "costs": {...: float}, "statistics": {...: float},
+        "kind": str,
+        "vocab_size": float,
+        "fingerprint": str,
+        "bytes_per_token": float,
+        "costs": {...: float},
+        "statistics": {...: float},
     },
-    "parameters": {"total": float, ...: float}, "flops_per_token": {"total": float, ...: float},
-    "steps": float, "bytes_seen": float, "tokens_seen": float, "flops": float, "seconds": float, "skipped_steps": float,
-    "flops_per_byte": float, "bytes_per_second": float, "tokens_per_second": float, "outside_step_share": float,
-    "goodput": {"seconds": float, "share": float, "starts": float, "seconds_by_part": {...: float}}, "save_memory_growth_bytes": float,
+    "parameters": {"total": float, ...: float},
+    "flops_per_token": {"total": float, ...: float},
+    "steps": float,
+    "bytes_seen": float,
+    "tokens_seen": float,
+    "flops": float,
+    "seconds": float,
+    "skipped_steps": float,
+    "flops_per_byte": float,
+    "bytes_per_second": float,
+    "tokens_per_second": float,
+    "outside_step_share": float,
+    "goodput": {"seconds": float, "share": float, "starts": float, "seconds_by_part": {...: float}},
+    "save_memory_growth_bytes": float,
 }
 _POINT = {"step": float, "bytes_seen": float, "flops": float, "bits_per_byte": float}
 _SCORE = {"bits_per_byte": float, "interval_95": (float, float), "num_bytes": float, "num_documents": float}
 _CURVE_POINT = _POINT | {"num_bytes": float}
 _TEXT = {"bytes_per_id": float, "uniform_bits_per_byte": float, "unigram_bits_per_byte": float}
-_EVALUATION = _POINT | _SCORE | {"corpus_content_hash": str, "by_domain": {...: _SCORE}, "text": _TEXT, "encoder": {...: float},
-                                 "costs": {...: float}, "num_documents_in_training": float}
-_DOCUMENTS = {"step": float, "corpus_content_hash": str, "nats": [float], "num_bytes": [float], "domains": [str], "scripts": [str]}
-_NOISE = {"step": float, "corpus_content_hash": str, "levels": [{"rate": float, "bits_per_byte": float, "accuracy": float}]}
-_FINETUNED = {"task": str, "num_train": float, "num_dev": float, "finetune_flops": float,
-              "metrics": {...: {"median": float, "low": float, "high": float, "values": [float]}}}
+_EVALUATION = (
+    _POINT
+    | _SCORE
+    | {
+        "corpus_content_hash": str,
+        "by_domain": {...: _SCORE},
+        "text": _TEXT,
+        "encoder": {...: float},
+        "costs": {...: float},
+        "num_documents_in_training": float,
+    }
+)
+_DOCUMENTS = {
+    "step": float,
+    "corpus_content_hash": str,
+    "nats": [float],
+    "num_bytes": [float],
+    "domains": [str],
+    "scripts": [str],
+}
+_NOISE = {
+    "step": float,
+    "corpus_content_hash": str,
+    "levels": [{"rate": float, "bits_per_byte": float, "accuracy": float}],
+}
+_FINETUNED = {
+    "task": str,
+    "num_train": float,
+    "num_dev": float,
+    "finetune_flops": float,
+    "metrics": {...: {"median": float, "low": float, "high": float, "values": [float]}},
+}
 _MINIMAL_PAIRS = {"accuracy": float, "num_pairs": float, "score": str}
 _MAY_LACK = {  # what encoders or decoders do not have, or runs of before it was written down
-    "bits_per_byte": None, "encoder": {}, "save_memory_growth_bytes": None, "costs": {}, "num_documents_in_training": None,
+    "bits_per_byte": None,
+    "encoder": {},
+    "save_memory_growth_bytes": None,
+    "costs": {},
+    "num_documents_in_training": None,
     "goodput": {"seconds": None, "share": None, "starts": None, "seconds_by_part": {}},
 }
 _SETTINGS = {"temperature": float, "top_k": float, "top_p": float, "seed": float, "step": float}
 _SAMPLES = [{"prompt": str, "text": str} | _SETTINGS]
 _FORM_NAMES = {
-    float: "a finite number or null", str: "a text", dict: "an object", list: "a list", tuple: "two numbers or null",
+    float: "a finite number or null",
+    str: "a text",
+    dict: "an object",
+    list: "a list",
+    tuple: "two numbers or null",
 }
 
 ENCODER_FIGURES = ("detection_nats", "always_real_nats", "auc", "predicted_nats", "predicted_right")
@@ -116,7 +168,11 @@ class Arm:
     @property
     def task_scores(self) -> dict[tuple[str, str], dict]:
         """(task, metric) -> median, low and high over seeds."""
-        return {(result["task"], metric): values for result in self.finetuned for metric, values in result["metrics"].items()}
+        return {
+            (result["task"], metric): values
+            for result in self.finetuned
+            for metric, values in result["metrics"].items()
+        }
 
     @property
     def costs(self) -> dict[str, float | None]:
@@ -235,7 +291,9 @@ def _of_evaluation(evaluation: dict | None, path: epath.Path, form: Any) -> dict
         return None
     columns = [column for key, column in value.items() if key in ("nats", "num_bytes", "domains", "scripts")]
     if any(len(column) != evaluation["num_documents"] or None in column for column in columns):
-        raise UserError(f"{path} does not have an entry for each of the documents of eval.json; make it again with `toklab eval`")
+        raise UserError(
+            f"{path} does not have an entry for each of the documents of eval.json; make it again with `toklab eval`"
+        )
     return value
 
 
@@ -285,7 +343,9 @@ def _checked(value: Any, form: Any, where: str) -> Any:
             forms = form if kind is tuple else form * len(value)
             return [_checked(item, item_form, where) for item, item_form in zip(value, forms, strict=True)]
         case dict():
-            value = {key: default for key, default in _MAY_LACK.items() if form.keys() & {"step", "steps"} and key in form} | value
+            value = {
+                key: default for key, default in _MAY_LACK.items() if form.keys() & {"step", "steps"} and key in form
+            } | value
             if missing := [key for key in form if key is not ... and key not in value]:
                 raise UserError(f"{where} lacks {', '.join(missing)}; {remedy}")
             forms = {key: form.get(key, form.get(...)) for key in value if key in form or ... in form}
@@ -305,7 +365,9 @@ def _by_step(points: Iterator[dict]) -> list[dict]:
 
 
 def _with_distinct_labels(arms: list[Arm]) -> list[Arm]:
-    folders = collections.Counter(arm.folder if files.is_remote(arm.folder) else str(epath.Path(arm.folder).resolve()) for arm in arms)
+    folders = collections.Counter(
+        arm.folder if files.is_remote(arm.folder) else str(epath.Path(arm.folder).resolve()) for arm in arms
+    )
     labels = collections.Counter(arm.label for arm in arms)
     for folder, times in folders.items():
         if times > 1:

@@ -118,16 +118,32 @@ class Checkpoints:
     def __init__(self, folder: epath.PathLike, keep: int = 2, host_gigabytes: float = 32, *, read_only: bool = False):
         self.folder, self._host_gigabytes, self._memory = epath.Path(folder), host_gigabytes, MemoryGrowth()
         self._transfers = _Transfers()
-        arrays = ocp.type_handlers.create_type_handler_registry((jax.Array, ocp.type_handlers.ArrayHandler(callback=self._transfers)))
-        parts = {name: ocp.PyTreeCheckpointHandler(save_device_host_concurrent_gb=host_gigabytes / 2, type_handler_registry=arrays)
-                 for name in ("params", "rest")}
+        arrays = ocp.type_handlers.create_type_handler_registry(
+            (jax.Array, ocp.type_handlers.ArrayHandler(callback=self._transfers))
+        )
+        parts = {
+            name: ocp.PyTreeCheckpointHandler(
+                save_device_host_concurrent_gb=host_gigabytes / 2, type_handler_registry=arrays
+            )
+            for name in ("params", "rest")
+        }
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True, read_only=read_only, lightweight_initialize=True,
+            max_to_keep=keep,
+            create=True,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+            read_only=read_only,
+            lightweight_initialize=True,
             async_options=ocp.options.AsyncOptions(timeout_secs=_SAVE_SECONDS),
-            temporary_path_class=_Marked if is_remote(self.folder) else _Renamed)
+            temporary_path_class=_Marked if is_remote(self.folder) else _Renamed,
+        )
         try:
             with remote_errors(self.folder):
-                self._manager = _Manager(self.folder if is_remote(self.folder) else self.folder.absolute(), options=options, item_handlers=parts | {"meta": ocp.JsonCheckpointHandler()})
+                self._manager = _Manager(
+                    self.folder if is_remote(self.folder) else self.folder.absolute(),
+                    options=options,
+                    item_handlers=parts | {"meta": ocp.JsonCheckpointHandler()},
+                )
         except OSError as error:
             raise UserError(f"cannot use {self.folder} for checkpoints: {error}; choose another --run-dir") from error
 
@@ -155,16 +171,22 @@ class Checkpoints:
                 with remote_errors(self.folder):
                     damage = find_damage(self.folder / str(step), {_COMMIT_FILE})
             except OSError as error:
-                raise UserError(f"cannot read {self.folder / str(step)}: {error.strerror or error}; mend that, or remove the folder to go on "
-                                "from the checkpoint before") from error
+                raise UserError(
+                    f"cannot read {self.folder / str(step)}: {error.strerror or error}; mend that, or remove the folder to go on "
+                    "from the checkpoint before"
+                ) from error
             if damage is None:
                 for number, reason in damaged.items():
-                    report(f"checkpoint {self.folder / str(number)} is damaged: {reason}; the one before, of step {step}, is used")
+                    report(
+                        f"checkpoint {self.folder / str(number)} is damaged: {reason}; the one before, of step {step}, is used"
+                    )
                 return step
             damaged[step] = damage
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            raise UserError(f"no checkpoint in {self.folder} is whole ({reasons}); put a copy in its place, or remove that folder to train anew")
+            raise UserError(
+                f"no checkpoint in {self.folder} is whole ({reasons}); put a copy in its place, or remove that folder to train anew"
+            )
         return None
 
     def set_aside_after(self, step: int) -> None:
@@ -185,13 +207,24 @@ class Checkpoints:
         """Starts saving a state, a dataclass with `params` among its fields; it may be donated as soon as this returns. Raises UserError if this or the save before failed."""
         rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
         self.wait()
-        share_bytes = sum(shard.data.nbytes for array in jax.tree.leaves(state) for shard in array.addressable_shards if shard.replica_id == 0)
+        share_bytes = sum(
+            shard.data.nbytes
+            for array in jax.tree.leaves(state)
+            for shard in array.addressable_shards
+            if shard.replica_id == 0
+        )
         self._transfers.in_portions = share_bytes > self._host_gigabytes * 1e9
         with self._saving():
             handed_over = threading.Event()
             self._memory.watch_until(lambda: handed_over.is_set() and not self._manager.is_saving_in_progress())
-            self._manager.save(step, args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(state.params), rest=ocp.args.PyTreeSave(rest), meta=ocp.args.JsonSave(meta)))
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(state.params),
+                    rest=ocp.args.PyTreeSave(rest),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
             handed_over.set()
         if self._transfers.in_portions:  # they are read from the state meanwhile
             self.wait()
@@ -221,14 +254,20 @@ class Checkpoints:
 
     def restore(self, step: int, shapes: State, shardings: State) -> State:
         """The state of a step, laid out as `shardings` say; the mesh may be another than it was saved from."""
-        target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
-        rest = {field.name: getattr(target, field.name) for field in dataclasses.fields(target) if field.name != "params"}
+        target = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+        )
+        rest = {
+            field.name: getattr(target, field.name) for field in dataclasses.fields(target) if field.name != "params"
+        }
         restored = self._restore(step, params=_restored_as(target.params), rest=_restored_as(rest))
         return dataclasses.replace(shapes, params=restored["params"], **restored["rest"])
 
     def restore_params(self, step: int, shapes: Any, shardings: Any) -> Any:
         """The weights alone."""
-        target = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+        target = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+        )
         return self._restore(step, params=_restored_as(target))["params"]
 
     def _restore(self, step: int, **items: Any) -> Any:
@@ -236,7 +275,9 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, OSError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {reason}; remove that folder to go on from the one before") from error
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} cannot be read: {reason}; remove that folder to go on from the one before"
+            ) from error
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -244,12 +285,16 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if not isinstance(error, OSError | ValueError) and not is_remote(self.folder):  # the clients of object stores have errors of their own
+            if not isinstance(error, OSError | ValueError) and not is_remote(
+                self.folder
+            ):  # the clients of object stores have errors of their own
                 raise
             step = max(self._manager.all_steps(read=True), default=None)
             kept = f"the newest there is of step {step}" if step is not None else "there is none yet"
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"saving a checkpoint in {self.folder} failed: {reason}; {kept}; mend that and run the same command again") from error
+            raise UserError(
+                f"saving a checkpoint in {self.folder} failed: {reason}; {kept}; mend that and run the same command again"
+            ) from error
 
 
 def _restored_as(target: Any) -> ocp.args.PyTreeRestore:

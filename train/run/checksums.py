@@ -34,7 +34,9 @@ def find_damage(folder: epath.Path, leave_out: Collection[str]) -> str | None:
     differing += [f"{name} is not its own" for name in found.keys() - told.keys()]
     differing += [f"{name} is not what was saved" for name in told.keys() & found.keys() if told[name] != found[name]]
     first = min(differing, default=f"{CHECKSUMS} is not what was saved")
-    return "".join(letter if letter.isprintable() else "?" for letter in first[:200]) + (f", and {len(differing) - 1} more" if len(differing) > 1 else "")
+    return "".join(letter if letter.isprintable() else "?" for letter in first[:200]) + (
+        f", and {len(differing) - 1} more" if len(differing) > 1 else ""
+    )
 
 
 def _sha256_of_files(folder: epath.Path, leave_out: Collection[str]) -> dict[str, str]:

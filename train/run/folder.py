@@ -1,25 +1,25 @@
 """What lies in a run's folder, and who writes it.
 
-    config.json      the resolved recipe                                          train
-    representation/  a copy of the artifact, so that the folder stands alone      train
-    checkpoints/     one folder a step: weights, optimizer, counters, cursors     train
-    metrics.jsonl    a line every few steps                                       train
-    eval.jsonl       a line an evaluation while training, on a part of the text   train
-    documents/       a file a process: running hashes of what its rows have read  train
-    times/           a file a process: its time, what on, which steps             train
-    summary.json     what the run was and what it cost, once it ends or stops     train
-    tensorboard/     the same metrics for TensorBoard                             train
-    profile/         traces of steps, where `--profile` asked for them            train
-    eval.json        bits per byte over all held-out text                         eval
-    eval_documents.json  the same, document by document                           eval
-    noise.json       the same of some text with noise, and pairs told apart       eval --noise
-    exact_bytes.json bits per byte of some held-out text, byte by byte            eval
-    tasks.json       results of the lm-evaluation-harness                         eval --tasks
-    samples.json     texts drawn from the model                                   sample
-    finetune/        one file a task: what the run came to when fine-tuned on it  finetune
-    blimp.json       how often the better sentence of a pair had the better score blimp
-    job.json         what was submitted, with fingerprints of code and config     submit
-    logs/            what each process wrote, where submit started them           submit
+config.json      the resolved recipe                                          train
+representation/  a copy of the artifact, so that the folder stands alone      train
+checkpoints/     one folder a step: weights, optimizer, counters, cursors     train
+metrics.jsonl    a line every few steps                                       train
+eval.jsonl       a line an evaluation while training, on a part of the text   train
+documents/       a file a process: running hashes of what its rows have read  train
+times/           a file a process: its time, what on, which steps             train
+summary.json     what the run was and what it cost, once it ends or stops     train
+tensorboard/     the same metrics for TensorBoard                             train
+profile/         traces of steps, where `--profile` asked for them            train
+eval.json        bits per byte over all held-out text                         eval
+eval_documents.json  the same, document by document                           eval
+noise.json       the same of some text with noise, and pairs told apart       eval --noise
+exact_bytes.json bits per byte of some held-out text, byte by byte            eval
+tasks.json       results of the lm-evaluation-harness                         eval --tasks
+samples.json     texts drawn from the model                                   sample
+finetune/        one file a task: what the run came to when fine-tuned on it  finetune
+blimp.json       how often the better sentence of a pair had the better score blimp
+job.json         what was submitted, with fingerprints of code and config     submit
+logs/            what each process wrote, where submit started them           submit
 """
 
 import contextlib
@@ -70,7 +70,10 @@ def lock(folder: epath.PathLike) -> contextlib.AbstractContextManager:
     An object store has no locks: there it is only tried whether the folder can be written.
     """
     if is_remote(folder):
-        write_json(epath.Path(folder) / ".last_start.json", {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()})
+        write_json(
+            epath.Path(folder) / ".last_start.json",
+            {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()},
+        )
         return contextlib.nullcontext()
     path = pathlib.Path(os.fspath(folder))
     try:

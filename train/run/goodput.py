@@ -33,7 +33,9 @@ class Timekeeper:
     def __init__(self, folder: epath.Path | None, clock: Stopwatch, first_step: int):
         self._clock, self._first_step = clock, first_step
         self._started = time.time() - clock.total_seconds
-        self._path = folder / f"{len(list(folder.glob('*.json'))) if folder.exists() else 0:05}.json" if folder else None
+        self._path = (
+            folder / f"{len(list(folder.glob('*.json'))) if folder.exists() else 0:05}.json" if folder else None
+        )
         self.write(first_step)
 
     def note(self, step: int) -> None:
@@ -45,8 +47,17 @@ class Timekeeper:
         """Args: step: as many are done. finished: whether nothing is left to do, so that a pause behind it is not lost time."""
         self._written_seconds = self._clock.total_seconds
         if self._path is not None:
-            write_json(self._path, {"started": self._started, "seconds": self._written_seconds, "seconds_by_part": self._clock.seconds,
-                                    "first_step": self._first_step, "step": step, "finished": finished})
+            write_json(
+                self._path,
+                {
+                    "started": self._started,
+                    "seconds": self._written_seconds,
+                    "seconds_by_part": self._clock.seconds,
+                    "first_step": self._first_step,
+                    "step": step,
+                    "finished": finished,
+                },
+            )
 
 
 def account(folder: epath.Path) -> dict[str, Any]:
@@ -60,7 +71,7 @@ def account(folder: epath.Path) -> dict[str, Any]:
     """
     records, parts = _records(folder), {}
     for number, record in enumerate(records):
-        later = records[number + 1:]
+        later = records[number + 1 :]
         spent = _by_part(record)
         num_steps = record["step"] - record["first_step"]
         num_kept = max(0, min([record["step"], *(other["first_step"] for other in later)]) - record["first_step"])
@@ -72,7 +83,12 @@ def account(folder: epath.Path) -> dict[str, Any]:
         for part, seconds in spent.items():
             parts[part] = parts.get(part, 0.0) + seconds
     total = sum(parts.values())
-    return {"seconds": total, "starts": len(records), "share": parts["step"] / total if total else None, "seconds_by_part": parts}
+    return {
+        "seconds": total,
+        "starts": len(records),
+        "share": parts["step"] / total if total else None,
+        "seconds_by_part": parts,
+    }
 
 
 def _by_part(record: dict[str, Any]) -> dict[str, float]:
@@ -88,7 +104,13 @@ def _records(folder: epath.Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         try:
             record = read_json(path, "record of a run's time")
-            numbers = [record["started"], record["seconds"], record["first_step"], record["step"], *record["seconds_by_part"].values()]
+            numbers = [
+                record["started"],
+                record["seconds"],
+                record["first_step"],
+                record["step"],
+                *record["seconds_by_part"].values(),
+            ]
             if all(isinstance(number, int | float) and number >= 0 for number in numbers):
                 records.append({"finished": record.get("finished") is True, **record})
         except (UserError, KeyError, TypeError, AttributeError):

@@ -113,7 +113,14 @@ class RunLog:
       console: where lines and bar go.
     """
 
-    def __init__(self, run: RunFolder, options: LoggingConfig, config: dict[str, Any], figures: Figures, console: rich.console.Console):
+    def __init__(
+        self,
+        run: RunFolder,
+        options: LoggingConfig,
+        config: dict[str, Any],
+        figures: Figures,
+        console: rich.console.Console,
+    ):
         self._every, self._console, self._name, self._figures = options.every_steps, console, config["name"], figures
         self._files = {}
         try:
@@ -124,8 +131,14 @@ class RunLog:
             raise cannot_write(run.path, error) from error
         self._wandb = _start_wandb(options.wandb_project, config, run) if options.wandb_project else None
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(), rich.progress.TaskProgressColumn(),
-            rich.progress.TextColumn("{task.fields[figures]}"), rich.progress.TimeRemainingColumn(), console=console, transient=False)
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.fields[figures]}"),
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            transient=False,
+        )
         self._task = self._bar.add_task(f"train {self._name}", total=1.0, figures="")
         self._pending: list[dict[str, Any]] = []
         self._since = time.perf_counter()
@@ -176,7 +189,18 @@ class RunLog:
         figures = self._figures({name: sum(step["sums"][name] for step in steps) for name in last["sums"]}, num_bytes)
         flops_per_second = last["model_flops"] * len(steps) / seconds
         line = {
-            **{name: last[name] for name in ("step", "bytes_seen", "tokens_seen", "flops", "learning_rate", "grad_norm", "skipped_steps")},
+            **{
+                name: last[name]
+                for name in (
+                    "step",
+                    "bytes_seen",
+                    "tokens_seen",
+                    "flops",
+                    "learning_rate",
+                    "grad_norm",
+                    "skipped_steps",
+                )
+            },
             "loss": sum(step["loss"] for step in steps) / len(steps),
             **figures,
             "bytes_per_second": num_bytes / seconds,
@@ -191,15 +215,25 @@ class RunLog:
         shown = f"step {line['step']}  {shown_figure(first, line[first], 3)}  {line['bytes_per_second'] / 1e3:.1f} kB/s"
         self._bar.update(self._task, figures=shown)
         if not self._console.is_terminal:
-            self._console.print(f"{self._name}  {last['share']:6.1%}  {shown}  loss {_figure(line['loss'], '.4f')}  "
-                                f"lr {line['learning_rate']:.2e}  {line['step_seconds']:.3f} s/step", soft_wrap=True)
+            self._console.print(
+                f"{self._name}  {last['share']:6.1%}  {shown}  loss {_figure(line['loss'], '.4f')}  "
+                f"lr {line['learning_rate']:.2e}  {line['step_seconds']:.3f} s/step",
+                soft_wrap=True,
+            )
         self._pending, self._since, self._logged_data_seconds = [], time.perf_counter(), self._data_seconds
 
     def evaluation(self, line: dict[str, Any]) -> None:
         """One evaluation while training, as it goes into eval.jsonl."""
         self._write("evaluations", line, prefix="held_out/")
-        figures = [shown_figure(name, value, 4) for name, value in line.items() if name not in ("step", "bytes_seen", "flops", "num_bytes")]
-        self._console.print(f"{self._name}  step {line['step']}  held-out {'  '.join(figures)} over {line['num_bytes']:,} bytes", soft_wrap=True)
+        figures = [
+            shown_figure(name, value, 4)
+            for name, value in line.items()
+            if name not in ("step", "bytes_seen", "flops", "num_bytes")
+        ]
+        self._console.print(
+            f"{self._name}  step {line['step']}  held-out {'  '.join(figures)} over {line['num_bytes']:,} bytes",
+            soft_wrap=True,
+        )
 
     def _write(self, name: str, line: dict[str, Any], prefix: str = "") -> None:
         self._files[name].write(json.dumps(line) + "\n")
@@ -213,7 +247,11 @@ class RunLog:
 
 def shown_figure(name: str, value: float | None, digits: int) -> str:
     """A figure of an objective, with its name or unit."""
-    return f"{_figure(value, f'.{digits}f')} bits/byte" if name == "bits_per_byte" else f"{name.replace('_', ' ')} {_figure(value, f'.{digits}f')}"
+    return (
+        f"{_figure(value, f'.{digits}f')} bits/byte"
+        if name == "bits_per_byte"
+        else f"{name.replace('_', ' ')} {_figure(value, f'.{digits}f')}"
+    )
 
 
 def _figure(value: float | None, form: str) -> str:
@@ -224,5 +262,9 @@ def _start_wandb(project: str, config: dict[str, Any], run: RunFolder) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("logging.wandb_project is set but wandb is not installed; pip install 'tokenizer-lab[wandb]' or leave it out") from error
-    return wandb.init(project=project, name=config["name"], dir=str(run.path), config=config, id=config["name"], resume="allow")
+        raise UserError(
+            "logging.wandb_project is set but wandb is not installed; pip install 'tokenizer-lab[wandb]' or leave it out"
+        ) from error
+    return wandb.init(
+        project=project, name=config["name"], dir=str(run.path), config=config, id=config["name"], resume="allow"
+    )

@@ -25,13 +25,17 @@ class StepRange:
         """Of "100:105". Raises UserError."""
         match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
         if not match or not int(match[1]) < int(match[2]):
-            raise UserError(f"--profile {text!r} is no range of steps; give the first and the one to stop before, e.g. 100:105 for five steps")
+            raise UserError(
+                f"--profile {text!r} is no range of steps; give the first and the one to stop before, e.g. 100:105 for five steps"
+            )
         return cls(int(match[1]), int(match[2]))
 
     def check(self, num_steps: int | None) -> None:
         """Raises UserError where the budget ends before."""
         if num_steps is not None and self.end > num_steps:
-            raise UserError(f"--profile {self.first}:{self.end} goes past the {num_steps} steps of the budget; choose steps up to {num_steps}")
+            raise UserError(
+                f"--profile {self.first}:{self.end} goes past the {num_steps} steps of the budget; choose steps up to {num_steps}"
+            )
 
 
 class Profiler:
@@ -46,7 +50,10 @@ class Profiler:
     def __exit__(self, *_: Any) -> None:
         self._stop()
         if self._steps and not self._traced:
-            self._console.print(f"no trace: this process did not take steps {self._steps.first} to {self._steps.end - 1}", soft_wrap=True)
+            self._console.print(
+                f"no trace: this process did not take steps {self._steps.first} to {self._steps.end - 1}",
+                soft_wrap=True,
+            )
 
     def reach(self, step: int, state: Any) -> None:
         """Before a step is launched; waits for the ones before only where the trace begins and ends."""
@@ -65,5 +72,7 @@ class Profiler:
         with self._tracing as folder:
             copy_folder(epath.Path(folder), self._folder)
         self._tracing, self._traced = None, True
-        self._console.print(f"{self._folder}: a trace of steps {self._steps.first} to {self._steps.end - 1}; 'xprof --logdir {self._folder}' shows it",
-                            soft_wrap=True)
+        self._console.print(
+            f"{self._folder}: a trace of steps {self._steps.first} to {self._steps.end - 1}; 'xprof --logdir {self._folder}' shows it",
+            soft_wrap=True,
+        )

@@ -8,7 +8,12 @@ import importlib
 from tokenizer_lab.errors import UserError
 from train.recipe import nearest
 
-TARGETS = {"local": "local.Local", "jobset": "jobset.JobSet", "queued-resource": "queued_resource.QueuedResource", "slurm": "slurm.Slurm"}
+TARGETS = {
+    "local": "local.Local",
+    "jobset": "jobset.JobSet",
+    "queued-resource": "queued_resource.QueuedResource",
+    "slurm": "slurm.Slurm",
+}
 
 
 def target_class(kind: str, option: str = "--to") -> type:

@@ -28,11 +28,15 @@ class Cluster:
 
     def __init__(self, namespace: str):
         if kubernetes is None:
-            raise UserError("the kubernetes client is not installed; pip install 'tokenizer-lab[kubernetes]', or let --dry-run print what kubectl takes")
+            raise UserError(
+                "the kubernetes client is not installed; pip install 'tokenizer-lab[kubernetes]', or let --dry-run print what kubectl takes"
+            )
         try:
             kubernetes.config.load_kube_config()
         except (kubernetes.config.ConfigException, OSError) as error:
-            raise UserError(f"no cluster is configured: {' '.join(str(error).split())}; e.g. gcloud container clusters get-credentials NAME") from error
+            raise UserError(
+                f"no cluster is configured: {' '.join(str(error).split())}; e.g. gcloud container clusters get-credentials NAME"
+            ) from error
         configuration = kubernetes.client.Configuration.get_default_copy()
         configuration.retries = False  # who cannot be reached is told of at once
         self._namespace, client = namespace, kubernetes.client.ApiClient(configuration)
@@ -43,7 +47,9 @@ class Cluster:
         """A JobSet, None if there is none of that name."""
         with self._answering(f"asked for JobSet {name}"):
             try:
-                return self._jobsets.get_namespaced_custom_object(**_KIND, namespace=self._namespace, name=name, _request_timeout=_CONNECT_SECONDS)
+                return self._jobsets.get_namespaced_custom_object(
+                    **_KIND, namespace=self._namespace, name=name, _request_timeout=_CONNECT_SECONDS
+                )
             except kubernetes.client.ApiException as error:
                 if error.status == 404:
                     return None
@@ -51,20 +57,29 @@ class Cluster:
 
     def create(self, manifest: dict[str, Any]) -> None:
         with self._answering(f"creating JobSet {manifest['metadata']['name']}"):
-            self._jobsets.create_namespaced_custom_object(**_KIND, namespace=self._namespace, body=manifest, _request_timeout=_CONNECT_SECONDS)
+            self._jobsets.create_namespaced_custom_object(
+                **_KIND, namespace=self._namespace, body=manifest, _request_timeout=_CONNECT_SECONDS
+            )
 
     def delete(self, name: str) -> None:
         """Deletes a JobSet and waits until it and its pods are gone."""
         with self._answering(f"deleting JobSet {name}"):
-            self._jobsets.delete_namespaced_custom_object(**_KIND, namespace=self._namespace, name=name, propagation_policy="Foreground",
-                                                          _request_timeout=_CONNECT_SECONDS)
+            self._jobsets.delete_namespaced_custom_object(
+                **_KIND,
+                namespace=self._namespace,
+                name=name,
+                propagation_policy="Foreground",
+                _request_timeout=_CONNECT_SECONDS,
+            )
         while self.get(name) is not None:
             time.sleep(POLL_SECONDS)
 
     def newest_pod(self, selector: str) -> Any:
         """The pod that was made last, of those with some labels and a container that has begun; None if there is none."""
         with self._answering("asking for pods"):
-            pods = self._pods.list_namespaced_pod(self._namespace, label_selector=selector, _request_timeout=_CONNECT_SECONDS).items
+            pods = self._pods.list_namespaced_pod(
+                self._namespace, label_selector=selector, _request_timeout=_CONNECT_SECONDS
+            ).items
         begun = [pod for pod in pods if pod.status.phase in ("Running", "Succeeded", "Failed")]
         return max(begun, key=lambda pod: pod.metadata.creation_timestamp, default=None)
 
@@ -73,8 +88,16 @@ class Cluster:
         since = {"since_seconds": since_seconds} if since_seconds else {}
         silent = (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError)
         with self._answering(f"reading the output of {pod}"), _ignoring_gone_pods(), contextlib.suppress(*silent):
-            response = self._pods.read_namespaced_pod_log(pod, self._namespace, container=WORKER, follow=True, timestamps=True, _preload_content=False,
-                                                          _request_timeout=(_CONNECT_SECONDS, _SILENCE_SECONDS), **since)
+            response = self._pods.read_namespaced_pod_log(
+                pod,
+                self._namespace,
+                container=WORKER,
+                follow=True,
+                timestamps=True,
+                _preload_content=False,
+                _request_timeout=(_CONNECT_SECONDS, _SILENCE_SECONDS),
+                **since,
+            )
             with contextlib.closing(response):
                 rest = b""
                 for chunk in response.stream():
@@ -89,10 +112,14 @@ class Cluster:
         try:
             yield
         except kubernetes.client.ApiException as error:
-            raise UserError(f"the cluster {self._where} refused ({error.status} {error.reason}) {what}: {_message(error)}; {_remedy(error)}") from error
+            raise UserError(
+                f"the cluster {self._where} refused ({error.status} {error.reason}) {what}: {_message(error)}; {_remedy(error)}"
+            ) from error
         except urllib3.exceptions.HTTPError as error:
-            raise UserError(f"the cluster {self._where} does not answer, {what}: {' '.join(str(error).split())[:300]}; is it up, and kubectl's current context "
-                            "the right one?") from error
+            raise UserError(
+                f"the cluster {self._where} does not answer, {what}: {' '.join(str(error).split())[:300]}; is it up, and kubectl's current context "
+                "the right one?"
+            ) from error
 
 
 def follow(cluster: Cluster, name: str, worker: str, console: rich.console.Console) -> None:
@@ -101,14 +128,20 @@ def follow(cluster: Cluster, name: str, worker: str, console: rich.console.Conso
     while True:
         jobset = cluster.get(name)
         if jobset is None:
-            raise UserError(f"JobSet {name} was deleted; the same command creates it again and goes on from its newest checkpoint")
+            raise UserError(
+                f"JobSet {name} was deleted; the same command creates it again and goes on from its newest checkpoint"
+            )
         if (now := state(jobset)) != shown:
             console.print(f"{name}: {now}", soft_wrap=True, highlight=False)
             shown = now
         more = output.show(cluster.newest_pod(worker))
         if (ended := outcome(jobset)) == "Failed":
-            message = next(condition["message"] for condition in jobset["status"]["conditions"] if condition["type"] == "Failed")
-            raise UserError(f"JobSet {name} has failed: {message}; mend what its output says, the same command then goes on from its newest checkpoint")
+            message = next(
+                condition["message"] for condition in jobset["status"]["conditions"] if condition["type"] == "Failed"
+            )
+            raise UserError(
+                f"JobSet {name} has failed: {message}; mend what its output says, the same command then goes on from its newest checkpoint"
+            )
         if ended:
             return
         if not more:
@@ -142,7 +175,9 @@ def state(jobset: dict[str, Any]) -> str:
     status = jobset.get("status", {})
     slices = jobset["spec"]["replicatedJobs"][0]["replicas"]
     ready = sum(job.get("ready", 0) for job in status.get("replicatedJobsStatus", []))
-    word = outcome(jobset).lower() or ("suspended" if jobset["spec"].get("suspend") else "running" if ready == slices else "waiting for hosts")
+    word = outcome(jobset).lower() or (
+        "suspended" if jobset["spec"].get("suspend") else "running" if ready == slices else "waiting for hosts"
+    )
     restarts = f", restarted {status['restarts']} times" if status.get("restarts") else ""
     return f"{word}, {ready} of {slices} slices ready{restarts}"
 
@@ -176,6 +211,13 @@ def _remedy(error: Any) -> str:
 
 
 def outcome(jobset: dict[str, Any]) -> str:
-    """"Completed", "Failed", or nothing while it runs."""
+    """ "Completed", "Failed", or nothing while it runs."""
     conditions = jobset.get("status", {}).get("conditions", [])
-    return next((condition["type"] for condition in conditions if condition["type"] in ("Completed", "Failed") and condition["status"] == "True"), "")
+    return next(
+        (
+            condition["type"]
+            for condition in conditions
+            if condition["type"] in ("Completed", "Failed") and condition["status"] == "True"
+        ),
+        "",
+    )

@@ -60,7 +60,9 @@ class Target(Protocol):
 
 def make_job(recipe_name: str, base: Recipe, recipe: Recipe, run_dir: str, name: str | None = None) -> Job:
     """A job that trains `recipe`, which is `base`, the one of that name, with some fields changed. Raises UserError."""
-    return Job(name or default_name(run_dir), recipe_name, tuple(overrides(base, recipe)), recipe, run_dir, code_fingerprint())
+    return Job(
+        name or default_name(run_dir), recipe_name, tuple(overrides(base, recipe)), recipe, run_dir, code_fingerprint()
+    )
 
 
 def default_name(run_dir: str) -> str:
@@ -71,8 +73,10 @@ def default_name(run_dir: str) -> str:
 def check_name(name: str, max_length: int) -> None:
     """Raises UserError where Kubernetes and Cloud TPU would not take a job's name: a DNS-1123 label that begins with a letter."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > max_length:
-        raise UserError(f"job name {name!r}: it takes up to {max_length} small letters, digits and '-', begins with a letter and does not end "
-                        "with '-' (DNS-1123); give another with --job-name")
+        raise UserError(
+            f"job name {name!r}: it takes up to {max_length} small letters, digits and '-', begins with a letter and does not end "
+            "with '-' (DNS-1123); give another with --job-name"
+        )
 
 
 def overrides(base: Recipe, wanted: Recipe) -> list[str]:
@@ -92,15 +96,23 @@ def option_words(name: str, value: Any) -> list[str]:
 
 def check_reachable_recipe(job: Job) -> None:
     """Raises UserError for a recipe's file that other machines cannot be expected to have."""
-    if job.recipe_name not in recipe_names() and not is_remote(job.recipe_name) and not pathlib.PurePosixPath(job.recipe_name).is_absolute():
-        raise UserError(f"recipe {job.recipe_name} is a file of this machine; put it into configs/ of the image and give its name, or give the absolute "
-                        "path that it has here and there")
+    if (
+        job.recipe_name not in recipe_names()
+        and not is_remote(job.recipe_name)
+        and not pathlib.PurePosixPath(job.recipe_name).is_absolute()
+    ):
+        raise UserError(
+            f"recipe {job.recipe_name} is a file of this machine; put it into configs/ of the image and give its name, or give the absolute "
+            "path that it has here and there"
+        )
 
 
 def refuse_another_config(where: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises UserError naming what differs between a config that was submitted and the one that is now."""
     if differences := refused_changes(stored, wanted):
-        raise UserError(f"{where} holds another run: {'; '.join(differences)}; choose another --run-dir, or undo the change to go on with this one")
+        raise UserError(
+            f"{where} holds another run: {'; '.join(differences)}; choose another --run-dir, or undo the change to go on with this one"
+        )
 
 
 def record(job: Job, target: str, console: rich.console.Console) -> None:
@@ -114,17 +126,34 @@ def record(job: Job, target: str, console: rich.console.Console) -> None:
     if run.config.exists():
         refuse_another_config(str(run.path), read_json(run.config, "run's config"), job.config)
     if before and before.get("code") != job.code:
-        console.print(f"{run.path}: the code is another than at the submission before, {str(before.get('code'))[:12]} -> {job.code[:12]}", soft_wrap=True)
-    write_json(run.job, {"name": job.name, "to": target, "command": job.command("toklab"), "config": job.config,
-                         "config_fingerprint": job.config_fingerprint, "code": job.code})
+        console.print(
+            f"{run.path}: the code is another than at the submission before, {str(before.get('code'))[:12]} -> {job.code[:12]}",
+            soft_wrap=True,
+        )
+    write_json(
+        run.job,
+        {
+            "name": job.name,
+            "to": target,
+            "command": job.command("toklab"),
+            "config": job.config,
+            "config_fingerprint": job.config_fingerprint,
+            "code": job.code,
+        },
+    )
 
 
 def record_from_afar(job: Job, target: str, console: rich.console.Console) -> None:
     """`record` for a run folder that the hosts can write and this machine perhaps cannot: then the hosts find out what is wrong."""
     try:
         RunFolder(job.run_dir).job.exists()
-    except Exception as error:  # whatever the library behind the store raises where it is not installed or lets nobody in
-        console.print(f"{job.run_dir} cannot be read from here ({type(error).__name__}); the hosts compare the configs", soft_wrap=True)
+    except (
+        Exception
+    ) as error:  # whatever the library behind the store raises where it is not installed or lets nobody in
+        console.print(
+            f"{job.run_dir} cannot be read from here ({type(error).__name__}); the hosts compare the configs",
+            soft_wrap=True,
+        )
     else:
         record(job, target, console)
 
@@ -139,9 +168,16 @@ def environment(pairs: Sequence[str]) -> dict[str, str]:
 
 def shell_values(**values: str | int | Sequence[str]) -> str:
     """Assignments for the head of a bash script; sequences become arrays."""
-    quoted = {name: _quoted(str(value)) if isinstance(value, str | int) else f"({' '.join(map(_quoted, value))})" for name, value in values.items()}
-    return "# shellcheck disable=SC2016 # nothing in the values is to be expanded\n" + "".join(f"{name}={value}\n" for name, value in quoted.items())
+    quoted = {
+        name: _quoted(str(value)) if isinstance(value, str | int) else f"({' '.join(map(_quoted, value))})"
+        for name, value in values.items()
+    }
+    return "# shellcheck disable=SC2016 # nothing in the values is to be expanded\n" + "".join(
+        f"{name}={value}\n" for name, value in quoted.items()
+    )
 
 
 def _quoted(word: str) -> str:
-    return f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)  # a bare comma in an array looks like a mistake
+    return (
+        f"'{word}'" if "," in word and shlex.quote(word) == word else shlex.quote(word)
+    )  # a bare comma in an array looks like a mistake

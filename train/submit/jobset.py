@@ -57,8 +57,10 @@ class JobSet(OnPod):
             console.print(f"{job.name}: created in namespace {self.namespace}", soft_wrap=True)
         else:
             console.print(f"{job.name}: runs already, as asked for", soft_wrap=True)
-        remarks = (f"follow it: the same command again, or kubectl logs --namespace {self.namespace} --follow --selector {worker_zero(job.name)}\n"
-                   f"end it:    kubectl delete jobset {job.name} --namespace {self.namespace}")
+        remarks = (
+            f"follow it: the same command again, or kubectl logs --namespace {self.namespace} --follow --selector {worker_zero(job.name)}\n"
+            f"end it:    kubectl delete jobset {job.name} --namespace {self.namespace}"
+        )
         console.print(remarks, soft_wrap=True, highlight=False)
         if self.follow:
             try:
@@ -82,7 +84,9 @@ def start(cluster: Any, job: Job, wanted: dict[str, Any]) -> bool:
             raise UserError(f"the cluster has a JobSet {job.name} that toklab has not made; choose another --job-name")
         stored = json.loads(notes[f"{_PREFIX}/config"])
         if notes[f"{_PREFIX}/run-dir"] != job.run_dir:
-            raise UserError(f"the JobSet {job.name} trains in {notes[f'{_PREFIX}/run-dir']}, not in {job.run_dir}; choose another --job-name")
+            raise UserError(
+                f"the JobSet {job.name} trains in {notes[f'{_PREFIX}/run-dir']}, not in {job.run_dir}; choose another --job-name"
+            )
         refuse_another_config(f"the JobSet {job.name}", stored, job.config)
         if not outcome(existing):
             refuse_other_options(job, stored, notes, wanted)
@@ -96,15 +100,21 @@ def refuse_other_options(job: Job, stored: dict[str, Any], notes: dict[str, str]
     """Raises UserError where a JobSet that runs is not quite what is asked for now."""
     if notes[f"{_PREFIX}/fingerprint"] != wanted["metadata"]["annotations"][f"{_PREFIX}/fingerprint"]:
         old, new = flatten(stored), flatten(job.config)
-        changed = [f"{name}: {old.get(name)!r} -> {value!r}" for name, value in new.items() if old.get(name) != value] or ["the code, image, slices or environment"]
-        raise UserError(f"the JobSet {job.name} runs with other options ({'; '.join(changed)}); end it first with kubectl delete jobset {job.name}, the new one "
-                        "goes on from its newest checkpoint")
+        changed = [
+            f"{name}: {old.get(name)!r} -> {value!r}" for name, value in new.items() if old.get(name) != value
+        ] or ["the code, image, slices or environment"]
+        raise UserError(
+            f"the JobSet {job.name} runs with other options ({'; '.join(changed)}); end it first with kubectl delete jobset {job.name}, the new one "
+            "goes on from its newest checkpoint"
+        )
 
 
 def worker_zero(name: str) -> str:
     """The label selector of the first slice's first host."""
-    return (f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={SLICE},jobset.sigs.k8s.io/job-index=0,"
-            "batch.kubernetes.io/job-completion-index=0")
+    return (
+        f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={SLICE},jobset.sigs.k8s.io/job-index=0,"
+        "batch.kubernetes.io/job-completion-index=0"
+    )
 
 
 def manifest(job: Job, options: JobSet) -> dict[str, Any]:
@@ -115,12 +125,17 @@ def manifest(job: Job, options: JobSet) -> dict[str, Any]:
     mounts = [volume(number, text) for number, text in enumerate(options.volumes)]
     check_shared_run_dir(job, tuple(folder for _, folder in mounts))
     spec = {
-        "failurePolicy": {"maxRestarts": options.max_restarts, "rules": [
-            jobset_rule("mistake", "FailJobSet", 0),
-            jobset_rule("stopped", "RestartJobSetAndIgnoreMaxRestarts", 1),
-            jobset_rule("disrupted", "RestartJobSetAndIgnoreMaxRestarts", 2),
-        ]},
-        "replicatedJobs": [{"name": SLICE, "replicas": options.slices, "template": {"spec": slice_job(job, options, mounts)}}],
+        "failurePolicy": {
+            "maxRestarts": options.max_restarts,
+            "rules": [
+                jobset_rule("mistake", "FailJobSet", 0),
+                jobset_rule("stopped", "RestartJobSetAndIgnoreMaxRestarts", 1),
+                jobset_rule("disrupted", "RestartJobSetAndIgnoreMaxRestarts", 2),
+            ],
+        },
+        "replicatedJobs": [
+            {"name": SLICE, "replicas": options.slices, "template": {"spec": slice_job(job, options, mounts)}}
+        ],
     }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -128,7 +143,11 @@ def manifest(job: Job, options: JobSet) -> dict[str, Any]:
         "metadata": {
             "name": job.name,
             "namespace": options.namespace,
-            "labels": {"app.kubernetes.io/managed-by": "toklab", f"{_PREFIX}/config": job.config_fingerprint[:16], f"{_PREFIX}/code": job.code[:16]},
+            "labels": {
+                "app.kubernetes.io/managed-by": "toklab",
+                f"{_PREFIX}/config": job.config_fingerprint[:16],
+                f"{_PREFIX}/code": job.code[:16],
+            },
             "annotations": {
                 "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",  # a slice takes a whole node pool
                 f"{_PREFIX}/run-dir": job.run_dir,
@@ -142,8 +161,12 @@ def manifest(job: Job, options: JobSet) -> dict[str, Any]:
 
 def jobset_rule(name: str, action: str, pod_rule: int) -> dict[str, Any]:
     """What the JobSet does when a Job has failed by a rule of `slice_job`'s `podFailurePolicy`; its number is in the Job's message."""
-    return {"name": name, "action": action, "onJobFailureReasons": ["PodFailurePolicy"],
-            "onJobFailureMessagePatterns": [f"matching FailJob rule at index {pod_rule}$"]}
+    return {
+        "name": name,
+        "action": action,
+        "onJobFailureReasons": ["PodFailurePolicy"],
+        "onJobFailureMessagePatterns": [f"matching FailJob rule at index {pod_rule}$"],
+    }
 
 
 def slice_job(job: Job, options: JobSet, mounts: list[tuple[dict[str, Any], str]]) -> dict[str, Any]:
@@ -152,22 +175,32 @@ def slice_job(job: Job, options: JobSet, mounts: list[tuple[dict[str, Any], str]
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": options.grace_seconds,
-        **({"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"} if options.slices > 1 else {}),  # what goes between slices goes straight
+        **(
+            {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"} if options.slices > 1 else {}
+        ),  # what goes between slices goes straight
         **({"serviceAccountName": options.service_account} if options.service_account else {}),
         "nodeSelector": {
             "cloud.google.com/gke-tpu-accelerator": options.pod.chip.hosting.gke_accelerator,
             "cloud.google.com/gke-tpu-topology": options.topology.partition(":")[2],
             **dict(label.split("=", 1) for label in checked_labels(options.node_selector)),
         },
-        "containers": [{
-            "name": WORKER,
-            "image": options.check_image(),
-            "command": job.command("toklab"),
-            "env": [{"name": name, "value": value} for name, value in ({"PYTHONUNBUFFERED": "1"} | environment(options.env)).items()],
-            "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # of libtpu, between chips and between slices
-            "resources": {"limits": {"google.com/tpu": options.chips_per_host}},
-            "volumeMounts": [{"name": source["name"], "mountPath": folder} for source, folder in mounts],
-        }],
+        "containers": [
+            {
+                "name": WORKER,
+                "image": options.check_image(),
+                "command": job.command("toklab"),
+                "env": [
+                    {"name": name, "value": value}
+                    for name, value in ({"PYTHONUNBUFFERED": "1"} | environment(options.env)).items()
+                ],
+                "ports": [
+                    {"containerPort": 8471},
+                    {"containerPort": 8080},
+                ],  # of libtpu, between chips and between slices
+                "resources": {"limits": {"google.com/tpu": options.chips_per_host}},
+                "volumeMounts": [{"name": source["name"], "mountPath": folder} for source, folder in mounts],
+            }
+        ],
         "volumes": [source for source, _ in mounts],
     }
     return {
@@ -175,12 +208,19 @@ def slice_job(job: Job, options: JobSet, mounts: list[tuple[dict[str, Any], str]
         "completions": options.hosts_per_slice,
         "completionMode": "Indexed",
         "backoffLimit": 0,
-        "podFailurePolicy": {"rules": [
-            {"action": "FailJob", "onExitCodes": exit_code(EXIT_USER_ERROR)},
-            {"action": "FailJob", "onExitCodes": exit_code(EXIT_STOPPED)},
-            {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        ]},
-        "template": {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"} if any("csi" in source for source, _ in mounts) else {}}, "spec": pod},
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onExitCodes": exit_code(EXIT_USER_ERROR)},
+                {"action": "FailJob", "onExitCodes": exit_code(EXIT_STOPPED)},
+                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            ]
+        },
+        "template": {
+            "metadata": {
+                "annotations": {"gke-gcsfuse/volumes": "true"} if any("csi" in source for source, _ in mounts) else {}
+            },
+            "spec": pod,
+        },
     }
 
 
@@ -188,7 +228,9 @@ def volume(number: int, text: str) -> tuple[dict[str, Any], str]:
     """A pod's volume and the folder it is mounted at, of SOURCE:/FOLDER. Raises UserError."""
     source, _, folder = text.rpartition(":")
     if not source or not folder.startswith("/") or source == "gs":
-        raise UserError(f"--volumes {text!r} is not SOURCE:/FOLDER with a PersistentVolumeClaim or gs://BUCKET before the colon, e.g. gs://mine:/data")
+        raise UserError(
+            f"--volumes {text!r} is not SOURCE:/FOLDER with a PersistentVolumeClaim or gs://BUCKET before the colon, e.g. gs://mine:/data"
+        )
     name = f"volume-{number}"
     if not is_remote(source):
         return {"name": name, "persistentVolumeClaim": {"claimName": source}}, folder
@@ -196,7 +238,13 @@ def volume(number: int, text: str) -> tuple[dict[str, Any], str]:
     if not source.startswith("gs://") or not bucket:
         raise UserError(f"--volumes {text!r}: only gs://BUCKET can be mounted")
     mount_options = "implicit-dirs" + (f",only-dir={inside.rstrip('/')}" if inside.rstrip("/") else "")
-    return {"name": name, "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": {"bucketName": bucket, "mountOptions": mount_options}}}, folder
+    return {
+        "name": name,
+        "csi": {
+            "driver": "gcsfuse.csi.storage.gke.io",
+            "volumeAttributes": {"bucketName": bucket, "mountOptions": mount_options},
+        },
+    }, folder
 
 
 def checked_labels(labels: tuple[str, ...]) -> tuple[str, ...]:

@@ -50,7 +50,9 @@ class Local:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
         if self.max_restarts < 0 or not 0 <= self.grace_seconds < math.inf:
-            raise UserError(f"--max-restarts is {self.max_restarts} and --grace-seconds {self.grace_seconds}; they must be at least 0")
+            raise UserError(
+                f"--max-restarts is {self.max_restarts} and --grace-seconds {self.grace_seconds}; they must be at least 0"
+            )
 
     def place(self, recipe: Recipe) -> Recipe:
         if self.devices_per_process:
@@ -59,19 +61,32 @@ class Local:
 
     def render(self, job: Job) -> str:
         command = shlex.join(job.command("toklab"))
-        lines = [" ".join([*(f"{name}={value}" for name, value in self.environment(number, "PORT").items()), command]) for number in range(self.num_processes)]
+        lines = [
+            " ".join([*(f"{name}={value}" for name, value in self.environment(number, "PORT").items()), command])
+            for number in range(self.num_processes)
+        ]
         return "\n".join([*lines, f"# output: {logs_folder(job)}/worker-N.log; restarts: {self.max_restarts}"])
 
     def submit(self, job: Job, console: rich.console.Console) -> int:
         with lock(logs_folder(job)):
             record(job, "local", console)
-            return launch(job.command(sys.executable, "-m", "train.commands.cli"), self, logs_folder(job), lambda: newest_step(job.run_dir), console)
+            return launch(
+                job.command(sys.executable, "-m", "train.commands.cli"),
+                self,
+                logs_folder(job),
+                lambda: newest_step(job.run_dir),
+                console,
+            )
 
     def environment(self, number: int, port: int | str) -> dict[str, str]:
         """What process `number` finds in its environment besides ours."""
         found = {}
         if self.num_processes > 1:
-            found |= {"TOKLAB_COORDINATOR": f"127.0.0.1:{port}", "TOKLAB_NUM_PROCESSES": str(self.num_processes), "TOKLAB_PROCESS_ID": str(number)}
+            found |= {
+                "TOKLAB_COORDINATOR": f"127.0.0.1:{port}",
+                "TOKLAB_NUM_PROCESSES": str(self.num_processes),
+                "TOKLAB_PROCESS_ID": str(number),
+            }
         if self.devices_per_process:
             found |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(self.devices_per_process)}
         return found
@@ -79,16 +94,30 @@ class Local:
 
 def logs_folder(job: Job) -> pathlib.Path:
     """Where the processes' output goes: into the run's folder, or beside us if that is not on a disk."""
-    return pathlib.Path("toklab-logs", job.name) if is_remote(job.run_dir) else pathlib.Path(os.fspath(RunFolder(job.run_dir).logs))
+    return (
+        pathlib.Path("toklab-logs", job.name)
+        if is_remote(job.run_dir)
+        else pathlib.Path(os.fspath(RunFolder(job.run_dir).logs))
+    )
 
 
 def newest_step(run_dir: str) -> int:
     """The step of a run's newest checkpoint, -1 if it has none."""
     checkpoints = RunFolder(run_dir).checkpoints
-    return max((int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()), default=-1) if checkpoints.exists() else -1
+    return (
+        max((int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()), default=-1)
+        if checkpoints.exists()
+        else -1
+    )
 
 
-def launch(command: Sequence[str], options: Local, logs: pathlib.Path, progress: Callable[[], int], console: rich.console.Console) -> int:
+def launch(
+    command: Sequence[str],
+    options: Local,
+    logs: pathlib.Path,
+    progress: Callable[[], int],
+    console: rich.console.Console,
+) -> int:
     """Runs the processes of a command until they are done, starting all of them again when one has failed.
 
     Args:
@@ -117,9 +146,14 @@ def launch(command: Sequence[str], options: Local, logs: pathlib.Path, progress:
             if ended.code != EXIT_STOPPED or reached <= before:
                 restarts += 1
             if restarts > options.max_restarts:
-                raise UserError(f"process {ended.process} {ended.how} and {options.max_restarts} restarts are used up; {log_file(logs, ended.process)} has what "
-                                "it wrote; mend that, or raise --max-restarts, and run the same command again")
-            console.print(f"process {ended.process} {ended.how}; starting all again (restart {restarts} of {options.max_restarts} at most)", soft_wrap=True)
+                raise UserError(
+                    f"process {ended.process} {ended.how} and {options.max_restarts} restarts are used up; {log_file(logs, ended.process)} has what "
+                    "it wrote; mend that, or raise --max-restarts, and run the same command again"
+                )
+            console.print(
+                f"process {ended.process} {ended.how}; starting all again (restart {restarts} of {options.max_restarts} at most)",
+                soft_wrap=True,
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +188,24 @@ def run_once(command: Sequence[str], options: Local, logs: pathlib.Path, stop: S
         processes: list[subprocess.Popen] = []
         try:
             for number, file in enumerate(files):
-                processes.append(subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent(os.getpid()),
-                    env=os.environ | {"PYTHONUNBUFFERED": "1"} | options.environment(number, port)))
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        preexec_fn=_die_with_parent(os.getpid()),
+                        env=os.environ | {"PYTHONUNBUFFERED": "1"} | options.environment(number, port),
+                    )
+                )
             ended, deadline = {}, Deadline(processes, options.grace_seconds, stop)
             while len(ended) < len(processes):
-                ended |= {number: process.returncode for number, process in enumerate(processes) if process.poll() is not None and number not in ended}
+                ended |= {
+                    number: process.returncode
+                    for number, process in enumerate(processes)
+                    if process.poll() is not None and number not in ended
+                }
                 deadline.enforce(ended.values())
                 show(shown)
                 time.sleep(_POLL_SECONDS)
@@ -205,6 +251,7 @@ def verdict(codes: dict[int, int]) -> Ended:
 
     A mistake of a person's (2) comes first, since a restart would meet it again; then the first that failed, then any that stopped.
     """
+
     def rank(number: int) -> int:
         return {EXIT_USER_ERROR: 0, EXIT_STOPPED: 2, EXIT_DONE: 3}.get(codes[number], 1)
 
@@ -262,4 +309,6 @@ def tell_last_line(ended: Ended, logs: pathlib.Path, console: rich.console.Conso
     """The complaint of a process whose output is not shown."""
     if ended.code == EXIT_USER_ERROR and ended.process != 0:
         lines = log_file(logs, ended.process).read_text(errors="replace").splitlines()
-        console.print(f"process {ended.process}: {lines[-1] if lines else 'it said nothing'}", soft_wrap=True, markup=False)
+        console.print(
+            f"process {ended.process}: {lines[-1] if lines else 'it said nothing'}", soft_wrap=True, markup=False
+        )

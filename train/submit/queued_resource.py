@@ -44,24 +44,41 @@ class QueuedResource(OnPod):
         create = [
             f"--accelerator-type={hosting.accelerator_type.format(chips=chips, cores=2 * chips)}",
             f"--runtime-version={self.runtime_version or hosting.runtime_version}",
-            *([f"--node-count={self.slices}", f"--node-prefix={job.name}"] if self.slices > 1 else [f"--node-id={job.name}"]),
+            *(
+                [f"--node-count={self.slices}", f"--node-prefix={job.name}"]
+                if self.slices > 1
+                else [f"--node-id={job.name}"]
+            ),
             f"--labels=toklab-config={job.config_fingerprint[:16]},toklab-code={job.code[:16]}",
             *(["--spot"] if self.spot else []),
             *([f"--service-account={self.service_account}"] if self.service_account else []),
         ]
         registry = image.partition("/")[0]
-        login = f"sudo gcloud auth configure-docker --quiet {shlex.quote(registry)} && " if registry.endswith((".pkg.dev", "gcr.io")) else ""
-        environment_options = [option for name, value in ({"PYTHONUNBUFFERED": "1"} | environment(self.env)).items() for option in ("--env", f"{name}={value}")]
+        login = (
+            f"sudo gcloud auth configure-docker --quiet {shlex.quote(registry)} && "
+            if registry.endswith((".pkg.dev", "gcr.io"))
+            else ""
+        )
+        environment_options = [
+            option
+            for name, value in ({"PYTHONUNBUFFERED": "1"} | environment(self.env)).items()
+            for option in ("--env", f"{name}={value}")
+        ]
         stop = f"sudo docker stop -t {self.grace_seconds} {job.name}"
         values = shell_values(
-            name=job.name, at=[f"--project={self.project}", f"--zone={self.zone}"], create_options=create, max_restarts=self.max_restarts,
+            name=job.name,
+            at=[f"--project={self.project}", f"--zone={self.zone}"],
+            create_options=create,
+            max_restarts=self.max_restarts,
             prepare_host=f"{login}sudo docker pull --quiet {shlex.quote(image)}",
             stop_host=f"{stop} || true",
             train_host=f"{{ {stop}; sudo docker rm --force {job.name}; }} >/dev/null 2>&1; exec sudo docker run --name {job.name} --privileged --net host "
-                       + shlex.join([*environment_options, image, *job.command("toklab")]),
+            + shlex.join([*environment_options, image, *job.command("toklab")]),
         )
-        head = (f"# {job.name}: {job.recipe_name} on {self.pod}, {self.slices * self.hosts_per_slice} hosts of {self.chips_per_host} chips.\n"
-                f"# toklab config {job.config_fingerprint[:16]} code {job.code[:16]}\n")
+        head = (
+            f"# {job.name}: {job.recipe_name} on {self.pod}, {self.slices * self.hosts_per_slice} hosts of {self.chips_per_host} chips.\n"
+            f"# toklab config {job.config_fingerprint[:16]} code {job.code[:16]}\n"
+        )
         return f"#!/usr/bin/env bash\n{head}{values}{_BODY.read_text()}"
 
     def submit(self, job: Job, console: rich.console.Console) -> int:
@@ -69,5 +86,9 @@ class QueuedResource(OnPod):
         record_from_afar(job, "queued-resource", console)
         file = pathlib.Path(f"{job.name}.sh")
         write_bytes(file, script.encode())
-        console.print(f"{file} is written; start the job with: bash {file}, and give the TPUs back with: bash {file} delete", soft_wrap=True, highlight=False)
+        console.print(
+            f"{file} is written; start the job with: bash {file}, and give the TPUs back with: bash {file} delete",
+            soft_wrap=True,
+            highlight=False,
+        )
         return 0

@@ -49,18 +49,38 @@ class Slurm:
     def render(self, job: Job) -> str:
         check_name(job.name, 63)
         given = {
-            "job-name": job.name, "comment": f"toklab config {job.config_fingerprint[:16]} code {job.code[:16]}", "chdir": os.getcwd(),
-            "nodes": self.nodes, "ntasks-per-node": self.tasks_per_node, "gpus-per-node": self.gpus_per_node or None, "cpus-per-task": self.cpus_per_task,
-            "time": self.time, "partition": self.partition, "account": self.account, "signal": f"B:TERM@{self.grace_seconds}",
-            "output": f"{self.log_folder(job)}/slurm-%j.log", "open-mode": "append",
+            "job-name": job.name,
+            "comment": f"toklab config {job.config_fingerprint[:16]} code {job.code[:16]}",
+            "chdir": os.getcwd(),
+            "nodes": self.nodes,
+            "ntasks-per-node": self.tasks_per_node,
+            "gpus-per-node": self.gpus_per_node or None,
+            "cpus-per-task": self.cpus_per_task,
+            "time": self.time,
+            "partition": self.partition,
+            "account": self.account,
+            "signal": f"B:TERM@{self.grace_seconds}",
+            "output": f"{self.log_folder(job)}/slurm-%j.log",
+            "open-mode": "append",
         }
         for name, value in given.items():
             if any(character in str(value) for character in '"\n\\`$'):
                 raise UserError(f"--{name} {value!r}: sbatch takes no quotes, backslashes, dollars and line ends there")
-        directives = [f'#SBATCH --{name}="{value}"' if " " in str(value) else f"#SBATCH --{name}={value}" for name, value in given.items() if value is not None]
-        values = shell_values(command=["env", "PYTHONUNBUFFERED=1", *(f"{name}={value}" for name, value in environment(self.env).items()),
-                                       *job.command(sys.executable, "-m", "train.commands.cli")],
-                              max_restarts=self.max_restarts, grace_seconds=self.grace_seconds)
+        directives = [
+            f'#SBATCH --{name}="{value}"' if " " in str(value) else f"#SBATCH --{name}={value}"
+            for name, value in given.items()
+            if value is not None
+        ]
+        values = shell_values(
+            command=[
+                "env",
+                "PYTHONUNBUFFERED=1",
+                *(f"{name}={value}" for name, value in environment(self.env).items()),
+                *job.command(sys.executable, "-m", "train.commands.cli"),
+            ],
+            max_restarts=self.max_restarts,
+            grace_seconds=self.grace_seconds,
+        )
         return "\n".join(["#!/usr/bin/env bash", *directives, "#SBATCH --requeue", "", values + _BODY.read_text()])
 
     def submit(self, job: Job, console: rich.console.Console) -> int:

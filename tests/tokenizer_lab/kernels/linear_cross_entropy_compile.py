@@ -26,11 +26,17 @@ from train.plan.tpu_stand_in import topology_devices  # before JAX
 VMEM_LIMIT_BYTES = pallas_tpu.VMEM_LIMIT_BYTES
 
 
-def compile_loss(devices, shape: tuple[int, int, int], dtype: str, mesh_shape: dict[str, int], implementation: str) -> dict:
+def compile_loss(
+    devices, shape: tuple[int, int, int], dtype: str, mesh_shape: dict[str, int], implementation: str
+) -> dict:
     """What devices make of loss and gradients, at a shape of each of them."""
     num_positions, num_rows, width = shape
     num_devices = math.prod(mesh_shape.values())
-    mesh = Mesh(np.array(devices[:num_devices]).reshape(*mesh_shape.values()), tuple(mesh_shape), axis_types=(AxisType.Auto,) * len(mesh_shape))
+    mesh = Mesh(
+        np.array(devices[:num_devices]).reshape(*mesh_shape.values()),
+        tuple(mesh_shape),
+        axis_types=(AxisType.Auto,) * len(mesh_shape),
+    )
     rows, vocab = mesh_shape.get("fsdp", 1), "tensor" if "tensor" in mesh_shape else None
     num_rows *= mesh_shape.get("tensor", 1)
     positions = PartitionSpec("fsdp" if "fsdp" in mesh_shape else None, None)
@@ -41,7 +47,14 @@ def compile_loss(devices, shape: tuple[int, int, int], dtype: str, mesh_shape: d
 
     def loss(x_btd, table_vd, bias_v, labels_bt):
         nats_bt, logz_bt = linear_cross_entropy(
-            x_btd, table_vd, labels_bt, bias_v, vocab_size=max(1, num_rows - 70), layout=layout, implementation=implementation)
+            x_btd,
+            table_vd,
+            labels_bt,
+            bias_v,
+            vocab_size=max(1, num_rows - 70),
+            layout=layout,
+            implementation=implementation,
+        )
         return jnp.sum(nats_bt) + 1e-4 * jnp.sum(logz_bt**2)
 
     arguments = (
@@ -83,7 +96,9 @@ def main() -> None:
     programs = {}
     for topology in arguments.topologies:
         devices = topology_devices(topology)
-        programs[topology] = [compile_loss(devices, shape, arguments.dtype, mesh_shape, arguments.implementation) for shape in shapes]
+        programs[topology] = [
+            compile_loss(devices, shape, arguments.dtype, mesh_shape, arguments.implementation) for shape in shapes
+        ]
     print(json.dumps(programs))
 
 

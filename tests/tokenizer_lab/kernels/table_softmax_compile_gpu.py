@@ -27,7 +27,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tokenizer_lab.kernels.linear_cross_entropy import Layout, linear_cross_entropy
 from tokenizer_lab.kernels.sample_replacements import sample_replacements
 
-KERNEL = re.compile(r'custom_call_target="(?:__gpu\$xla\.gpu\.triton|triton_kernel_call_ffi)".*?op_name="[^"]*?/(\w+)/pallas_call"')
+KERNEL = re.compile(
+    r'custom_call_target="(?:__gpu\$xla\.gpu\.triton|triton_kernel_call_ffi)".*?op_name="[^"]*?/(\w+)/pallas_call"'
+)
 
 
 def h100_mesh(mesh_shape: dict[str, int]) -> Mesh:
@@ -35,8 +37,13 @@ def h100_mesh(mesh_shape: dict[str, int]) -> Mesh:
     num_devices = math.prod(mesh_shape.values())
     description = pathlib.Path(__file__).with_name("h100.pbtxt").read_text()
     topology = topologies.get_topology_desc(
-        topology_name="h100", platform="cuda", target_config=description, topology=f"1x1x{num_devices}")  # slices x hosts x GPUs
-    return Mesh(np.array(topology.devices).reshape(*mesh_shape.values()), tuple(mesh_shape), axis_types=(AxisType.Auto,) * len(mesh_shape))
+        topology_name="h100", platform="cuda", target_config=description, topology=f"1x1x{num_devices}"
+    )  # slices x hosts x GPUs
+    return Mesh(
+        np.array(topology.devices).reshape(*mesh_shape.values()),
+        tuple(mesh_shape),
+        axis_types=(AxisType.Auto,) * len(mesh_shape),
+    )
 
 
 def cross_entropy(mesh: Mesh, num_rows: int, implementation: str):
@@ -46,7 +53,14 @@ def cross_entropy(mesh: Mesh, num_rows: int, implementation: str):
 
     def loss(x_btd, table_vd, bias_v, labels_bt):
         nats_bt, logz_bt = linear_cross_entropy(
-            x_btd, table_vd, labels_bt, bias_v, vocab_size=max(1, num_rows - 70), layout=Layout(mesh, positions, vocab), implementation=implementation)
+            x_btd,
+            table_vd,
+            labels_bt,
+            bias_v,
+            vocab_size=max(1, num_rows - 70),
+            layout=Layout(mesh, positions, vocab),
+            implementation=implementation,
+        )
         return jnp.sum(nats_bt) + 1e-4 * jnp.sum(logz_bt**2), ()
 
     return loss, (PartitionSpec(*positions, None), PartitionSpec(vocab, None), PartitionSpec(vocab), positions)
@@ -58,10 +72,14 @@ def replacements(mesh: Mesh, num_rows: int, implementation: str):
     specs = split, whole, whole, split, split
 
     def head(x_nd, table_vd, bias_v, labels_n, seeds_n2):
-        return sample_replacements(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size=max(1, num_rows - 70), implementation=implementation)
+        return sample_replacements(
+            x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size=max(1, num_rows - 70), implementation=implementation
+        )
 
     def loss(*arguments):
-        nats_n, logz_n, sample_n = jax.shard_map(head, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(*arguments)
+        nats_n, logz_n, sample_n = jax.shard_map(head, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(
+            *arguments
+        )
         return jnp.sum(nats_n) + 1e-4 * jnp.sum(logz_n**2), sample_n
 
     return loss, specs
@@ -77,7 +95,13 @@ def compile_loss(operation: str, mesh: Mesh, shape: tuple[int, int, int], dtype:
     else:
         loss, specs = replacements(mesh, num_rows, implementation)
         labels = (mesh.size * num_positions,)
-    types = [((*labels, width), dtype), ((num_rows, width), dtype), ((num_rows,), jnp.float32), (labels, jnp.int32), ((*labels, 2), jnp.uint32)]
+    types = [
+        ((*labels, width), dtype),
+        ((num_rows, width), dtype),
+        ((num_rows,), jnp.float32),
+        (labels, jnp.int32),
+        ((*labels, 2), jnp.uint32),
+    ]
     arguments = [jax.ShapeDtypeStruct(*type_, sharding=NamedSharding(mesh, spec)) for type_, spec in zip(types, specs)]
     started = time.process_time()
     compiled = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True)).lower(*arguments).compile()
@@ -99,10 +123,17 @@ def main() -> None:
     parser.add_argument("--implementations", nargs="+", default=["pallas_gpu"])
     arguments = parser.parse_args()
     mesh = h100_mesh({axis: int(size) for axis, size in (part.split("=") for part in arguments.mesh.split(","))})
-    print(json.dumps([
-        compile_loss(arguments.operation, mesh, tuple(map(int, shape.split("x"))), arguments.dtype, implementation)
-        for shape in arguments.shapes for implementation in arguments.implementations
-    ]))
+    print(
+        json.dumps(
+            [
+                compile_loss(
+                    arguments.operation, mesh, tuple(map(int, shape.split("x"))), arguments.dtype, implementation
+                )
+                for shape in arguments.shapes
+                for implementation in arguments.implementations
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def exact(x, table, bias, labels, weights, vocab_size):
     logz = np.log(np.exp(logits - largest).sum(axis=-1)) + largest[..., 0]
     is_label = labels[..., None] == np.arange(vocab_size)
     nats = logz - logits[is_label].reshape(labels.shape)
-    by_logits = (nats_weights + logz_weights)[..., None] * np.exp(logits - logz[..., None]) - nats_weights[..., None] * is_label
+    by_logits = (nats_weights + logz_weights)[..., None] * np.exp(logits - logz[..., None]) - nats_weights[
+        ..., None
+    ] * is_label
     by_table, by_bias = np.zeros_like(table), np.zeros_like(bias)
     by_table[:vocab_size] = np.einsum("btv,btd->vd", by_logits, x)
     by_bias[:vocab_size] = by_logits.sum(axis=(0, 1))
@@ -71,7 +73,9 @@ def compiled(implementation, vocab_size, layout=None):
     """What `exact` returns, by an implementation, compiled once for each shape."""
 
     def weighted(x, table, bias, labels, weights):
-        nats, logz = linear_cross_entropy(x, table, labels, bias, vocab_size=vocab_size, layout=layout, implementation=implementation)
+        nats, logz = linear_cross_entropy(
+            x, table, labels, bias, vocab_size=vocab_size, layout=layout, implementation=implementation
+        )
         return jnp.sum(weights[0] * nats) + jnp.sum(weights[1] * logz), (nats, logz)
 
     differentiated = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))
@@ -86,7 +90,9 @@ def compiled(implementation, vocab_size, layout=None):
 def assert_exact(actual, arguments, vocab_size, tolerance=2e-5):
     for name, result, expected in zip(NAMES, actual, exact(*arguments, vocab_size), strict=True):
         assert np.isfinite(result).all(), name
-        np.testing.assert_allclose(np.asarray(result, np.float32), expected, rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            np.asarray(result, np.float32), expected, rtol=tolerance, atol=tolerance, err_msg=name
+        )
 
 
 @every_implementation
@@ -183,7 +189,13 @@ def test_the_same_over_a_mesh(implementation, sizes, along_sequence):
     mesh = Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), axes, axis_types=(AxisType.Auto,) * 4)
     positions = PartitionSpec(("replica", "fsdp"), "sequence" if along_sequence else None)
     arguments = inputs(2, 6, 8, 200, 384)
-    specs = PartitionSpec(*positions, None), PartitionSpec("tensor", None), PartitionSpec("tensor"), positions, PartitionSpec(None, *positions)
+    specs = (
+        PartitionSpec(*positions, None),
+        PartitionSpec("tensor", None),
+        PartitionSpec("tensor"),
+        positions,
+        PartitionSpec(None, *positions),
+    )
     placed = [jax.device_put(value, NamedSharding(mesh, spec)) for value, spec in zip(arguments, specs)]
     actual = compiled(implementation, 200, Layout(mesh, positions, "tensor"))(*placed)
     assert_exact(actual, arguments, 200)
@@ -196,7 +208,9 @@ def test_sharded_positions_stay_where_they_are():
     positions, everywhere = NamedSharding(mesh, spec), NamedSharding(mesh, PartitionSpec())
     loss = jax.jit(
         functools.partial(linear_cross_entropy, vocab_size=50, layout=Layout(mesh, spec), implementation="chunked"),
-        in_shardings=(positions, everywhere, positions, everywhere), out_shardings=positions)
+        in_shardings=(positions, everywhere, positions, everywhere),
+        out_shardings=positions,
+    )
     program = loss.lower(x, table, labels, bias).compile().as_text()
     for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
         assert collective not in program
@@ -238,7 +252,10 @@ def test_without_a_kernel_few_logits_are_kept_and_many_are_not(monkeypatch):
 
 
 def test_an_unknown_implementation_says_which_there_are():
-    with pytest.raises(ValueError, match="no implementation 'triton' of linear_cross_entropy; there are auto, reference, chunked, pallas, interpreted, pallas_gpu, interpreted_gpu"):
+    with pytest.raises(
+        ValueError,
+        match="no implementation 'triton' of linear_cross_entropy; there are auto, reference, chunked, pallas, interpreted, pallas_gpu, interpreted_gpu",
+    ):
         lowered("cpu", "triton")
 
 
@@ -247,20 +264,36 @@ def on_a_tpu():
     """A layout on a TPU that is not there, as far as the choice looks at it."""
     device = types.SimpleNamespace(platform="tpu")
     return types.SimpleNamespace(
-        mesh=types.SimpleNamespace(devices=np.array([device]), shape={"fsdp": 2}, size=2), num_position_shards=2, vocab=None, position_axes=("fsdp",))
+        mesh=types.SimpleNamespace(devices=np.array([device]), shape={"fsdp": 2}, size=2),
+        num_position_shards=2,
+        vocab=None,
+        position_axes=("fsdp",),
+    )
 
 
-@pytest.mark.parametrize("width, dtype, why", [
-    (65536, jnp.float32, r"hidden states \[4, 65536\] of type float32, whose width does not fit its 40 MiB of VMEM"),
-    (8, jnp.float16, "hidden states of type float16, only bfloat16 and float32"),
-])
-def test_what_the_kernel_does_not_take_is_named_once_and_computed_all_the_same(width, dtype, why, on_a_tpu, monkeypatch):
+@pytest.mark.parametrize(
+    "width, dtype, why",
+    [
+        (
+            65536,
+            jnp.float32,
+            r"hidden states \[4, 65536\] of type float32, whose width does not fit its 40 MiB of VMEM",
+        ),
+        (8, jnp.float16, "hidden states of type float16, only bfloat16 and float32"),
+    ],
+)
+def test_what_the_kernel_does_not_take_is_named_once_and_computed_all_the_same(
+    width, dtype, why, on_a_tpu, monkeypatch
+):
     implementations.warn_once.cache_clear()
     monkeypatch.setattr(api, "_over_mesh", lambda passes, layout: passes)  # there is no such mesh to compute on
     loss = functools.partial(linear_cross_entropy, vocab_size=300, layout=on_a_tpu)
     trace = functools.partial(jax.eval_shape, loss, *abstract(width=width, dtype=dtype))
-    with pytest.warns(UserWarning, match=f"^the TPU kernel of linear_cross_entropy does not take {why}; "
-                      "it is computed by the reference implementation instead$") as caught:
+    with pytest.warns(
+        UserWarning,
+        match=f"^the TPU kernel of linear_cross_entropy does not take {why}; "
+        "it is computed by the reference implementation instead$",
+    ) as caught:
         assert [result.shape for result in trace()] == [(1, 8)] * 2
         trace()
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
@@ -270,9 +303,13 @@ def test_what_the_kernel_does_not_take_is_of_no_interest_elsewhere_unless_asked_
     implementations.warn_once.cache_clear()
     with warnings.catch_warnings(action="error"):
         assert "tpu_custom_call" not in lowered("cpu", "auto", dtype=jnp.float16)
-    with pytest.raises(ValueError, match="does not take hidden states of type float16.*; use the implementation 'auto' or 'reference'"):
+    with pytest.raises(
+        ValueError, match="does not take hidden states of type float16.*; use the implementation 'auto' or 'reference'"
+    ):
         lowered("cpu", "pallas", dtype=jnp.float16)
-    with pytest.raises(ValueError, match="the GPU kernel of linear_cross_entropy does not take hidden states of type float16"):
+    with pytest.raises(
+        ValueError, match="the GPU kernel of linear_cross_entropy does not take hidden states of type float16"
+    ):
         lowered("cpu", "pallas_gpu", dtype=jnp.float16)
 
 
@@ -305,13 +342,20 @@ def test_chunks_need_little_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
-@pytest.mark.parametrize("num_positions, width", [(1, 64), (2048, 128), *sorted({(shape[0], shape[2]) for shape in PRODUCTION_SHAPES})])
+@pytest.mark.parametrize(
+    "num_positions, width", [(1, 64), (2048, 128), *sorted({(shape[0], shape[2]) for shape in PRODUCTION_SHAPES})]
+)
 def test_the_vmem_budget_fits_every_chip(num_positions, width, itemsize, monkeypatch):
     monkeypatch.undo()
     blocks = pallas_tpu.choose_blocks(api.BLOCKS, num_positions, width, itemsize)
     assert blocks.positions % 128 == 0 and blocks.ids % tiles.ID_MULTIPLE == 0
     sums, logits = 4 * width * max(blocks), 4 * blocks.positions * blocks.ids
-    assert sums + logits < pallas_tpu.vmem_bytes(blocks, width, itemsize) <= pallas_tpu.VMEM_LIMIT_BYTES <= min(VMEM_BYTES.values()) * 3 // 4
+    assert (
+        sums + logits
+        < pallas_tpu.vmem_bytes(blocks, width, itemsize)
+        <= pallas_tpu.VMEM_LIMIT_BYTES
+        <= min(VMEM_BYTES.values()) * 3 // 4
+    )
 
 
 @pytest.mark.parametrize("num_positions, width, expected", [
@@ -348,10 +392,17 @@ def most_temporary_bytes(num_positions: int, width: int) -> int:
     [
         ("v5e:2x2", "--shapes", LARGEST),
         pytest.param(("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"), marks=pytest.mark.slow),
-        pytest.param(("v5e:2x2", "--dtype", "float32", "--shapes", LARGEST, "8192x128256x4096"), marks=pytest.mark.slow),
+        pytest.param(
+            ("v5e:2x2", "--dtype", "float32", "--shapes", LARGEST, "8192x128256x4096"), marks=pytest.mark.slow
+        ),
         # Unaligned, and less than a tile or than a block.
-        pytest.param(("v5e:2x2", "--shapes", "1x96x64", "130x100x40", "8192x24x128", "1000x257x768"), marks=pytest.mark.slow),
-        pytest.param(("v5p:2x2x1", "--mesh", "fsdp=2,tensor=2", "--shapes", "8192x16384x768", "8192x96x768"), marks=pytest.mark.slow),
+        pytest.param(
+            ("v5e:2x2", "--shapes", "1x96x64", "130x100x40", "8192x24x128", "1000x257x768"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("v5p:2x2x1", "--mesh", "fsdp=2,tensor=2", "--shapes", "8192x16384x768", "8192x96x768"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=" ".join,
 )
@@ -364,7 +415,10 @@ def test_the_kernels_compile_for_tpus(arguments):
             assert program["tpu_custom_calls"] == 3, (topology, program)
             assert program["temp_bytes"] < most_temporary_bytes(num_positions, width), (topology, program)
             if num_positions == 8192 and num_rows % 512 == 0:
-                assert program["flops"] == pytest.approx(5 * 2 * num_positions * num_rows * width, rel=0.01), (topology, program)
+                assert program["flops"] == pytest.approx(5 * 2 * num_positions * num_rows * width, rel=0.01), (
+                    topology,
+                    program,
+                )
 
 
 @needs_libtpu

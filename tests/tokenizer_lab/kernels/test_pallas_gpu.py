@@ -19,7 +19,9 @@ def test_tiles_fit_into_a_core():
     assert num_threads <= 1024 and tile <= H100_REGISTERS // 2
     assert pallas_gpu.shared_memory_bytes() <= pallas_gpu.SHARED_MEMORY_LIMIT_BYTES
     assert pallas_gpu.TILE_IDS == sample_tiles.ID_GROUP  # that it joins two halves of
-    assert all(size & (size - 1) == 0 for size in (pallas_gpu.TILE_POSITIONS, pallas_gpu.TILE_IDS, pallas_gpu.PIECE_BYTES)), "Triton takes powers of two"
+    assert all(
+        size & (size - 1) == 0 for size in (pallas_gpu.TILE_POSITIONS, pallas_gpu.TILE_IDS, pallas_gpu.PIECE_BYTES)
+    ), "Triton takes powers of two"
 
 
 def compile_for_h100s(*arguments: str) -> list[dict]:
@@ -39,10 +41,22 @@ def compile_for_h100s(*arguments: str) -> list[dict]:
     [
         ("linear_cross_entropy", ("--shapes", "8192x65536x768")),
         ("sample_replacements", ("--shapes", "2048x32768x256")),
-        pytest.param("linear_cross_entropy", ("--shapes", "8192x384x384", "8192x50304x768", "8192x65536x2048", "8192x128256x4096"), marks=pytest.mark.slow),
-        pytest.param("linear_cross_entropy", ("--dtype", "float32", "--shapes", "8192x65536x768", "8192x128256x4096"), marks=pytest.mark.slow),
-        pytest.param("linear_cross_entropy", ("--shapes", "1x96x64", "130x100x40", "1000x257x768"), marks=pytest.mark.slow),  # unaligned
-        pytest.param("linear_cross_entropy", ("--mesh", "fsdp=2,tensor=2", "--shapes", "8192x16384x768"), marks=pytest.mark.slow),
+        pytest.param(
+            "linear_cross_entropy",
+            ("--shapes", "8192x384x384", "8192x50304x768", "8192x65536x2048", "8192x128256x4096"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "linear_cross_entropy",
+            ("--dtype", "float32", "--shapes", "8192x65536x768", "8192x128256x4096"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "linear_cross_entropy", ("--shapes", "1x96x64", "130x100x40", "1000x257x768"), marks=pytest.mark.slow
+        ),  # unaligned
+        pytest.param(
+            "linear_cross_entropy", ("--mesh", "fsdp=2,tensor=2", "--shapes", "8192x16384x768"), marks=pytest.mark.slow
+        ),
         pytest.param("sample_replacements", ("--mesh", "fsdp=4", "--shapes", "8192x65664x768"), marks=pytest.mark.slow),
     ],
     ids=str,

@@ -212,7 +212,9 @@ def test_a_tile_has_the_bits_of_its_ids():
     assert len(np.unique(expected)) > 0.999 * expected.size
     of_tile = jax.jit(tiles._random_bits, static_argnums=(3, 4))
     for first_id, num_ids, one_below_other in (
-        (0, 640, tiles.one_below_other), (512, 640, tiles.one_below_other), (256, 128, tiles.one_below_other),
+        (0, 640, tiles.one_below_other),
+        (512, 640, tiles.one_below_other),
+        (256, 128, tiles.one_below_other),
         (256, 256, tiles.one_below_other_by_triton),
     ):
         actual = of_tile(*seeds.T[:, None], first_id, num_ids, one_below_other)

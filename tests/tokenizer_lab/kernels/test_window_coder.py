@@ -85,9 +85,7 @@ def random_nodes(window_bits: int, num_nodes: int) -> tuple[list[list[int]], lis
     rng = random.Random(window_bits * num_nodes)
     largest = 2**window_bits - 1
     special = [largest, largest - 1, 0, 1, 2, 255, 256, 2**16 - 1, 2**16 % largest]
-    spans = [
-        special[i] if i < len(special) else rng.getrandbits(rng.randint(1, window_bits)) for i in range(num_nodes)
-    ]
+    spans = [special[i] if i < len(special) else rng.getrandbits(rng.randint(1, window_bits)) for i in range(num_nodes)]
     lows = [rng.randint(0, largest - span) for span in spans]
     return [random_shares(rng) for _ in spans], spans, lows
 

@@ -35,13 +35,15 @@ def compile_steps(topology: str) -> list[dict]:
         for step, operand in ((encode_step, byte), (decode_step, number)):
             with jax.set_mesh(mesh):  # kernels ask it which chip they are compiled for
                 compiled = step.lower(shares, number, number, operand).compile()
-            results.append({
-                "step": step.__name__,
-                "window_bits": window_bits,
-                "num_streams": num_streams,
-                "tpu_custom_calls": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
-                "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
-            })
+            results.append(
+                {
+                    "step": step.__name__,
+                    "window_bits": window_bits,
+                    "num_streams": num_streams,
+                    "tpu_custom_calls": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
+                    "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+                }
+            )
     return results
 
 

@@ -135,7 +135,9 @@ def test_invalid_bytes_separate_the_text_that_is_learned():
     ).map("".join)
 )
 @settings(max_examples=50, deadline=None)
-@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "superword", "character", "unigram-gpt4", "unigram-whitespace"])
+@pytest.mark.parametrize(
+    "name", ["bpe-gpt2", "bpe-gpt4", "bpe-whitespace", "superword", "character", "unigram-gpt4", "unigram-whitespace"]
+)
 def test_ids_of_valid_text_are_the_library_s(representations, name, text):
     representation = representations[name]
     tokenizer = Tokenizer.from_str(representation.to_files()["tokenizer.json"].decode())
@@ -144,7 +146,9 @@ def test_ids_of_valid_text_are_the_library_s(representations, name, text):
     assert tokenizer.decode(ids.tolist()) == text
 
 
-@pytest.mark.parametrize("name", ["bpe-gpt2", "bpe-rtl3", "bpe-whitespace", "superword", "character", "unigram-gpt4", "unigram-whitespace"])
+@pytest.mark.parametrize(
+    "name", ["bpe-gpt2", "bpe-rtl3", "bpe-whitespace", "superword", "character", "unigram-gpt4", "unigram-whitespace"]
+)
 def test_our_fits_never_take_the_slow_path(representations, documents, name, monkeypatch):
     monkeypatch.setattr(SubwordRepresentation, "_encode_aligned", None)
     for text in [b"\n".join(documents), "  ,, \0\0 ’’ 語語 ÿÿ \n\n\n\n".encode() * 100, bytes(range(256)) * 10]:
@@ -153,7 +157,10 @@ def test_our_fits_never_take_the_slow_path(representations, documents, name, mon
 
 def test_pretokenization_sets_where_tokens_may_not_cross():
     text = "12345 don't stop.\n\n  a\n"
-    pieces = {name: pieces_of(SubwordFit(vocab_size=257, pretokenization=name), text) for name in ("gpt2", "gpt4", "whitespace")}
+    pieces = {
+        name: pieces_of(SubwordFit(vocab_size=257, pretokenization=name), text)
+        for name in ("gpt2", "gpt4", "whitespace")
+    }
     assert pieces == {
         "gpt2": ["12345", " don", "'t", " stop", ".", "\n\n ", " a", "\n"],
         "gpt4": ["123", "45", " don", "'t", " stop", ".\n\n", " ", " a", "\n"],
@@ -162,12 +169,18 @@ def test_pretokenization_sets_where_tokens_may_not_cross():
 
 
 def pieces_of(fit: SubwordFit, text: str) -> list[str]:
-    split = Tokenizer.from_str(fit.fit([], "").to_files()["tokenizer.json"].decode()).pre_tokenizer.pre_tokenize_str(text)
+    split = Tokenizer.from_str(fit.fit([], "").to_files()["tokenizer.json"].decode()).pre_tokenizer.pre_tokenize_str(
+        text
+    )
     return [text[start:end] for _, (start, end) in split]
 
 
 @pytest.mark.parametrize("pretokenization", ["gpt2", "gpt4"])
-@given(before=st.sampled_from(["", " ", "a ", "a", ".", "  ", "\n"]), number=st.integers(1, 10**12).map(str), after=st.sampled_from(["", " ", "b", ".5"]))
+@given(
+    before=st.sampled_from(["", " ", "a ", "a", ".", "  ", "\n"]),
+    number=st.integers(1, 10**12).map(str),
+    after=st.sampled_from(["", " ", "b", ".5"]),
+)
 @settings(max_examples=20, deadline=None)
 def test_digits_are_cut_as_asked_for(pretokenization, before, number, after):
     first = len(number) % 3 or 3
@@ -177,10 +190,14 @@ def test_digits_are_cut_as_asked_for(pretokenization, before, number, after):
         "rtl3": [number[:first], *(number[i : i + 3] for i in range(first, len(number), 3))],
     }
     for digits, groups in expected.items():
-        pieces = pieces_of(SubwordFit(vocab_size=257, pretokenization=pretokenization, digits=digits), f"{before}{number}{after}")
+        pieces = pieces_of(
+            SubwordFit(vocab_size=257, pretokenization=pretokenization, digits=digits), f"{before}{number}{after}"
+        )
         numbers = [piece for piece in pieces if any(map(str.isdigit, piece))]
         assert numbers == [*groups, *(["5"] if after == ".5" else [])]
-    free = pieces_of(SubwordFit(vocab_size=257, pretokenization=pretokenization, digits="free"), f"{before}{number}{after}")
+    free = pieces_of(
+        SubwordFit(vocab_size=257, pretokenization=pretokenization, digits="free"), f"{before}{number}{after}"
+    )
     assert number in [piece.lstrip(" ") for piece in free]
 
 

@@ -127,14 +127,26 @@ def test_rules_of_superwords_on_their_own():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(superword_transition=256), "--superword-transition is 256; it is at least 257 and below --vocab-size 4,096"),
+        (
+            dict(superword_transition=256),
+            "--superword-transition is 256; it is at least 257 and below --vocab-size 4,096",
+        ),
         (dict(superword_transition=4096), "--superword-transition is 4,096; it is at least 257 and below"),
-        (dict(superword_transition=300, algorithm="unigram"), "goes on with BPE merges .* not with --algorithm unigram"),
+        (
+            dict(superword_transition=300, algorithm="unigram"),
+            "goes on with BPE merges .* not with --algorithm unigram",
+        ),
         (dict(superword_transition=300, algorithm="character"), "goes on with BPE merges"),
         (dict(superword_transition=300, pretokenization="whitespace"), "not with .* --pretokenization whitespace"),
-        (dict(superword_transition=300, superword_sample_bytes=1000), "--superword-sample-bytes is 1,000, .* of 32,768"),
+        (
+            dict(superword_transition=300, superword_sample_bytes=1000),
+            "--superword-sample-bytes is 1,000, .* of 32,768",
+        ),
         (dict(digits="rtl3", pretokenization="whitespace"), "--digits rtl3 has no numbers to cut with .* whitespace"),
-        (dict(digits="single", algorithm="character"), "--digits single has no numbers to cut with --algorithm character"),
+        (
+            dict(digits="single", algorithm="character"),
+            "--digits single has no numbers to cut with --algorithm character",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message):
@@ -143,7 +155,9 @@ def test_options_that_do_not_go_together_are_refused(options, message):
 
 
 def test_a_transition_beyond_the_corpus_is_refused(documents):
-    with pytest.raises(UserError, match=r"the corpus supports [\d,]+ ids .*--superword-transition is 50,000; use at most") as error:
+    with pytest.raises(
+        UserError, match=r"the corpus supports [\d,]+ ids .*--superword-transition is 50,000; use at most"
+    ) as error:
         SubwordFit(vocab_size=60_000, superword_transition=50_000).fit(documents[:2], "")
     supported = int(str(error.value).split("supports ")[1].split()[0].replace(",", ""))
     fit = SubwordFit(vocab_size=supported + 10, superword_transition=supported)

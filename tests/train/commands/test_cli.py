@@ -35,7 +35,9 @@ def test_no_argument_shows_every_command(capsys):
     assert all(name in shown for name in ("ingest", "fit", "train", "eval", "sample", "report"))
 
 
-@pytest.mark.parametrize("vendors, makers", [(["0x8086", "0x1af4"], set()), (["0x8086", "0x1ae0"], {"Google"}), ([], set())])
+@pytest.mark.parametrize(
+    "vendors, makers", [(["0x8086", "0x1af4"], set()), (["0x8086", "0x1ae0"], {"Google"}), ([], set())]
+)
 def test_accelerators_are_known_by_their_makers(tmp_path, vendors, makers):
     for number, vendor in enumerate(vendors):
         (tmp_path / str(number)).mkdir()
@@ -66,7 +68,9 @@ for number in range(30):
     step(x).block_until_ready()
 print(page_faults() - before)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+    )
     assert done.returncode == 0 and int(done.stdout) < 5 * 16_384, done  # of ten times as many pages
 
 
@@ -74,33 +78,50 @@ def test_unknown_words_name_the_nearest(capsys, recipe_file):
     assert "no command 'tran', did you mean train?" in refused(capsys, "tran")
     assert "no representation 'bite', did you mean byte?" in refused(capsys, "fit", "bite")
     assert "no recipe 'demo_bytes', did you mean demo_byte?" in refused(capsys, "train", "demo_bytes", "--run-dir", "x")
-    assert "no experiment 'comparison', did you mean comparison_small?" in refused(capsys, "compare", "comparison", "--out", "x")
-    assert "no --submit 'lokal', did you mean local?" in refused(capsys, "compare", "comparison_small", "--out", "x", "--submit", "lokal")
+    assert "no experiment 'comparison', did you mean comparison_small?" in refused(
+        capsys, "compare", "comparison", "--out", "x"
+    )
+    assert "no --submit 'lokal', did you mean local?" in refused(
+        capsys, "compare", "comparison_small", "--out", "x", "--submit", "lokal"
+    )
     complaint = refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layer", "4")
     assert "Unrecognized options: --model.num-layer" in complaint and "did you mean --model.num-layers" in complaint
-    assert "did you mean --vocab-size" in refused(capsys, "fit", "subword", "--corpus", "c", "--out", "o", "--vocab-siz", "9")
+    assert "did you mean --vocab-size" in refused(
+        capsys, "fit", "subword", "--corpus", "c", "--out", "o", "--vocab-siz", "9"
+    )
 
 
 def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
     assert "--model.num-layers" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "four")
     assert "model.num_layers is 0" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "0")
-    assert "exactly one of steps, bytes, flops and seconds" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--budget.bytes", "10")
+    assert "exactly one of steps, bytes, flops and seconds" in refused(
+        capsys, "train", recipe_file, "--run-dir", "x", "--budget.bytes", "10"
+    )
     assert "--run-dir" in refused(capsys, "train", recipe_file)
     assert "the recipe comes first" in refused(capsys, "train", "--run-dir", "x")
-    assert "is not a corpus" in refused(capsys, "fit", "byte", "--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
+    assert "is not a corpus" in refused(
+        capsys, "fit", "byte", "--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")
+    )
     assert "is not a run" in refused(capsys, "eval", str(tmp_path))
     assert "is not a run" in refused(capsys, "sample", str(tmp_path), "--prompt", "x")
     assert "the prompt is empty" in refused(capsys, "sample", str(tmp_path), "--prompt", "")
 
 
 def test_a_vocab_larger_than_the_corpus_supports_is_refused(capsys, corpus, tmp_path):
-    complaint = refused(capsys, "fit", "subword", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--vocab-size", "50000")
+    complaint = refused(
+        capsys, "fit", "subword", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--vocab-size", "50000"
+    )
     assert "50,000" in complaint or "50000" in complaint
     assert not (tmp_path / "out").exists()
 
 
 def test_help_is_shown_and_nothing_run(capsys, recipe_file):
-    for arguments in (["train", recipe_file, "--help"], ["ingest", "--help"], ["fit", "subword", "--help"], ["report", "--help"]):
+    for arguments in (
+        ["train", recipe_file, "--help"],
+        ["ingest", "--help"],
+        ["fit", "subword", "--help"],
+        ["report", "--help"],
+    ):
         with pytest.raises(SystemExit) as exit_:
             command_line.run(arguments)
         assert exit_.value.code == 0
@@ -113,11 +134,26 @@ def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tm
     text = tmp_path / "text"
     text.mkdir()
     for number in range(60):
-        (text / f"{number}.txt").write_text(f"document {number} says " + "the same thing again and again " * (number % 7))
+        (text / f"{number}.txt").write_text(
+            f"document {number} says " + "the same thing again and again " * (number % 7)
+        )
     steps = [
         ["ingest", str(text), "--out", "corpus", "--domain", "same", "--test-fraction", "0.2"],
         ["fit", "subword", "--corpus", "corpus", "--out", "subword", "--vocab-size", "275"],
-        ["train", recipe_file, "--run-dir", "run", "--representation", "subword", "--data.corpora", "corpus", "--name", "mine", "--model.num-layers", "1"],
+        [
+            "train",
+            recipe_file,
+            "--run-dir",
+            "run",
+            "--representation",
+            "subword",
+            "--data.corpora",
+            "corpus",
+            "--name",
+            "mine",
+            "--model.num-layers",
+            "1",
+        ],
         ["eval", "run"],
         ["sample", "run", "--prompt", "document", "--max-tokens", "8"],
         ["eval", "run", "--exact-bytes", "--max-bytes", "40", "--ensemble", "run"],
@@ -133,8 +169,11 @@ def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tm
     assert (stored["model"]["num_layers"], stored["name"], stored["data"]["corpora"]) == (1, "mine", ["corpus"])
     run = RunFolder(tmp_path / "run")
     evaluation, summary = json.loads(run.evaluation.read_text()), json.loads(run.summary.read_text())
-    assert evaluation["num_bytes"] == sum(shard["num_bytes"] for shard in json.loads((tmp_path / "corpus" / "manifest.json").read_text())["shards"]
-                                          if shard["split"] == "test")
+    assert evaluation["num_bytes"] == sum(
+        shard["num_bytes"]
+        for shard in json.loads((tmp_path / "corpus" / "manifest.json").read_text())["shards"]
+        if shard["split"] == "test"
+    )
     assert evaluation["by_domain"].keys() == {"same"} and summary["state"] == "finished" and summary["steps"] == 12
     assert json.loads(run.samples.read_text())[0]["prompt"] == "document"
     exact = json.loads(run.exact_bytes.read_text())
@@ -142,17 +181,29 @@ def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tm
         assert 0 < of_run["bits_per_byte"] <= of_run["bits_per_byte_of_ids"] + 1e-3
         assert of_run["bits_per_byte"] == pytest.approx(exact["ensemble_bits_per_byte"])
     assert "by exact bytes" in shown and "ensemble of 2" in shown and exact["num_bytes"] <= 40
-    assert (tmp_path / "report" / "index.html").exists() and json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (tmp_path / "report" / "index.html").exists() and json.loads(
+        (tmp_path / "report" / "report.json").read_text()
+    )
     # A second time changes nothing that was made.
     before = (tmp_path / "corpus" / "manifest.json").read_bytes(), run.metrics.read_bytes(), run.summary.read_bytes()
     for arguments in steps[:3]:
         assert command_line.run(arguments) == 0
-    assert before == ((tmp_path / "corpus" / "manifest.json").read_bytes(), run.metrics.read_bytes(), run.summary.read_bytes())
+    assert before == (
+        (tmp_path / "corpus" / "manifest.json").read_bytes(),
+        run.metrics.read_bytes(),
+        run.summary.read_bytes(),
+    )
 
 
 def toklab(*arguments: str, **keywords) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "train.commands.cli", *arguments], env=os.environ | {"XLA_FLAGS": ""}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
+    return subprocess.Popen(
+        [sys.executable, "-m", "train.commands.cli", *arguments],
+        env=os.environ | {"XLA_FLAGS": ""},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **keywords,
+    )
 
 
 @pytest.mark.parametrize("seconds", [0.3, 4.0])
@@ -164,7 +215,9 @@ def test_ctrl_c_at_any_moment_is_a_clean_stop(recipe_file, tmp_path, seconds):
     assert process.returncode in (75, 130, -signal.SIGINT), complaint
     assert "Traceback" not in complaint or process.returncode == -signal.SIGINT, complaint
     if process.returncode == 75:
-        assert complaint.strip().endswith("stopped by a signal; the state is saved, the same command goes on from there")
+        assert complaint.strip().endswith(
+            "stopped by a signal; the state is saved, the same command goes on from there"
+        )
         assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
@@ -176,7 +229,9 @@ def test_a_read_only_folder_is_one_line(recipe_file, tmp_path):
         folder.parent.mkdir(mode=0o500)
     process = toklab("train", recipe_file, "--run-dir", str(folder))
     _, complaint = process.communicate(timeout=120)
-    assert process.returncode == 2 and complaint.strip().splitlines()[-1].startswith(f"toklab: cannot write {folder}"), complaint
+    assert process.returncode == 2 and complaint.strip().splitlines()[-1].startswith(
+        f"toklab: cannot write {folder}"
+    ), complaint
     assert "Traceback" not in complaint
 
 

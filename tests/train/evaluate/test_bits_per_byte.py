@@ -41,7 +41,15 @@ def score(recipe, one_device):
     scorer = make_scorer(setup.program.model_def, setup.mesh)
 
     def run(documents, *, params=params, batch_rows=4, sequence_length=16, representation=ByteRepresentation()):
-        return score_documents(documents, representation, scorer, params, setup.mesh, batch_rows=batch_rows, sequence_length=sequence_length)
+        return score_documents(
+            documents,
+            representation,
+            scorer,
+            params,
+            setup.mesh,
+            batch_rows=batch_rows,
+            sequence_length=sequence_length,
+        )
 
     run.params = params
     return run
@@ -111,7 +119,9 @@ def test_a_document_costs_the_same_whatever_stands_beside_it(score):
 
 def test_the_whole_is_weighted_by_bytes_and_not_an_average_of_averages(score):
     scores = score(DOCUMENTS)
-    mean_of_documents = np.mean([nats / math.log(2) / size for nats, size in zip(scores.nats, scores.num_bytes) if size])
+    mean_of_documents = np.mean(
+        [nats / math.log(2) / size for nats, size in zip(scores.nats, scores.num_bytes) if size]
+    )
     assert scores.bits_per_byte == pytest.approx(scores.nats.sum() / math.log(2) / scores.num_bytes.sum())
     assert abs(scores.bits_per_byte - mean_of_documents) > 0.01, "this text cannot tell the two apart"
 
@@ -131,7 +141,11 @@ def test_nothing_to_score_is_said():
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 50)), min_size=2, max_size=30).filter(lambda items: sum(n for _, n in items) > 0))
+@given(
+    st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 50)), min_size=2, max_size=30).filter(
+        lambda items: sum(n for _, n in items) > 0
+    )
+)
 def test_the_interval_lies_around_the_score_and_is_the_same_each_time(items):
     nats, sizes = (np.array(column) for column in zip(*items))
     scores = Scores(nats, sizes.astype(np.int64), sizes.astype(np.int64), np.zeros(1, np.int64))
@@ -159,7 +173,11 @@ def test_domains_add_up_to_the_whole(score):
 def test_a_subset_is_fixed_and_of_whole_documents():
     documents = [bytes([number]) * 10 for number in range(50)]
     subset = fixed_subset(documents, 105)
-    assert subset == fixed_subset(documents, 105) and len(subset) == 10 and all(document in documents for document in subset)
+    assert (
+        subset == fixed_subset(documents, 105)
+        and len(subset) == 10
+        and all(document in documents for document in subset)
+    )
     assert len(fixed_subset(documents, 1)) == 1, "at least one document, however small the part"
 
 
@@ -172,7 +190,9 @@ def test_a_mean_weighted_by_tokens_would_be_another_number(score):
     bits_per_token = scores.nats.sum() / math.log(2) / scores.num_tokens.sum()
     some = scores.num_bytes > 0
     by_tokens = bits_per_token * np.mean(scores.num_tokens[some] / scores.num_bytes[some])
-    assert abs(scores.bits_per_byte - bits_per_token) > 0.05 and abs(scores.bits_per_byte - by_tokens) > 0.05, "this text cannot tell them apart"
+    assert abs(scores.bits_per_byte - bits_per_token) > 0.05 and abs(scores.bits_per_byte - by_tokens) > 0.05, (
+        "this text cannot tell them apart"
+    )
     result = summarize(scores, ["a"] * len(DOCUMENTS))
     assert result["bits_per_byte"] == result["total_nats"] / math.log(2) / sum(map(len, DOCUMENTS))
 
@@ -181,7 +201,10 @@ def test_ends_of_documents_bring_no_bytes_but_their_nats(score):
     whole, cut = score([b"one text and another"]), score([b"one text ", b"and another"])
     assert whole.num_bytes.sum() == cut.num_bytes.sum() and cut.num_tokens.sum() == whole.num_tokens.sum() + 1
     uniform = jax.tree.map(np.zeros_like, score.params)
-    extra = score([b"one text ", b"and another"], params=uniform).nats.sum() - score([b"one text and another"], params=uniform).nats.sum()
+    extra = (
+        score([b"one text ", b"and another"], params=uniform).nats.sum()
+        - score([b"one text and another"], params=uniform).nats.sum()
+    )
     assert extra == pytest.approx(math.log(257), rel=1e-5)
 
 
@@ -200,11 +223,19 @@ class Dropping(ByteRepresentation):
 
     def encode_many(self, texts):
         encoded = [self.encode(text) for text in texts]
-        return [(ids, np.append(np.ones(len(ids) - 1, np.int64), len(text) - len(ids) + 1)) for ids, text in zip(encoded, texts)]
+        return [
+            (ids, np.append(np.ones(len(ids) - 1, np.int64), len(text) - len(ids) + 1))
+            for ids, text in zip(encoded, texts)
+        ]
 
 
-@pytest.mark.parametrize("representation, text, said", [(Normalizing(), b"see Tokyo", "from byte 4 on, b'tokyo' where the text has b'Tokyo'"),
-                                                        (Dropping(), b"what is ?x", r"from byte 8 on, b'x' where the text has b'\?x'")])
+@pytest.mark.parametrize(
+    "representation, text, said",
+    [
+        (Normalizing(), b"see Tokyo", "from byte 4 on, b'tokyo' where the text has b'Tokyo'"),
+        (Dropping(), b"what is ?x", r"from byte 8 on, b'x' where the text has b'\?x'"),
+    ],
+)
 def test_a_tokenizer_that_drops_or_normalizes_is_caught(score, representation, text, said):
     with pytest.raises(UserError, match="does not give a document back.*" + said):
         score([text], representation=representation)
@@ -214,8 +245,13 @@ def test_evaluation_reads_no_document_that_was_trained_on(make_recipe, one_devic
     """By their hashes; where a corpus has one in both splits, which `toklab ingest` never makes, that is counted."""
     train(make_recipe(), str(tmp_path / "run"), QUIET, make_judge)
     read = []
-    monkeypatch.setattr(evaluation, "score_documents", lambda documents, *args, **kw: read.extend(documents[i] for i in range(len(documents))) or score_documents(
-        documents, *args, **kw))
+    monkeypatch.setattr(
+        evaluation,
+        "score_documents",
+        lambda documents, *args, **kw: (
+            read.extend(documents[i] for i in range(len(documents))) or score_documents(documents, *args, **kw)
+        ),
+    )
     result = evaluation.evaluate_run(str(tmp_path / "run"), None, lambda *_: None)
     [corpus] = make_recipe().data.corpora
     training = Corpus.open(corpus).documents("train")
@@ -227,7 +263,12 @@ def test_evaluation_reads_no_document_that_was_trained_on(make_recipe, one_devic
         for split, document in (("train", training[0]), ("test", training[0]), ("test", b"never seen")):
             writer.add("text", split, document)
         writer.commit()
-    assert evaluation.evaluate_run(str(tmp_path / "run"), str(tmp_path / "leaky"), lambda *_: None)["num_documents_in_training"] == 1
+    assert (
+        evaluation.evaluate_run(str(tmp_path / "run"), str(tmp_path / "leaky"), lambda *_: None)[
+            "num_documents_in_training"
+        ]
+        == 1
+    )
 
 
 def test_what_a_byte_costs_is_what_its_ids_cost(recipe, one_device):
@@ -235,5 +276,11 @@ def test_what_a_byte_costs_is_what_its_ids_cost(recipe, one_device):
     one, two = evaluation.costs(setup, 1.0), evaluation.costs(setup, 2.0)
     assert one["train_flops_per_byte"] == setup.flops_per_token["total"] == 2 * two["train_flops_per_byte"]
     model = recipe.model
-    assert one["kv_cache_bytes_per_byte"] == 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4 == 2 * two["kv_cache_bytes_per_byte"]
-    assert one["generate_flops_per_byte"] == pytest.approx((one["train_flops_per_byte"] - setup.flops_per_token["embedding"]) / 3)
+    assert (
+        one["kv_cache_bytes_per_byte"]
+        == 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4
+        == 2 * two["kv_cache_bytes_per_byte"]
+    )
+    assert one["generate_flops_per_byte"] == pytest.approx(
+        (one["train_flops_per_byte"] - setup.flops_per_token["embedding"]) / 3
+    )

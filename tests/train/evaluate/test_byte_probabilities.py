@@ -53,7 +53,9 @@ def random_model(representation, letters=LETTERS, seed=0):
         for ids in sequences:
             state = min(len(ids), MAX_IDS), ids[-1] if ids else 0
             if state not in logits_tv:
-                logits_v = np.where(possible_v, np.random.default_rng((seed, *state)).normal(size=len(possible_v)), -np.inf)
+                logits_v = np.where(
+                    possible_v, np.random.default_rng((seed, *state)).normal(size=len(possible_v)), -np.inf
+                )
                 if len(ids) >= MAX_IDS:
                     logits_v[np.arange(len(logits_v)) != representation.eod_id] = -np.inf
                 logits_tv[state] = logits_v - np.logaddexp.reduce(logits_v)
@@ -176,7 +178,9 @@ def test_windows_by_the_range_of_their_numbers():
         walk, total = model.walk(text[:count]), probability(text[:count])
         assert walk.log_probability == pytest.approx(math.log(total), abs=1e-11)
         for letter in LETTERS:
-            assert walk.next_bytes[letter] == pytest.approx(probability(text[:count] + bytes([letter])) / total, abs=1e-12)
+            assert walk.next_bytes[letter] == pytest.approx(
+                probability(text[:count] + bytes([letter])) / total, abs=1e-12
+            )
         assert walk.next_bytes.sum() == pytest.approx(1, abs=1e-12)
 
 
@@ -188,8 +192,9 @@ def test_what_no_document_begins_with_is_refused(subwords, covers):
 
 
 def test_an_ensemble_is_the_mean_of_next_bytes(subwords, covers):
-    models = [ByteModel(covers, random_model(subwords, seed=seed)) for seed in range(2)] + [ByteModel(
-        covers_of(ByteRepresentation()), random_model(ByteRepresentation()))]
+    models = [ByteModel(covers, random_model(subwords, seed=seed)) for seed in range(2)] + [
+        ByteModel(covers_of(ByteRepresentation()), random_model(ByteRepresentation()))
+    ]
     documents, progress = [b"abb", b"", b"ba"], []
     nats = score_bytes(documents, models, progress.append)
     expected = np.zeros(4)
@@ -209,7 +214,16 @@ def test_sequences_that_others_begin_with_share_their_rows():
     assert [rows[row][: position + 1] for row, position in places] == sequences
 
 
-CONFIG = DecoderConfig(num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, compute_dtype="float32", remat="none")
+CONFIG = DecoderConfig(
+    num_layers=1,
+    embed_dim=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    mlp_dim=24,
+    compute_dtype="float32",
+    remat="none",
+)
 
 
 def decoder(representation):
@@ -224,9 +238,19 @@ def test_a_documents_bytes_cost_what_its_ids_do_where_these_are_bytes(piece_leng
     representation, mesh = ByteRepresentation(), make_mesh(MeshConfig())
     model_def, params = decoder(representation)
     documents = [b"a document of some rows, and a piece of one", b"short", b""]
-    by_ids = score_documents(documents, representation, make_scorer(model_def, mesh), params, mesh, batch_rows=2, sequence_length=16,
-                             piece_length=piece_length)
-    model = ByteModel(covers_of(representation), make_next_ids(model_def, params, representation.eod_id, 16, piece_length))
+    by_ids = score_documents(
+        documents,
+        representation,
+        make_scorer(model_def, mesh),
+        params,
+        mesh,
+        batch_rows=2,
+        sequence_length=16,
+        piece_length=piece_length,
+    )
+    model = ByteModel(
+        covers_of(representation), make_next_ids(model_def, params, representation.eod_id, 16, piece_length)
+    )
     assert score_bytes(documents, [model])[0] == pytest.approx(by_ids.nats.sum(), rel=1e-5)
 
 

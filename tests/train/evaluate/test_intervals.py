@@ -29,7 +29,9 @@ def test_draws_without_a_byte_are_left_out():
 
 
 def test_the_interval_of_three_seeds_is_students():
-    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), rel=1e-6)
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx(
+        (2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), rel=1e-6
+    )
     assert mean_interval([1.0]) is None
 
 
@@ -41,7 +43,11 @@ def law(level: float, slope: float, noise: float = 0.0, seed: int = 0):
 
 def test_a_power_law_is_found_again():
     found = law(3.0, -0.05)
-    assert found.slope == pytest.approx(-0.05) and found.at(1e13) == pytest.approx(3 * 10**-0.05) and found.flops == (1e12, 1e14)
+    assert (
+        found.slope == pytest.approx(-0.05)
+        and found.at(1e13) == pytest.approx(3 * 10**-0.05)
+        and found.flops == (1e12, 1e14)
+    )
 
 
 def test_the_interval_of_an_exponent_is_that_of_linear_regression():
@@ -52,7 +58,9 @@ def test_the_interval_of_an_exponent_is_that_of_linear_regression():
 
 
 def test_the_interval_of_an_exponent_covers_it_about_as_often_as_it_says():
-    covered = [low <= -0.05 <= high for low, high in (law(3.0, -0.05, 0.02, seed).slope_interval for seed in range(200))]
+    covered = [
+        low <= -0.05 <= high for low, high in (law(3.0, -0.05, 0.02, seed).slope_interval for seed in range(200))
+    ]
     assert 0.9 <= np.mean(covered) <= 0.99
 
 

@@ -17,7 +17,9 @@ from tokenizer_lab.representation import OpenPrompt, Representation
 from train.evaluate.likelihood import Likelihoods, beginnings, boxes
 from train.sharding import MeshConfig, make_mesh
 
-CONFIG = DecoderConfig(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, mlp_dim=48, compute_dtype="float32")
+CONFIG = DecoderConfig(
+    num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, mlp_dim=48, compute_dtype="float32"
+)
 LENGTH = 12
 
 
@@ -28,7 +30,11 @@ class Windows(Representation):
 
     def open_prompt(self, text):
         low, high = (self.encode(text + end * (-len(text) % 4)) for end in (b"a", b"b"))
-        return OpenPrompt(low, (), ()) if len(text) % 4 == 0 else OpenPrompt(low[:-2], tuple(low[-2:].tolist()), tuple(high[-2:].tolist()))
+        return (
+            OpenPrompt(low, (), ())
+            if len(text) % 4 == 0
+            else OpenPrompt(low[:-2], tuple(low[-2:].tolist()), tuple(high[-2:].tolist()))
+        )
 
     def encode(self, text):
         bits = [byte - ord("a") for byte in text]
@@ -42,9 +48,16 @@ def scorer(representation: Representation, num_devices: int = 1) -> tuple[Likeli
     mesh = make_mesh(MeshConfig(), jax.devices()[:num_devices])
     module = CONFIG.build(representation.vocab_size, nnx.Rngs(0))
     model_def, state = nnx.split(module, nnx.Param)
-    recipe = types.SimpleNamespace(name="tiny", model=CONFIG, kernels="auto", data=types.SimpleNamespace(sequence_length=LENGTH),
-                                   evaluation=types.SimpleNamespace(batch_rows=4))
-    setup = types.SimpleNamespace(recipe=recipe, representation=representation, mesh=mesh, program=types.SimpleNamespace(model_def=model_def))
+    recipe = types.SimpleNamespace(
+        name="tiny",
+        model=CONFIG,
+        kernels="auto",
+        data=types.SimpleNamespace(sequence_length=LENGTH),
+        evaluation=types.SimpleNamespace(batch_rows=4),
+    )
+    setup = types.SimpleNamespace(
+        recipe=recipe, representation=representation, mesh=mesh, program=types.SimpleNamespace(model_def=model_def)
+    )
     return Likelihoods(types.SimpleNamespace(setup=setup, params=nnx.to_pure_dict(state))), module
 
 
@@ -76,7 +89,12 @@ def test_boxes_hold_every_tuple_of_a_range_once(count, data):
     last = 2
     every = sorted(itertools.product(range(last + 1), repeat=count))
     low, high = sorted(data.draw(st.lists(st.sampled_from(every), min_size=2, max_size=2)))
-    held = [choice for box in boxes(low, high, last) for choice in every if all(a <= id_ <= b for id_, (a, b) in zip(choice, box))]
+    held = [
+        choice
+        for box in boxes(low, high, last)
+        for choice in every
+        if all(a <= id_ <= b for id_, (a, b) in zip(choice, box))
+    ]
     assert sorted(held) == [choice for choice in every if low <= choice <= high]
 
 
@@ -89,7 +107,9 @@ def test_bytes_cost_the_sum_over_the_continuation_s_ids(of_bytes):
     assert found[0][0] == pytest.approx(expected, abs=1e-4)
     assert found[1][0] == pytest.approx(joint(module, 256, list(b"not")), abs=1e-4)
     assert found[3] == (0.0, True)
-    assert [likelihoods.continuations([pair])[0][0] for pair in pairs] == pytest.approx([each for each, _ in found], abs=1e-4)
+    assert [likelihoods.continuations([pair])[0][0] for pair in pairs] == pytest.approx(
+        [each for each, _ in found], abs=1e-4
+    )
 
 
 def test_the_likeliest_continuation_is_said_to_be_it(of_bytes):
@@ -119,7 +139,9 @@ def test_an_open_end_counts_everything_that_goes_on_with_it(of_windows):
 
 def test_continuations_of_one_letter_are_all_there_is(of_windows):
     found = of_windows[0].continuations([(b"aba", b"a"), (b"aba", b"b")])
-    assert np.exp([each for each, _ in found]).sum() == pytest.approx(1, abs=1e-4), "the window's last letter is one of two"
+    assert np.exp([each for each, _ in found]).sum() == pytest.approx(1, abs=1e-4), (
+        "the window's last letter is one of two"
+    )
 
 
 def test_long_contexts_are_cut_from_their_left(of_bytes):

@@ -30,7 +30,13 @@ def test_each_kind_of_noise_comes_and_about_as_many_as_asked_for():
 
 
 def test_pairs_are_of_lines_with_other_words_beside_each_other():
-    lines = [b"one two three four five", b"too short a line", b"same same same same same", b"x" * 200 + b" a b c d e", "über das weite Meer gefahren".encode()]
+    lines = [
+        b"one two three four five",
+        b"too short a line",
+        b"same same same same same",
+        b"x" * 200 + b" a b c d e",
+        "über das weite Meer gefahren".encode(),
+    ]
     pairs = find_pairs([b"\n".join(lines)], 10)
     assert sorted(" ".join(words) for words, _ in pairs) == ["one two three four five", "über das weite Meer gefahren"]
     for good, bad in add_noise_to_pairs(pairs, 0.0):

@@ -13,7 +13,9 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import OpenPrompt
 from train.evaluate.sampling import _draw, _within, sample_text
 
-CONFIG = DecoderConfig(num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, mlp_dim=48, compute_dtype="float32")
+CONFIG = DecoderConfig(
+    num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, mlp_dim=48, compute_dtype="float32"
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,11 @@ def sample(model, prompt=b"hello", **options):
 
 
 def test_the_likeliest_text_is_that_of_the_full_forward_pass(model):
-    logits_after = jax.jit(lambda row, length: model[2].logits(model[2](row, jnp.ones_like(row), jnp.arange(row.shape[1])[None])[0, length - 1]))
+    logits_after = jax.jit(
+        lambda row, length: model[2].logits(
+            model[2](row, jnp.ones_like(row), jnp.arange(row.shape[1])[None])[0, length - 1]
+        )
+    )
     ids = [256, *b"hello"]
     while len(ids) < 26 and (len(ids) == 6 or ids[-1] != 256):
         padded = jnp.asarray([ids + [0] * (26 - len(ids))])  # what comes behind does not count: attention is causal
@@ -62,7 +68,10 @@ def test_text_ends_where_the_document_ends(model):
     model_def, params, _ = model
     silent = dict(params, unembedding=jnp.zeros_like(params["unembedding"]).at[256].set(params["final_scale"] * 0 + 1))
     # The hidden state times ones may have either sign; the likeliest id is the end of the document or any other, the text then empty or not.
-    ended = [sample_text(model_def, silent, ByteRepresentation(), bytes([first]), max_tokens=8, temperature=0.0) for first in range(97, 110)]
+    ended = [
+        sample_text(model_def, silent, ByteRepresentation(), bytes([first]), max_tokens=8, temperature=0.0)
+        for first in range(97, 110)
+    ]
     assert b"" in ended and all(len(text) <= 8 for text in ended)
 
 

@@ -21,39 +21,55 @@ def jsonl(*records):
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-@pytest.mark.parametrize("name, text", [
-    ("t.jsonl", jsonl({"sentence": "a b", "label": 1}, {"sentence": "c\u2028d", "label": 0})),
-    ("t.jsonl", "\n" + jsonl({"text": "a b", "label": "1"}, {"text": "c\u2028d", "label": "0", "idx": 3})),
-    ("t.tsv", "a b\t1\nc\u2028d\t0\n"),
-    ("t.tsv", "idx\tlabel\tsentence\n7\t1\ta b\n8\t0\tc\u2028d"),
-])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("t.jsonl", jsonl({"sentence": "a b", "label": 1}, {"sentence": "c\u2028d", "label": 0})),
+        ("t.jsonl", "\n" + jsonl({"text": "a b", "label": "1"}, {"text": "c\u2028d", "label": "0", "idx": 3})),
+        ("t.tsv", "a b\t1\nc\u2028d\t0\n"),
+        ("t.tsv", "idx\tlabel\tsentence\n7\t1\ta b\n8\t0\tc\u2028d"),
+    ],
+)
 def test_single_sentences(tmp_path, name, text):
-    assert [(example.texts, example.label) for example in read_examples(write(tmp_path / name, text))] == [(("a b",), "1"), (("c\u2028d",), "0")]
+    assert [(example.texts, example.label) for example in read_examples(write(tmp_path / name, text))] == [
+        (("a b",), "1"),
+        (("c\u2028d",), "0"),
+    ]
 
 
-@pytest.mark.parametrize("name, text", [
-    ("t.jsonl", jsonl({"sentence1": "a", "sentence2": 'b"', "label": 2.5})),
-    ("t.tsv", 'a\tb"\t2.5\n'),
-    ("t.tsv", 'sentence2\tsentence1\tlabel\nb"\ta\t2.5\n'),
-])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("t.jsonl", jsonl({"sentence1": "a", "sentence2": 'b"', "label": 2.5})),
+        ("t.tsv", 'a\tb"\t2.5\n'),
+        ("t.tsv", 'sentence2\tsentence1\tlabel\nb"\ta\t2.5\n'),
+    ],
+)
 def test_pairs(tmp_path, name, text):
     [example] = read_examples(write(tmp_path / name, text))
     assert (example.texts, example.label) == (("a", 'b"'), "2.5")
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("t.jsonl", '{"sentence": "a", "label": 1}\n{"sentence": "b"}', "line 2: there should be 'label' and 'sentence'"),
-    ("t.jsonl", '{"sentence1": "a", "label": 1}', "line 1: there should be"),
-    ("t.jsonl", "[1]", "line 1: there should be"),
-    ("t.jsonl", "{", "line 1: not JSON"),
-    ("t.jsonl", '{"sentence": " ", "label": 1}', "line 1: the text is empty"),
-    ("t.tsv", "a\tb\tc\td\n", "4 columns and no names"),
-    ("t.tsv", "a\t1\nb\n", "line 2: 1 columns where there should be 2"),
-    ("t.csv", "a,1", "neither .jsonl nor .tsv"),
-    ("t.tsv", "", "leaves no examples to learn from"),
-    ("t.jsonl", jsonl(*({"sentence": f"s{n}", "label": 1} for n in range(40))), "every example has the label '1'"),
-    ("t.jsonl", jsonl(*({"sentence": f"s{n}", "label": n % 2} for n in range(3))), "be judged by"),
-])
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        (
+            "t.jsonl",
+            '{"sentence": "a", "label": 1}\n{"sentence": "b"}',
+            "line 2: there should be 'label' and 'sentence'",
+        ),
+        ("t.jsonl", '{"sentence1": "a", "label": 1}', "line 1: there should be"),
+        ("t.jsonl", "[1]", "line 1: there should be"),
+        ("t.jsonl", "{", "line 1: not JSON"),
+        ("t.jsonl", '{"sentence": " ", "label": 1}', "line 1: the text is empty"),
+        ("t.tsv", "a\tb\tc\td\n", "4 columns and no names"),
+        ("t.tsv", "a\t1\nb\n", "line 2: 1 columns where there should be 2"),
+        ("t.csv", "a,1", "neither .jsonl nor .tsv"),
+        ("t.tsv", "", "leaves no examples to learn from"),
+        ("t.jsonl", jsonl(*({"sentence": f"s{n}", "label": 1} for n in range(40))), "every example has the label '1'"),
+        ("t.jsonl", jsonl(*({"sentence": f"s{n}", "label": n % 2} for n in range(3))), "be judged by"),
+    ],
+)
 def test_bad_files_are_named(tmp_path, name, text, message):
     with pytest.raises(UserError, match=message) as error:
         read_task(write(tmp_path / name, text), None)
@@ -66,7 +82,9 @@ def test_a_label_that_training_never_saw_is_named(tmp_path):
     train = write(tmp_path / "train.tsv", "a\tyes\nb\tno\n")
     task = read_task(train, write(tmp_path / "dev.tsv", "c\tno\nd\tmaybe\n"))
     assert task.targets(task.train).tolist() == [1, 0]
-    with pytest.raises(UserError, match=r"dev.tsv, line 2: label 'maybe' is in no training example, which have 'no', 'yes'"):
+    with pytest.raises(
+        UserError, match=r"dev.tsv, line 2: label 'maybe' is in no training example, which have 'no', 'yes'"
+    ):
         task.targets(task.dev)
     task = read_task(write(tmp_path / "train.tsv", "a\t0.5\nb\t2\n"), write(tmp_path / "dev.tsv", "c\tno\n"))
     with pytest.raises(UserError, match="label 'no' is no number"):
@@ -85,7 +103,9 @@ def test_kinds_of_labels_and_a_tenth_that_stays_the_same(tmp_path):
     task = read_task(write(tmp_path / "task.tsv", "".join(rows)), None)
     assert task.labels == ("0", "1", "2") and task.name == "task" and task.num_outputs == 3
     assert 20 < len(task.dev) < 70 and len(task.dev) + len(task.train) == 400
-    assert [e.texts for e in read_task(write(tmp_path / "task.tsv", "".join(reversed(rows))), None).dev] == [e.texts for e in reversed(task.dev)]
+    assert [e.texts for e in read_task(write(tmp_path / "task.tsv", "".join(reversed(rows))), None).dev] == [
+        e.texts for e in reversed(task.dev)
+    ]
     assert read_task(tmp_path / "task.tsv", None, "regression").labels == ()
     scores = write(tmp_path / "scores.tsv", "".join(f"text {number}\t{number / 4}\n" for number in range(40)))
     assert read_task(scores, None).labels == () and len(read_task(scores, None, "classification").labels) > 30
@@ -119,5 +139,6 @@ def test_metrics_of_two_classes_are_those_of_the_second():
 def test_metrics_of_numbers():
     predicted, targets = np.array([1.0, 2.0, 4.0, 3.0]), np.array([1.0, 2.0, 3.0, 5.0])
     assert metrics(predicted, targets, 0) == pytest.approx(
-        {"pearson": np.corrcoef(predicted, targets)[0, 1], "spearman": scipy.stats.spearmanr(predicted, targets)[0]})
+        {"pearson": np.corrcoef(predicted, targets)[0, 1], "spearman": scipy.stats.spearmanr(predicted, targets)[0]}
+    )
     assert metrics(np.ones(4), targets, 0) == {"pearson": 0.0, "spearman": 0.0}

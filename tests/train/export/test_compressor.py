@@ -159,7 +159,9 @@ def test_a_budget_pays_for_fitting_first(workplace, fitted):
 
 def test_a_run_over_other_ids_is_no_compressor(workplace, capsys):
     subword, run = str(workplace.folder / "subword"), str(workplace.folder / "run-subword")
-    assert command_line.run(["fit", "subword", "--corpus", workplace.corpus, "--out", subword, "--vocab-size", "270"]) == 0
+    assert (
+        command_line.run(["fit", "subword", "--corpus", workplace.corpus, "--out", subword, "--vocab-size", "270"]) == 0
+    )
     assert workplace.train("subword", "run-subword", "--budget.steps", "1") == 0
     capsys.readouterr()
     for lm, message in (

@@ -21,7 +21,17 @@ from train.optimizer import Budget
 from train.setup import load_run
 
 CONSOLE = rich.console.Console(quiet=True)
-BERT = EncoderConfig(form="bert", num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48, remat="none", compute_dtype="float32")
+BERT = EncoderConfig(
+    form="bert",
+    num_layers=1,
+    embed_dim=32,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_dim=48,
+    remat="none",
+    compute_dtype="float32",
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +42,14 @@ def runs(tmp_path_factory, make_recipe, compiled_once):
         patch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
         patch.setattr(jax, "device_count", lambda *_: 1)
         recipe = make_recipe(budget=Budget(steps=2))
-        for name, fields in {"causal": {}, "replaced": {"model": BERT, "objective": Replaced(generator_share=0.5)}}.items():
-            assert train(dataclasses.replace(recipe, name=name, **fields), str(folder / name), CONSOLE, make_judge) == FINISHED
+        for name, fields in {
+            "causal": {},
+            "replaced": {"model": BERT, "objective": Replaced(generator_share=0.5)},
+        }.items():
+            assert (
+                train(dataclasses.replace(recipe, name=name, **fields), str(folder / name), CONSOLE, make_judge)
+                == FINISHED
+            )
     return folder
 
 
@@ -42,8 +58,17 @@ def test_a_run_becomes_a_folder_that_says_how_to_load_it(runs, tmp_path, one_dev
     assert command_line.run(["export", str(runs / "causal"), "--to", "hf", "--out", str(out)]) == 0
     assert "Qwen3ForCausalLM" in capsys.readouterr().out
     assert {file.name for file in out.iterdir()} == {
-        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    config, tensors = json.loads((out / "config.json").read_text()), safetensors.numpy.load_file(out / "model.safetensors")
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    config, tensors = (
+        json.loads((out / "config.json").read_text()),
+        safetensors.numpy.load_file(out / "model.safetensors"),
+    )
     assert config["max_position_embeddings"] == 32 and tensors["model.embed_tokens.weight"].shape == (257, 32)
     loaded = load_run(str(runs / "causal"))
     # The library writes memory as it lies there: a matrix that was only turned over must not come back unturned.
@@ -85,21 +110,32 @@ def test_text_is_generated_up_to_the_first_of_its_ends(runs, one_device):
     loaded = load_run(str(runs / "causal"))
     whole = generate(loaded, "the of", {"max_gen_toks": 8})
     assert whole and whole == generate(loaded, "the of", {"max_gen_toks": 8, "until": ["\x00never"]})
-    assert generate(loaded, "the of", {"max_gen_toks": 8, "until": [whole[-1], "never"]}) == whole[: whole.index(whole[-1])]
+    assert (
+        generate(loaded, "the of", {"max_gen_toks": 8, "until": [whole[-1], "never"]})
+        == whole[: whole.index(whole[-1])]
+    )
 
 
 TASKS = {
     "choice": {
-        "output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc"}],
     },
     "rolling": {
-        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
         "metric_list": [{"metric": "bits_per_byte"}, {"metric": "byte_perplexity"}],
     },
     "generation": {
-        "output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": "{{choices[0]}}",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}, "metric_list": [{"metric": "exact_match"}],
+        "output_type": "generate_until",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "{{choices[0]}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
+        "metric_list": [{"metric": "exact_match"}],
     },
 }
 
@@ -113,7 +149,12 @@ def test_the_harness_runs_on_a_run(runs, tmp_path, one_device, capsys):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "tasks").mkdir()
     for name, task in TASKS.items():
-        task = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}}, "test_split": "test"} | task
+        task = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}},
+            "test_split": "test",
+        } | task
         (tmp_path / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(task))
     assert command_line.run(["eval", str(runs / "causal"), "--tasks", str(tmp_path / "tasks")]) == 0
     results = json.loads((runs / "causal" / "tasks.json").read_text())["results"]
@@ -126,7 +167,10 @@ def test_the_harness_runs_on_a_run(runs, tmp_path, one_device, capsys):
     loaded = load_run(str(runs / "causal"))
     nats = -sum(language_model(loaded, lambda *_: None).loglikelihood_rolling([Request(text) for text in texts]))
     assert results["rolling"]["bits_per_byte,none"] == pytest.approx(nats / np.log(2) / sum(map(len, texts)), rel=1e-5)
-    assert evaluate_tasks(str(runs / "causal"), tmp_path / "tasks" / "rolling.yaml")["results"]["rolling"] == results["rolling"]
+    assert (
+        evaluate_tasks(str(runs / "causal"), tmp_path / "tasks" / "rolling.yaml")["results"]["rolling"]
+        == results["rolling"]
+    )
 
 
 def test_tasks_that_are_not_there_are_told(runs, tmp_path):

@@ -42,7 +42,9 @@ def deep_shares(contexts: np.ndarray) -> np.ndarray:
 REPRESENTATIONS = {
     "byte": ByteRepresentation,
     "bpe": lambda: SubwordFit(vocab_size=300).fit([TEXT.encode()], ""),
-    "unigram": lambda: SubwordFit(vocab_size=265, algorithm="unigram", pretokenization="whitespace").fit([TEXT.encode()], ""),
+    "unigram": lambda: SubwordFit(vocab_size=265, algorithm="unigram", pretokenization="whitespace").fit(
+        [TEXT.encode()], ""
+    ),
     "windows": lambda: EqualInfoRepresentation.of_tree(build_tree(bigram_shares, 16), 16),
     "parts of windows": lambda: EqualInfoRepresentation.of_tree(build_tree(bigram_shares, 16), 8),
 }
@@ -53,8 +55,12 @@ def make_representation(name: str) -> Representation:
     return REPRESENTATIONS[name]()
 
 
-TEXTS = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(TEXT.split()), st.sampled_from(["<|endoftext|>", "[CLS]", " ", "\n", "  "])),
-                 max_size=30).map("".join)
+TEXTS = st.lists(
+    st.one_of(
+        st.text(max_size=8), st.sampled_from(TEXT.split()), st.sampled_from(["<|endoftext|>", "[CLS]", " ", "\n", "  "])
+    ),
+    max_size=30,
+).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +71,14 @@ def tokenizer_of(tmp_path_factory):
     def make(name: str, for_encoder: bool = False):
         if (name, for_encoder) not in made:
             folder = tmp_path_factory.mktemp("export")
-            for file, content in tokenizer_files(make_representation(name), for_encoder=for_encoder, max_positions=64).items():
+            for file, content in tokenizer_files(
+                make_representation(name), for_encoder=for_encoder, max_positions=64
+            ).items():
                 (folder / file).write_bytes(content)
             (folder / "config.json").write_text(json.dumps({"model_type": "electra" if for_encoder else "qwen3"}))
-            made[name, for_encoder] = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=name == "parts of windows")
+            made[name, for_encoder] = transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=name == "parts of windows"
+            )
         return made[name, for_encoder]
 
     return make
@@ -124,12 +134,19 @@ def test_parts_of_windows_decode_whatever_they_are(tokenizer_of):
     rng = np.random.default_rng(0)
     for _ in range(20):
         ids = rng.integers(0, 257, 31)
-        assert tokenizer.decode(ids.tolist(), skip_special_tokens=False).replace("<|endoftext|>", "") == representation.decode(ids).decode("utf-8", "replace")
+        assert tokenizer.decode(ids.tolist(), skip_special_tokens=False).replace(
+            "<|endoftext|>", ""
+        ) == representation.decode(ids).decode("utf-8", "replace")
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(9, 12), st.lists(st.one_of(st.binary(max_size=6), st.sampled_from([b"the ", b"aaaaaaaa", b"    ", b"text"])), max_size=20).map(b"".join),
-       st.sampled_from([bigram_shares, deep_shares]))
+@given(
+    st.integers(9, 12),
+    st.lists(
+        st.one_of(st.binary(max_size=6), st.sampled_from([b"the ", b"aaaaaaaa", b"    ", b"text"])), max_size=20
+    ).map(b"".join),
+    st.sampled_from([bigram_shares, deep_shares]),
+)
 def test_the_pattern_matches_the_windows_of_any_bytes(window_bits, text, shares):
     tree = build_tree(shares, window_bits)
     spelled = "".join(CHARACTER_OF_BYTE[byte] for byte in text)
@@ -149,8 +166,11 @@ def test_a_tree_of_long_chains_and_a_long_text_are_no_trouble():
 def test_what_no_tokenizer_can_do_is_refused():
     lossy = tokenizers.Tokenizer(tokenizers.models.WordLevel({"word": 0, "?": 1}, unk_token="?"))
     fields = {"kind": "equal_info", "window_bits": 32, "rule": "exact", "to_files": lambda: {"lm_embedding.npy": b""}}
-    for representation, named in ((SubwordRepresentation(lossy.to_str().encode()), "lacks ids"), (types.SimpleNamespace(kind="gzip"), "kind gzip"),
-                                  (types.SimpleNamespace(**fields), "windows of 32 bits")):
+    for representation, named in (
+        (SubwordRepresentation(lossy.to_str().encode()), "lacks ids"),
+        (types.SimpleNamespace(kind="gzip"), "kind gzip"),
+        (types.SimpleNamespace(**fields), "windows of 32 bits"),
+    ):
         with pytest.raises(UserError, match=named) as error:
             tokenizer_files(representation, for_encoder=False, max_positions=64)
         assert "\n" not in str(error.value)
@@ -161,5 +181,7 @@ def test_a_name_that_a_tokenizer_has_already_is_not_taken_twice():
     taken = tokenizers.Tokenizer.from_str(json.dumps(spec))
     taken.add_special_tokens(["<|endoftext|>"])
     representation = SubwordRepresentation(taken.to_str().encode())
-    exported = tokenizers.Tokenizer.from_str(tokenizer_files(representation, for_encoder=False, max_positions=64)["tokenizer.json"].decode())
+    exported = tokenizers.Tokenizer.from_str(
+        tokenizer_files(representation, for_encoder=False, max_positions=64)["tokenizer.json"].decode()
+    )
     assert exported.token_to_id("<<|endoftext|>>") == representation.eod_id == 300

@@ -18,14 +18,34 @@ from train.export.hugging_face import write_model
 from train.export.weights import Pretrained, decoder, encoder
 
 VOCAB, TOLERANCE = 300, 1e-4
-DECODER = DecoderConfig(num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=48, compute_dtype="float32", remat="none")
+DECODER = DecoderConfig(
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_dim=48,
+    compute_dtype="float32",
+    remat="none",
+)
 DECODERS = {
     "qwen3": DECODER,
     "llama": dataclasses.replace(DECODER, qk_norm=False, rope_theta=5e5, num_kv_heads=4),
     "tied": dataclasses.replace(DECODER, tied_embeddings=True, num_kv_heads=1),
 }
-ENCODER = EncoderConfig(form="bert", num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_dim=48, max_positions=24, dropout=0.1,
-                        compute_dtype="float32", remat="none")
+ENCODER = EncoderConfig(
+    form="bert",
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=8,
+    mlp_dim=48,
+    max_positions=24,
+    dropout=0.1,
+    compute_dtype="float32",
+    remat="none",
+)
 ELECTRA = dataclasses.replace(ENCODER, table_dim=16)
 
 
@@ -33,7 +53,9 @@ def with_noise(build: Callable[[], nnx.Module]) -> tuple[nnx.Module, dict]:
     """A module and its weights, none of which is the 0 or 1 that it would begin with."""
     model_def, shapes = nnx.split(nnx.eval_shape(build), nnx.Param)
     random = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: (0.3 * random.standard_normal(x.shape)).astype(np.float32), nnx.to_pure_dict(shapes))
+    params = jax.tree.map(
+        lambda x: (0.3 * random.standard_normal(x.shape)).astype(np.float32), nnx.to_pure_dict(shapes)
+    )
     return nnx.merge(model_def, nnx.State(jax.tree.map(jnp.asarray, params))), params
 
 
@@ -108,20 +130,32 @@ def electra_outputs(pretrained: Pretrained, ids: np.ndarray, types: np.ndarray) 
     """i[T], i[T] -> f64[T] of a discriminator, f64[T, V] of a generator."""
     config, tensors = pretrained.config, {name: x.astype(np.float64) for name, x in pretrained.tensors.items()}
     embedded = [tensors[f"electra.embeddings.{name}_embeddings.weight"] for name in ("word", "token_type", "position")]
-    x = layer_norm(tensors, "electra.embeddings.LayerNorm", sum(table[at] for table, at in zip(embedded, (ids, types, np.arange(len(ids))))), config)
+    x = layer_norm(
+        tensors,
+        "electra.embeddings.LayerNorm",
+        sum(table[at] for table, at in zip(embedded, (ids, types, np.arange(len(ids))))),
+        config,
+    )
     if config["embedding_size"] != config["hidden_size"]:
         x = linear(tensors, "electra.embeddings_project", x)
     for number in range(config["num_hidden_layers"]):
         block = {name.removeprefix(f"electra.encoder.layer.{number}."): tensor for name, tensor in tensors.items()}
         head_dim = config["hidden_size"] // config["num_attention_heads"]
         q, k, v = (heads_of(linear(block, f"attention.self.{name}", x), head_dim) for name in ("query", "key", "value"))
-        x = layer_norm(block, "attention.output.LayerNorm", x + linear(block, "attention.output.dense", attention(q, k, v, True)), config)
+        x = layer_norm(
+            block,
+            "attention.output.LayerNorm",
+            x + linear(block, "attention.output.dense", attention(q, k, v, True)),
+            config,
+        )
         inner = gelu(linear(block, "intermediate.dense", x))
         x = layer_norm(block, "output.LayerNorm", x + linear(block, "output.dense", inner), config)
     if config["architectures"] == ["ElectraForPreTraining"]:
         hidden = gelu(linear(tensors, "discriminator_predictions.dense", x))
         return linear(tensors, "discriminator_predictions.dense_prediction", hidden)[:, 0]
-    hidden = layer_norm(tensors, "generator_predictions.LayerNorm", gelu(linear(tensors, "generator_predictions.dense", x)), config)
+    hidden = layer_norm(
+        tensors, "generator_predictions.LayerNorm", gelu(linear(tensors, "generator_predictions.dense", x)), config
+    )
     return hidden @ embedded[0].T + tensors["generator_lm_head.bias"]
 
 
@@ -140,7 +174,11 @@ def our_outputs(module: Encoder, ids: np.ndarray, types: np.ndarray, by_generato
     @jax.jit
     def compute(row, types):
         hidden = module(row, jnp.ones_like(row), jnp.arange(len(ids))[None], types, by_generator=by_generator)
-        return module.detection_head(hidden) if detects else module.vocab_head(hidden) @ module.embeddings.output_table.T + module.vocab_head.bias[...]
+        return (
+            module.detection_head(hidden)
+            if detects
+            else module.vocab_head(hidden) @ module.embeddings.output_table.T + module.vocab_head.bias[...]
+        )
 
     return np.asarray(compute(jnp.asarray(ids)[None], jnp.asarray(types)[None])[0])
 
@@ -199,11 +237,20 @@ def test_transformers_give_the_same_electra(name, tmp_path):
     padded, types = np.append(IDS, [VOCAB - 1] * 3), np.append(TYPES, [0] * 3)
     for folder, pretrained in models.items():
         write_model(tmp_path / f"model{folder}", pretrained, {})
-        theirs, told = getattr(transformers, pretrained.config["architectures"][0]).from_pretrained(tmp_path / f"model{folder}", output_loading_info=True)
+        theirs, told = getattr(transformers, pretrained.config["architectures"][0]).from_pretrained(
+            tmp_path / f"model{folder}", output_loading_info=True
+        )
         assert not told["missing_keys"] and not told["unexpected_keys"], told
         with torch.no_grad():
-            outputs = theirs.eval()(torch.tensor(padded[None]), attention_mask=torch.tensor(padded[None] >= 0) & (torch.arange(23) < 20)[None],
-                                    token_type_ids=torch.tensor(types[None])).logits[0, :20].numpy()
+            outputs = (
+                theirs.eval()(
+                    torch.tensor(padded[None]),
+                    attention_mask=torch.tensor(padded[None] >= 0) & (torch.arange(23) < 20)[None],
+                    token_type_ids=torch.tensor(types[None]),
+                )
+                .logits[0, :20]
+                .numpy()
+            )
         ours = our_outputs(module, IDS, TYPES, by_generator=folder == "generator")
         assert abs(outputs[..., :VOCAB] - ours[..., :VOCAB]).max() <= TOLERANCE
 
@@ -215,13 +262,29 @@ def test_tables_have_a_row_for_each_id_and_no_more():
 
 def test_every_option_of_a_decoder_is_accounted_for():
     """A new one changes what is computed: export it, or refuse it, and then name it here."""
-    exported = {"num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "rope_theta", "qk_norm", "tied_embeddings"}
+    exported = {
+        "num_layers",
+        "embed_dim",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "mlp_dim",
+        "rope_theta",
+        "qk_norm",
+        "tied_embeddings",
+    }
     of_no_matter = {"remat", "compute_dtype", "kind"}
     assert {field.name for field in dataclasses.fields(DecoderConfig)} == exported | of_no_matter
 
 
-@pytest.mark.parametrize("fields, named", [({"form": "modern", "dropout": 0.0}, "model.form"), ({"num_kv_heads": 2}, "model.num_kv_heads"),
-                                           ({"head_dim": 16}, "model.head_dim")])
+@pytest.mark.parametrize(
+    "fields, named",
+    [
+        ({"form": "modern", "dropout": 0.0}, "model.form"),
+        ({"num_kv_heads": 2}, "model.num_kv_heads"),
+        ({"head_dim": 16}, "model.head_dim"),
+    ],
+)
 def test_encoders_that_electra_is_not_are_refused(fields, named):
     config = dataclasses.replace(ENCODER, **fields)
     with pytest.raises(UserError, match=named) as error:

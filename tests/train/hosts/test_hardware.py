@@ -16,8 +16,14 @@ def no_folder_yet():
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-@pytest.mark.parametrize("backend, caches, folder", [
-    ("cpu", "/caches", None), ("tpu", "/caches", "/caches/tokenizer-lab/compiled"), ("gpu", "", str(pathlib.Path.home() / ".cache/tokenizer-lab/compiled"))])
+@pytest.mark.parametrize(
+    "backend, caches, folder",
+    [
+        ("cpu", "/caches", None),
+        ("tpu", "/caches", "/caches/tokenizer-lab/compiled"),
+        ("gpu", "", str(pathlib.Path.home() / ".cache/tokenizer-lab/compiled")),
+    ],
+)
 def test_on_accelerators_programs_are_kept_in_the_users_caches(monkeypatch, backend, caches, folder):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setenv("XDG_CACHE_HOME", caches)

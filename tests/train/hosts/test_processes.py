@@ -31,25 +31,37 @@ CONSOLE = rich.console.Console(quiet=True)
 HEARTBEAT_SECONDS = 10
 ALONE = {"TPU_SKIP_MDS_QUERY": "1"}  # JAX sets it where there is no TPU
 OURS = {"TOKLAB_COORDINATOR": "host-0:1234", "TOKLAB_NUM_PROCESSES": "4", "TOKLAB_PROCESS_ID": "3"}
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[01-02]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[01-02]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
 
 
-@pytest.mark.parametrize("environment, named_by", [
-    ({}, None),
-    (OURS, "TOKLAB_COORDINATOR"),
-    (OURS | SLURM, "TOKLAB_COORDINATOR"),
-    (SLURM | {"TOKLAB_NUM_PROCESSES": "1"}, None),
-    (SLURM, "SLURM"),
-    (SLURM | {"SLURM_NTASKS": "1"}, None),
-    ({name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}, None),  # in an allocation, but not started by srun
-    ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
-    ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPUs of GKE"),
-    ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-    ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "TPUs of GKE"),
-    ({"TPU_PROCESS_ADDRESSES_PATH": "/etc/addresses"}, "TPUs of GKE"),
-    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "a Kubernetes Job"),
-    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
-])
+@pytest.mark.parametrize(
+    "environment, named_by",
+    [
+        ({}, None),
+        (OURS, "TOKLAB_COORDINATOR"),
+        (OURS | SLURM, "TOKLAB_COORDINATOR"),
+        (SLURM | {"TOKLAB_NUM_PROCESSES": "1"}, None),
+        (SLURM, "SLURM"),
+        (SLURM | {"SLURM_NTASKS": "1"}, None),
+        (
+            {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"},
+            None,
+        ),  # in an allocation, but not started by srun
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPUs of GKE"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "TPUs of GKE"),
+        ({"TPU_PROCESS_ADDRESSES_PATH": "/etc/addresses"}, "TPUs of GKE"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "a Kubernetes Job"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+    ],
+)
 def test_clusters_are_known_by_their_variables(environment, named_by):
     cluster = recognize(ALONE | environment)
     assert (cluster and cluster.named_by) == named_by
@@ -60,10 +72,20 @@ def test_a_machine_with_tpus_is_asked_for_its_neighbours_unless_it_is_told_to_co
     assert recognize({"JAX_PLATFORMS": "cpu"}) is None
 
 
-@pytest.mark.parametrize("change", [
-    {"TOKLAB_COORDINATOR": "host"}, {"TOKLAB_COORDINATOR": "host:0"}, {"TOKLAB_COORDINATOR": ":80"}, {"TOKLAB_COORDINATOR": "host:99999"},
-    {"TOKLAB_NUM_PROCESSES": "two"}, {"TOKLAB_NUM_PROCESSES": "0"}, {"TOKLAB_PROCESS_ID": "4"}, {"TOKLAB_PROCESS_ID": "-1"}, {"TOKLAB_PROCESS_ID": ""},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"TOKLAB_COORDINATOR": "host"},
+        {"TOKLAB_COORDINATOR": "host:0"},
+        {"TOKLAB_COORDINATOR": ":80"},
+        {"TOKLAB_COORDINATOR": "host:99999"},
+        {"TOKLAB_NUM_PROCESSES": "two"},
+        {"TOKLAB_NUM_PROCESSES": "0"},
+        {"TOKLAB_PROCESS_ID": "4"},
+        {"TOKLAB_PROCESS_ID": "-1"},
+        {"TOKLAB_PROCESS_ID": ""},
+    ],
+)
 def test_variables_that_name_no_process_are_one_line(change):
     with pytest.raises(UserError, match="name no process of several; set") as error:
         recognize(ALONE | OURS | change)
@@ -73,40 +95,96 @@ def test_variables_that_name_no_process_are_one_line(change):
 
 def quick(run: pathlib.Path, devices: int = 1) -> dict[str, str]:
     """The environment of a process that is to compile quickly."""
-    return os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the latter as in conftest.py
-                         "JAX_COMPILATION_CACHE_DIR": str(run.parent / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the latter as in conftest.py
+        "JAX_COMPILATION_CACHE_DIR": str(run.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
 
 
-def start(recipe_file: str, run: pathlib.Path, num_processes: int, *options: str, different: dict[int, tuple[str, ...]] | None = None,
-          devices: int = 1, environment=lambda number, port: {}) -> list[subprocess.Popen]:
+def start(
+    recipe_file: str,
+    run: pathlib.Path,
+    num_processes: int,
+    *options: str,
+    different: dict[int, tuple[str, ...]] | None = None,
+    devices: int = 1,
+    environment=lambda number, port: {},
+) -> list[subprocess.Popen]:
     """The processes of `toklab train`; `different` has options of some of them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
     def process(number: int) -> subprocess.Popen:
-        named = {"TOKLAB_COORDINATOR": f"127.0.0.1:{port}", "TOKLAB_NUM_PROCESSES": str(num_processes), "TOKLAB_PROCESS_ID": str(number)}
-        return subprocess.Popen([sys.executable, "-m", "train.commands.cli", "train", recipe_file, "--run-dir", str(run), *options, *(different or {}).get(number, ())],
-                                env=quick(run, devices) | (environment(number, port) or named), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        named = {
+            "TOKLAB_COORDINATOR": f"127.0.0.1:{port}",
+            "TOKLAB_NUM_PROCESSES": str(num_processes),
+            "TOKLAB_PROCESS_ID": str(number),
+        }
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "train.commands.cli",
+                "train",
+                recipe_file,
+                "--run-dir",
+                str(run),
+                *options,
+                *(different or {}).get(number, ()),
+            ],
+            env=quick(run, devices) | (environment(number, port) or named),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     return [process(number) for number in range(num_processes)]
 
 
 def start_launcher(recipe_file: str, run: pathlib.Path, num_processes: int, *options: str) -> subprocess.Popen:
     """`toklab submit --to local`."""
-    return subprocess.Popen([sys.executable, "-m", "train.commands.cli", "submit", recipe_file, "--to", "local", "--run-dir", str(run),
-                             "--num-processes", str(num_processes), "--devices-per-process", "1", *options],
-                            env=quick(run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "train.commands.cli",
+            "submit",
+            recipe_file,
+            "--to",
+            "local",
+            "--run-dir",
+            str(run),
+            "--num-processes",
+            str(num_processes),
+            "--devices-per-process",
+            "1",
+            *options,
+        ],
+        env=quick(run),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def worker_of(launcher: subprocess.Popen, number: int) -> psutil.Process:
-    return next(child for child in psutil.Process(launcher.pid).children() if child.environ().get("TOKLAB_PROCESS_ID") == str(number))
+    return next(
+        child
+        for child in psutil.Process(launcher.pid).children()
+        if child.environ().get("TOKLAB_PROCESS_ID") == str(number)
+    )
 
 
 def wait_for_steps(run: pathlib.Path, processes: list[subprocess.Popen], num_steps: int) -> None:
     """Until the run has gone so many steps further than it has now."""
     target, deadline = last_step(run) + num_steps, time.monotonic() + 200
-    while last_step(run) < target and time.monotonic() < deadline and all(process.poll() is None for process in processes):
+    while (
+        last_step(run) < target and time.monotonic() < deadline and all(process.poll() is None for process in processes)
+    ):
         time.sleep(0.01)
 
 
@@ -118,31 +196,45 @@ def last_step(run: pathlib.Path) -> int:
 def ends(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     """Exit codes, and what was written to stderr but for what Gloo says of itself."""
     complaints = [process.communicate(timeout=240)[1] for process in processes]
-    return [process.returncode for process in processes], ["".join(line for line in text.splitlines(True) if "[Gloo]" not in line) for text in complaints]
+    return [process.returncode for process in processes], [
+        "".join(line for line in text.splitlines(True) if "[Gloo]" not in line) for text in complaints
+    ]
 
 
 def final_state(recipe, run) -> dict[str, np.ndarray]:
     setup, checkpoints = set_up(recipe), Checkpoints(RunFolder(run).checkpoints)
     state = checkpoints.restore(checkpoints.latest_step(), setup.program.shapes, setup.program.shardings)
     checkpoints.close()
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+    }
 
 
 def assert_same_run(recipe, run, other) -> None:
     """Bit-identical weights, optimizer and cursors, and the same losses on the way."""
     state, other_state = final_state(recipe, run), final_state(recipe, other)
     assert not [name for name in state if not np.array_equal(state[name], other_state[name])]
-    figures = lambda run: [(line["step"], line["bytes_seen"], line["loss"], line["grad_norm"]) for line in read_lines(RunFolder(run).metrics)]
+    figures = lambda run: [
+        (line["step"], line["bytes_seen"], line["loss"], line["grad_norm"])
+        for line in read_lines(RunFolder(run).metrics)
+    ]
     assert figures(run) == figures(other)
 
 
 @pytest.fixture
 def mixture(recipe, make_corpus, tmp_path):
     """The small recipe over a mixture of two corpora."""
-    data = dataclasses.replace(recipe.data, corpora=(*recipe.data.corpora, str(make_corpus(tmp_path / "second", seed=1))), weights=(2.0, 1.0))
-    return dataclasses.replace(recipe, data=data, budget=Budget(steps=90), checkpoint=dataclasses.replace(recipe.checkpoint, every_steps=4),
-                               evaluation=dataclasses.replace(recipe.evaluation, every_steps=60),
-                               deadlines=dataclasses.replace(recipe.deadlines, heartbeat_seconds=HEARTBEAT_SECONDS))
+    data = dataclasses.replace(
+        recipe.data, corpora=(*recipe.data.corpora, str(make_corpus(tmp_path / "second", seed=1))), weights=(2.0, 1.0)
+    )
+    return dataclasses.replace(
+        recipe,
+        data=data,
+        budget=Budget(steps=90),
+        checkpoint=dataclasses.replace(recipe.checkpoint, every_steps=4),
+        evaluation=dataclasses.replace(recipe.evaluation, every_steps=60),
+        deadlines=dataclasses.replace(recipe.deadlines, heartbeat_seconds=HEARTBEAT_SECONDS),
+    )
 
 
 def use_devices(monkeypatch, count: int) -> None:
@@ -160,11 +252,18 @@ def two_devices(monkeypatch, compiled_once):
 
 
 @pytest.mark.usefixtures("two_devices")
-def test_one_and_two_processes_in_turn_stopped_and_killed_end_bit_identical_to_one_undisturbed(mixture, write_recipe, tmp_path):
+def test_one_and_two_processes_in_turn_stopped_and_killed_end_bit_identical_to_one_undisturbed(
+    mixture, write_recipe, tmp_path
+):
     assert train(mixture, tmp_path / "straight", CONSOLE, make_judge) == FINISHED
     run, recipe_file = tmp_path / "run", write_recipe(mixture)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.StopSignal, "received", property(lambda self: last_step(run) >= 3, lambda self, value: None), raising=False)
+        patch.setattr(
+            loop.StopSignal,
+            "received",
+            property(lambda self: last_step(run) >= 3, lambda self, value: None),
+            raising=False,
+        )
         assert train(mixture, run, CONSOLE, make_judge) == STOPPED
 
     processes = start(recipe_file, run, 2)
@@ -172,8 +271,14 @@ def test_one_and_two_processes_in_turn_stopped_and_killed_end_bit_identical_to_o
     processes[1].send_signal(signal.SIGTERM)
     codes, complaints = ends(processes)
     assert codes == [EXIT_STOPPED] * 2, complaints
-    assert complaints[0].count("\n") == 1 and "stopped by a signal; the state is saved" in complaints[0] and not complaints[1]
-    assert Checkpoints(RunFolder(run).checkpoints).latest_step() == last_step(run), "all of them at the same step, the last that was taken"
+    assert (
+        complaints[0].count("\n") == 1
+        and "stopped by a signal; the state is saved" in complaints[0]
+        and not complaints[1]
+    )
+    assert Checkpoints(RunFolder(run).checkpoints).latest_step() == last_step(run), (
+        "all of them at the same step, the last that was taken"
+    )
 
     launcher = start_launcher(recipe_file, run, 2)
     wait_for_steps(run, [launcher], 6)
@@ -186,28 +291,45 @@ def test_one_and_two_processes_in_turn_stopped_and_killed_end_bit_identical_to_o
 def test_a_host_with_another_config_is_named_once_and_ends_all(recipe, write_recipe, tmp_path):
     codes, complaints = ends(start(write_recipe(recipe), tmp_path / "run", 2, different={1: ("--seed", "3")}))
     assert codes == [EXIT_USER_ERROR] * 2
-    assert complaints == ["toklab: host 1: seed is 3 here and 0 on host 0; every host must run the same code and config on the same data\n", ""]
+    assert complaints == [
+        "toklab: host 1: seed is 3 here and 0 on host 0; every host must run the same code and config on the same data\n",
+        "",
+    ]
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case, expected", [
-    ("devices", "host 1: the number of its devices is 2 here and 1 on host 0"),
-    ("a corpus that one host has not", "host 1: nowhere is not a corpus"),
-    ("another corpus", "host 1: corpus_content_hashes is "),
-    ("a batch that no host can split", "a batch of 7 rows cannot be split into 2 devices"),
-    ("a folder that is taken", "host 0: another process is training in "),
-])
+@pytest.mark.parametrize(
+    "case, expected",
+    [
+        ("devices", "host 1: the number of its devices is 2 here and 1 on host 0"),
+        ("a corpus that one host has not", "host 1: nowhere is not a corpus"),
+        ("another corpus", "host 1: corpus_content_hashes is "),
+        ("a batch that no host can split", "a batch of 7 rows cannot be split into 2 devices"),
+        ("a folder that is taken", "host 0: another process is training in "),
+    ],
+)
 def test_what_one_host_cannot_do_is_told_once_and_ends_all(case, expected, recipe, write_recipe, make_corpus, tmp_path):
     run, recipe_file = tmp_path / "run", write_recipe(recipe)
     match case:
         case "devices":
-            processes = start(recipe_file, run, 2, environment=lambda number, port: {
-                "TOKLAB_COORDINATOR": f"127.0.0.1:{port}", "TOKLAB_NUM_PROCESSES": "2", "TOKLAB_PROCESS_ID": str(number), "JAX_NUM_CPU_DEVICES": str(1 + number)})
+            processes = start(
+                recipe_file,
+                run,
+                2,
+                environment=lambda number, port: {
+                    "TOKLAB_COORDINATOR": f"127.0.0.1:{port}",
+                    "TOKLAB_NUM_PROCESSES": "2",
+                    "TOKLAB_PROCESS_ID": str(number),
+                    "JAX_NUM_CPU_DEVICES": str(1 + number),
+                },
+            )
         case "a corpus that one host has not":
             processes = start(recipe_file, run, 2, different={1: ("--data.corpora", "nowhere")})
         case "another corpus":
-            processes = start(recipe_file, run, 2, different={1: ("--data.corpora", str(make_corpus(tmp_path / "other", seed=3)))})
+            processes = start(
+                recipe_file, run, 2, different={1: ("--data.corpora", str(make_corpus(tmp_path / "other", seed=3)))}
+            )
         case "a batch that no host can split":
             processes = start(recipe_file, run, 2, "--data.batch-rows", "7")
         case "a folder that is taken":
@@ -229,18 +351,32 @@ def test_a_host_that_dies_or_freezes_is_noticed(host, how, mixture, write_recipe
     processes[host].kill()
     processes[host].communicate()
     assert code in (EXIT_HUNG, -signal.SIGABRT)
-    assert "toklab: host" in complaint or "most recent call first" in complaint, "either our line, or the stacks of all threads when JAX aborts"
+    assert "toklab: host" in complaint or "most recent call first" in complaint, (
+        "either our line, or the stacks of all threads when JAX aborts"
+    )
 
 
 @pytest.mark.slow
 def test_a_host_that_hangs_is_noticed_by_the_deadline_of_a_step_with_all_stacks(mixture, write_recipe, tmp_path):
-    processes = start(write_recipe(mixture), tmp_path / "run", 2, "--deadlines.step-seconds", "5", "--deadlines.heartbeat-seconds", "1000")
+    processes = start(
+        write_recipe(mixture),
+        tmp_path / "run",
+        2,
+        "--deadlines.step-seconds",
+        "5",
+        "--deadlines.heartbeat-seconds",
+        "1000",
+    )
     wait_for_steps(tmp_path / "run", processes, 3)
     processes[1].send_signal(signal.SIGSTOP)
     [code], [complaint] = ends([processes[0]])
     processes[1].kill()
     processes[1].communicate()
-    assert code == EXIT_HUNG and "toklab: step has taken longer than 5 s" in complaint and 'train/loop.py", line' in complaint
+    assert (
+        code == EXIT_HUNG
+        and "toklab: step has taken longer than 5 s" in complaint
+        and 'train/loop.py", line' in complaint
+    )
 
 
 @pytest.mark.slow
@@ -253,17 +389,30 @@ def test_a_host_that_never_comes_and_a_port_that_is_taken_are_noticed(recipe, wr
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        named = lambda number, port: {"TOKLAB_COORDINATOR": f"127.0.0.1:{taken.getsockname()[1]}", "TOKLAB_NUM_PROCESSES": "2",
-                                      "TOKLAB_PROCESS_ID": str(number)}
-        codes, complaints = ends(start(recipe_file, tmp_path / "run", 2, "--deadlines.start-seconds", "20", environment=named))
-    assert codes == [EXIT_HUNG, EXIT_HUNG] and "toklab: cannot join the processes named by TOKLAB_COORDINATOR" in complaints[0], complaints
+        named = lambda number, port: {
+            "TOKLAB_COORDINATOR": f"127.0.0.1:{taken.getsockname()[1]}",
+            "TOKLAB_NUM_PROCESSES": "2",
+            "TOKLAB_PROCESS_ID": str(number),
+        }
+        codes, complaints = ends(
+            start(recipe_file, tmp_path / "run", 2, "--deadlines.start-seconds", "20", environment=named)
+        )
+    assert (
+        codes == [EXIT_HUNG, EXIT_HUNG]
+        and "toklab: cannot join the processes named by TOKLAB_COORDINATOR" in complaints[0]
+    ), complaints
 
 
 @pytest.mark.slow
 def test_processes_of_a_slurm_step_find_each_other(recipe, write_recipe, tmp_path):
     job = str(os.getpid())  # the port comes from it
-    named = lambda number, port: {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_PROCID": str(number),
-                                  "SLURM_LOCALID": str(number)}
+    named = lambda number, port: {
+        "SLURM_JOB_ID": job,
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+    }
     codes, complaints = ends(start(write_recipe(recipe), tmp_path / "run", 2, environment=named))
     assert codes == [0, 0], complaints
     assert last_step(tmp_path / "run") == 12
@@ -274,8 +423,13 @@ def test_another_number_of_hosts_at_every_resume_sees_the_same_documents(mixture
     """1 -> 2 -> 4 -> 1 processes over other meshes, against one process: the same bytes at every step, the same cursors at the end."""
     recipe_file, run = write_recipe(mixture), tmp_path / "run"
     for num_processes, options in [(1, ()), (2, ("--mesh.tensor", "2")), (4, ("--mesh.replica", "2")), (1, ())]:
-        processes = start(recipe_file, run, num_processes, *options, devices=4 // num_processes) if num_processes > 1 else start(
-            recipe_file, run, 1, *options, devices=4, environment=lambda number, port: {"TOKLAB_NUM_PROCESSES": "1"})
+        processes = (
+            start(recipe_file, run, num_processes, *options, devices=4 // num_processes)
+            if num_processes > 1
+            else start(
+                recipe_file, run, 1, *options, devices=4, environment=lambda number, port: {"TOKLAB_NUM_PROCESSES": "1"}
+            )
+        )
         if run.exists() and num_processes == 1:
             assert ends(processes)[0] == [0]
             break
@@ -286,8 +440,12 @@ def test_another_number_of_hosts_at_every_resume_sees_the_same_documents(mixture
     use_devices(monkeypatch, 1)
     assert train(mixture, tmp_path / "straight", CONSOLE, make_judge) == FINISHED
     straight, moved = (read_lines(RunFolder(folder).metrics) for folder in (tmp_path / "straight", run))
-    assert [(line["step"], line["bytes_seen"]) for line in straight] == [(line["step"], line["bytes_seen"]) for line in moved]
+    assert [(line["step"], line["bytes_seen"]) for line in straight] == [
+        (line["step"], line["bytes_seen"]) for line in moved
+    ]
     np.testing.assert_allclose([line["loss"] for line in moved], [line["loss"] for line in straight], rtol=1e-4)
     name = next(name for name in final_state(mixture, run) if "cursors" in name)
     np.testing.assert_array_equal(final_state(mixture, run)[name], final_state(mixture, tmp_path / "straight")[name])
-    assert len(read_lines(RunFolder(run).evaluations)) == len(read_lines(RunFolder(tmp_path / "straight").evaluations)), "once, by one host"
+    assert len(read_lines(RunFolder(run).evaluations)) == len(
+        read_lines(RunFolder(tmp_path / "straight").evaluations)
+    ), "once, by one host"

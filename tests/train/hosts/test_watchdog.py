@@ -64,7 +64,9 @@ def scripted_clock(monkeypatch, tick_seconds: float) -> types.SimpleNamespace:
     def run(count: int) -> None:
         with lock:
             until = looks[0] + count
-            assert lock.wait_for(lambda: looks[0] >= until or not any(thread.name == "watchdog" for thread in threading.enumerate()), 60)
+            assert lock.wait_for(
+                lambda: looks[0] >= until or not any(thread.name == "watchdog" for thread in threading.enumerate()), 60
+            )
 
     monkeypatch.setattr(watchdog, "time", types.SimpleNamespace(monotonic=monotonic))
     return types.SimpleNamespace(run=run)

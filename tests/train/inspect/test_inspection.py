@@ -18,7 +18,9 @@ from train.commands import command_line
 from train.inspect import inspection_page
 from train.inspect.inspection import InspectOptions, console_table, inspect, shown_pieces
 
-HOSTILE = "'\"></i></pre></td></script><script>window.stung = 1</script><img src=http://x.example/ onerror=alert(1)>$title"
+HOSTILE = (
+    "'\"></i></pre></td></script><script>window.stung = 1</script><img src=http://x.example/ onerror=alert(1)>$title"
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,11 @@ def artifacts(tmp_path_factory) -> list:
     folder = tmp_path_factory.mktemp("artifacts")
     tokens = [*"abcdefghijklmnopqrstuvwxyz ", "th", "the"]
     model = models.BPE(vocab={token: id_ for id_, token in enumerate(tokens)}, merges=[("t", "h"), ("th", "e")])
-    made = {"byte": ByteRepresentation(), "bpe": SubwordRepresentation(Tokenizer(model).to_str().encode()), "gzip": GzipRepresentation(8)}
+    made = {
+        "byte": ByteRepresentation(),
+        "bpe": SubwordRepresentation(Tokenizer(model).to_str().encode()),
+        "gzip": GzipRepresentation(8),
+    }
     for name, representation in made.items():
         representation.save(folder / name)
     return [folder / name for name in made]
@@ -49,14 +55,18 @@ def parallel(tmp_path):
 def morphscore(tmp_path):
     folder = tmp_path / "morphscore"
     folder.mkdir()
-    (folder / "english_morph_data.csv").write_text(",full_word,pt1,rest\n0,theme,the,me\n1,bathe,bat,he\n2,the,th,e\n3,odd,o,ther\n4,it,it,\n")
+    (folder / "english_morph_data.csv").write_text(
+        ",full_word,pt1,rest\n0,theme,the,me\n1,bathe,bat,he\n2,the,th,e\n3,odd,o,ther\n4,it,it,\n"
+    )
     return folder
 
 
 @pytest.fixture
 def options(artifacts, corpus, parallel, morphscore, tmp_path):
     """options(**fields): of an inspection of all there is."""
-    fields = dict(artifacts=tuple(artifacts), corpus=corpus, out=tmp_path / "out", parallel=parallel, morphscore=morphscore)
+    fields = dict(
+        artifacts=tuple(artifacts), corpus=corpus, out=tmp_path / "out", parallel=parallel, morphscore=morphscore
+    )
     return lambda **other: InspectOptions(**(fields | other))
 
 
@@ -80,7 +90,9 @@ def test_page_csv_and_json_say_the_same(options, tmp_path):
     in_csv = list(csv.DictReader((tmp_path / "out" / "metrics.csv").open()))
     for found, json_row, csv_row in zip(inspection.representations, in_json["representations"], in_csv, strict=True):
         assert found.row.items() <= json_row.items() and json_row["premium"] == found.premium
-        assert {name: "" if value is None else str(value) for name, value in found.row.items()}.items() <= csv_row.items()
+        assert {
+            name: "" if value is None else str(value) for name, value in found.row.items()
+        }.items() <= csv_row.items()
         assert csv_row["premium:deu"] == str(found.premium["deu"])
     page = text_of((tmp_path / "out" / "index.html").read_text())
     assert f"{byte['unigram_bits_per_byte']:.3f}" in page and inspection.about in page and inspection.machine in page
@@ -102,7 +114,9 @@ def test_premiums_and_morph_scores_by_hand(options):
 def test_what_makes_no_sense_is_left_out_with_its_reason(options, tmp_path):
     inspection = run(options())
     assert inspection.representations[2].row["morph_score"] is None and inspection.representations[2].morph_score == {}
-    assert any(note.startswith("No MorphScore of gzip: an id does not stand for the same bytes") for note in inspection.notes)
+    assert any(
+        note.startswith("No MorphScore of gzip: an id does not stand for the same bytes") for note in inspection.notes
+    )
     assert "No MorphScore of gzip" in text_of((tmp_path / "out" / "index.html").read_text())
     assert "premium" not in str(run(options(parallel=None, morphscore=None)).notes)
 
@@ -136,10 +150,18 @@ def test_ids_that_carry_nothing_stand_with_the_next_that_does():
     assert len(pieces[0][0]) > 2 and pieces[-1][1] == b"", "first the header, last the checksum"
 
 
-@pytest.mark.parametrize("piece, shown", [
-    (b" the", "␣the"), (b"a\n", "a⏎\n"), (b"\t", "⇥"), (b"\xff\xc3", "\\xff\\xc3"), ("é".encode(), "é"), ("\u0301x".encode(), "◌\u0301x"),
-    ("\u200d\u202e\x00\xa0".encode(), "U+200DU+202EU+0000U+00A0"),
-])
+@pytest.mark.parametrize(
+    "piece, shown",
+    [
+        (b" the", "␣the"),
+        (b"a\n", "a⏎\n"),
+        (b"\t", "⇥"),
+        (b"\xff\xc3", "\\xff\\xc3"),
+        ("é".encode(), "é"),
+        ("\u0301x".encode(), "◌\u0301x"),
+        ("\u200d\u202e\x00\xa0".encode(), "U+200DU+202EU+0000U+00A0"),
+    ],
+)
 def test_everything_in_a_piece_can_be_seen(piece, shown):
     assert inspection_page.visible(piece) == shown
 
@@ -160,22 +182,28 @@ def test_the_page_is_harmless_whatever_the_text(options, tmp_path, assert_harmle
 # ---- Mistakes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("break_it, says", [
-    (lambda folder: (folder / "news-ref.deu.txt").write_text("one\n"), "has 1 lines, news-src.eng.txt 2"),
-    (lambda folder: (folder / "news-src.eng.txt").unlink(), "has no language 'eng'; --pivot is one of"),
-    (lambda folder: [path.unlink() for path in folder.glob("*.txt")], "has 0 .txt files"),
-])
+@pytest.mark.parametrize(
+    "break_it, says",
+    [
+        (lambda folder: (folder / "news-ref.deu.txt").write_text("one\n"), "has 1 lines, news-src.eng.txt 2"),
+        (lambda folder: (folder / "news-src.eng.txt").unlink(), "has no language 'eng'; --pivot is one of"),
+        (lambda folder: [path.unlink() for path in folder.glob("*.txt")], "has 0 .txt files"),
+    ],
+)
 def test_translations_that_are_not_aligned(options, parallel, break_it, says):
     break_it(parallel)
     with pytest.raises(UserError, match=re.escape(says)):
         run(options())
 
 
-@pytest.mark.parametrize("content, says", [
-    (b"word,first\n", "lacks one of the columns full_word, pt1, rest"),
-    (b",full_word,pt1,rest\n0,\xff,a,b\n", "is not CSV in UTF-8"),
-    (b",full_word,pt1,rest\n0,\"ab,a,b\n", "is not CSV in UTF-8"),
-])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"word,first\n", "lacks one of the columns full_word, pt1, rest"),
+        (b",full_word,pt1,rest\n0,\xff,a,b\n", "is not CSV in UTF-8"),
+        (b',full_word,pt1,rest\n0,"ab,a,b\n', "is not CSV in UTF-8"),
+    ],
+)
 def test_words_that_are_not_morphscore(options, morphscore, content, says):
     path = morphscore / "english_morph_data.csv"
     path.write_bytes(content)
@@ -190,9 +218,13 @@ def test_words_that_are_not_morphscore(options, morphscore, content, says):
 def test_mistakes_in_the_terminal_are_one_line(capsys, artifacts, corpus, tmp_path):
     byte, out = str(artifacts[0]), ["--corpus", str(corpus), "--out", str(tmp_path / "out")]
     for arguments, says in [
-        ([byte, "--out", "x"], "--corpus"), ([byte, byte, *out], "was given more than once"), ([str(tmp_path), *out], "does not exist"),
-        ([byte, *out, "--text", str(tmp_path / "none")], "does not exist"), ([byte, *out, "--max-bytes", "0"], "--max-bytes 0 is no text"),
-        ([byte, *out, "--parallel", str(tmp_path / "none")], "has 0 .txt files"), ([byte, "--corpus", byte, "--out", "x"], "ingest the corpus again"),
+        ([byte, "--out", "x"], "--corpus"),
+        ([byte, byte, *out], "was given more than once"),
+        ([str(tmp_path), *out], "does not exist"),
+        ([byte, *out, "--text", str(tmp_path / "none")], "does not exist"),
+        ([byte, *out, "--max-bytes", "0"], "--max-bytes 0 is no text"),
+        ([byte, *out, "--parallel", str(tmp_path / "none")], "has 0 .txt files"),
+        ([byte, "--corpus", byte, "--out", "x"], "ingest the corpus again"),
     ]:
         assert command_line.run(["inspect", *arguments]) == 2, arguments
         complaint = capsys.readouterr().err
@@ -225,7 +257,13 @@ def test_page_in_chromium(options, tmp_path, browser):
 
     browser.javascript("document.querySelectorAll('.cut')[1].focus()")
     assert browser.javascript(TIP) is None
-    for key, says in {"ArrowRight": "id 28: 74 68 65", "ArrowLeft": "1 of 115, id 28: 74 68 65", "End": "115 of 115, id 130: 65", "Home": "1 of 115", "Escape": None}.items():
+    for key, says in {
+        "ArrowRight": "id 28: 74 68 65",
+        "ArrowLeft": "1 of 115, id 28: 74 68 65",
+        "End": "115 of 115, id 130: 65",
+        "Home": "1 of 115",
+        "Escape": None,
+    }.items():
         browser.press(key)
         shown = browser.javascript(TIP)
         assert shown is None if says is None else says in shown, (key, shown)

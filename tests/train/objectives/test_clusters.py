@@ -31,7 +31,9 @@ def test_every_id_has_a_cluster_and_the_same_every_time():
     found = cluster_of_id(ByteRepresentation(), [text, b"", b"x"], 8)
     assert found.shape == (257,) and set(found) == set(range(8))
     np.testing.assert_array_equal(found, cluster_of_id(ByteRepresentation(), [text, b"", b"x"], 8))
-    np.testing.assert_array_equal(cluster_of_id(ByteRepresentation(), [b"aa"], 4), np.arange(257) % 4)  # nothing to tell them apart by
+    np.testing.assert_array_equal(
+        cluster_of_id(ByteRepresentation(), [b"aa"], 4), np.arange(257) % 4
+    )  # nothing to tell them apart by
 
 
 def test_only_the_beginning_is_read():
@@ -55,7 +57,9 @@ def test_clusters_are_drawn_by_their_confusions_and_ids_uniformly():
     shares = np.exp(2 * np.array([0, 5 / 99, 10 / 99]))
     expected = np.repeat(shares / shares.sum() / [2, 1, 3], [2, 1, 3])
     np.testing.assert_allclose(np.bincount(drawn, minlength=6) / 40_000, expected, atol=0.01)
-    of_a_row_alike = np.bincount(np.asarray(draw(jax.random.key(1), jnp.full(40_000, 2, jnp.int32))), minlength=6) / 40_000
+    of_a_row_alike = (
+        np.bincount(np.asarray(draw(jax.random.key(1), jnp.full(40_000, 2, jnp.int32))), minlength=6) / 40_000
+    )
     np.testing.assert_allclose(of_a_row_alike, np.repeat(1 / 3 / np.array([2, 1, 3]), [2, 1, 3]), atol=0.01)
 
 
@@ -67,11 +71,31 @@ def test_bad_options_are_refused(wrong):
 
 @pytest.mark.usefixtures("one_device")
 def test_a_run_begins_with_the_clusters_of_its_text_and_reads_it_once(make_recipe, tmp_path, monkeypatch):
-    model = EncoderConfig(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=48, remat="none", compute_dtype="float32")
-    recipe, console = make_recipe(model=model, objective=ClusteredSubstitution(num_clusters=5), budget=Budget(steps=2)), rich.console.Console(quiet=True)
+    model = EncoderConfig(
+        num_layers=1,
+        embed_dim=32,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        mlp_dim=48,
+        remat="none",
+        compute_dtype="float32",
+    )
+    recipe, console = (
+        make_recipe(model=model, objective=ClusteredSubstitution(num_clusters=5), budget=Budget(steps=2)),
+        rich.console.Console(quiet=True),
+    )
     assert train(recipe, tmp_path / "run", console, make_judge) == FINISHED
     monkeypatch.setattr(objectives, "cluster_of_id", None)  # neither a load nor a resume looks at the text again
-    assert train(make_recipe(model=model, objective=recipe.objective, budget=Budget(steps=3)), tmp_path / "run", console, make_judge) == FINISHED
+    assert (
+        train(
+            make_recipe(model=model, objective=recipe.objective, budget=Budget(steps=3)),
+            tmp_path / "run",
+            console,
+            make_judge,
+        )
+        == FINISHED
+    )
     loaded = load_run(str(tmp_path / "run"))
     setup, clusters = loaded.setup, loaded.params["clusters"]
     expected = cluster_of_id(setup.representation, setup.corpora[0].documents("train"), 5)

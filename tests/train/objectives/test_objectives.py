@@ -31,7 +31,16 @@ from train.recipe import DataConfig, Recipe
 from train.sharding import placement
 
 VOCAB, ROWS, LENGTH = 60, 8, 32
-MODEL = EncoderConfig(num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, head_dim=16, mlp_dim=32, remat="none", compute_dtype="float32")
+MODEL = EncoderConfig(
+    num_layers=1,
+    embed_dim=32,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_dim=32,
+    remat="none",
+    compute_dtype="float32",
+)
 BERT = dataclasses.replace(MODEL, form="bert", table_dim=16, dropout=0.1)
 OBJECTIVES = [Masked(), Replaced(generator_share=0.5, with_replacement=True), RandomSubstitution()]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=["masked", "replaced", "random"])
@@ -48,7 +57,9 @@ def make_batch(rows=ROWS, seed=0):
             ids = np.r_[VOCAB + CLS, rng.integers(0, VOCAB, end - start - 2), VOCAB + SEP]
             batch["ids"][row, where], batch["segment_ids"][row, where] = ids, segment + 1
             batch["positions"][row, where] = np.arange(end - start)
-    return {name: jnp.asarray(value) for name, value in batch.items()} | {"row_seeds": jnp.arange(rows, dtype=jnp.uint32) + 100 * seed}
+    return {name: jnp.asarray(value) for name, value in batch.items()} | {
+        "row_seeds": jnp.arange(rows, dtype=jnp.uint32) + 100 * seed
+    }
 
 
 @functools.cache
@@ -82,10 +93,16 @@ def test_as_many_positions_are_chosen_as_the_share_says_and_no_marks(with_replac
     for row in range(ROWS):
         chosen = np.asarray(out["chosen"])[row, np.asarray(out["chosen_weights"])[row] > 0]
         ids, num_real = np.asarray(batch["ids"])[row], int((batch["segment_ids"][row] > 0).sum())
-        assert len(set(chosen)) == len(chosen) and (ids[chosen] < VOCAB).all() and (batch["segment_ids"][row][chosen] > 0).all()
+        assert (
+            len(set(chosen)) == len(chosen)
+            and (ids[chosen] < VOCAB).all()
+            and (batch["segment_ids"][row][chosen] > 0).all()
+        )
         wanted = 0 if row == ROWS - 1 else min(max(1, round(0.15 * num_real)), limit)
         assert len(chosen) <= wanted if with_replacement else len(chosen) == wanted
-        np.testing.assert_array_equal(out["labels"][row, : len(chosen)] if not with_replacement else ids[chosen], ids[chosen])
+        np.testing.assert_array_equal(
+            out["labels"][row, : len(chosen)] if not with_replacement else ids[chosen], ids[chosen]
+        )
 
 
 def test_confusions_between_clusters_are_counted():
@@ -118,17 +135,27 @@ def test_confusions_between_clusters_are_counted():
 
 
 def test_positions_are_drawn_uniformly():
-    batch = {name: jnp.repeat(value[:1], 4000, axis=0) for name, value in make_batch().items()} | {"row_seeds": jnp.arange(4000, dtype=jnp.uint32)}
+    batch = {name: jnp.repeat(value[:1], 4000, axis=0) for name, value in make_batch().items()} | {
+        "row_seeds": jnp.arange(4000, dtype=jnp.uint32)
+    }
     counts = np.bincount(np.asarray(drawn(Masked(), batch)["chosen"]).ravel(), minlength=LENGTH)
     ordinary = np.asarray(batch["ids"][0] < VOCAB)
     assert not counts[~ordinary].any()
     expected = counts.sum() / ordinary.sum()
-    assert ((counts[ordinary] - expected) ** 2 / expected).sum() < 60  # chi-square, 27 degrees of freedom: p < 0.001 is 55
+    assert (
+        (counts[ordinary] - expected) ** 2 / expected
+    ).sum() < 60  # chi-square, 27 degrees of freedom: p < 0.001 is 55
 
 
 def test_what_is_shown_at_chosen_positions():
-    batch = {name: jnp.repeat(value[:1], 4000, axis=0) for name, value in make_batch().items()} | {"row_seeds": jnp.arange(4000, dtype=jnp.uint32)}
-    for objective, masked, kept in ((Masked(), 0.8, 0.1 + 0.1 / VOCAB), (Replaced(), 0.85, 0.15), (RandomSubstitution(), 0, 1 / VOCAB)):
+    batch = {name: jnp.repeat(value[:1], 4000, axis=0) for name, value in make_batch().items()} | {
+        "row_seeds": jnp.arange(4000, dtype=jnp.uint32)
+    }
+    for objective, masked, kept in (
+        (Masked(), 0.8, 0.1 + 0.1 / VOCAB),
+        (Replaced(), 0.85, 0.15),
+        (RandomSubstitution(), 0, 1 / VOCAB),
+    ):
         out = drawn(objective, batch)
         shown = np.take_along_axis(np.asarray(out["inputs"]), np.asarray(out["chosen"]), axis=1)
         assert (shown == VOCAB + MASK).mean() == pytest.approx(masked, abs=0.01)
@@ -167,7 +194,9 @@ def test_the_discriminators_loss_moves_nothing_of_the_generator_but_the_shared_e
         (_, _), gradients = value_and_gradients(objective)(split(objective)[1], batch)
         norms[weight] = jax.tree.map(np.asarray, nnx.to_pure_dict(gradients))
     for part in ("generator", "vocab_head"):
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), norms[0.0][part], norms[50.0][part])
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), norms[0.0][part], norms[50.0][part]
+        )
         assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(norms[0.0][part]) if leaf.shape)
     assert all(np.abs(leaf).max() == 0 for leaf in jax.tree.leaves(norms[0.0]["body"]))
     both, alone = norms[50.0]["embeddings"]["table"], norms[0.0]["embeddings"]["table"]
@@ -183,7 +212,9 @@ def test_the_loss_is_a_mean_over_chosen_and_a_mean_over_all_positions():
     only = Replaced(generator_share=0.5, detect_chosen_only=True)
     (loss, sums), _ = value_and_gradients(only)(split(only)[1], batch)
     assert int(sums["num_detected"]) == int(sums["num_predicted"])
-    assert float(loss) == pytest.approx(float((sums["predicted_nats"] + 50 * sums["detection_nats"]) / sums["num_predicted"]), rel=1e-5)
+    assert float(loss) == pytest.approx(
+        float((sums["predicted_nats"] + 50 * sums["detection_nats"]) / sums["num_predicted"]), rel=1e-5
+    )
 
 
 @every_objective
@@ -192,16 +223,23 @@ def test_a_batch_of_marks_only_teaches_nothing_and_breaks_nothing(objective):
     marks_only = {name: jnp.repeat(value[-1:], 2, axis=0) for name, value in batch.items()}
     (loss, sums), gradients = value_and_gradients(objective, BERT)(split(objective, BERT)[1], marks_only)
     assert np.isfinite(loss) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
-    assert all(value is None or np.isfinite(value) for value in objective.figures(jax.tree.map(float, sums), 0).values())
+    assert all(
+        value is None or np.isfinite(value) for value in objective.figures(jax.tree.map(float, sums), 0).values()
+    )
 
 
-@pytest.mark.parametrize("objective", [OBJECTIVES[1], *(pytest.param(one, marks=pytest.mark.slow) for one in (OBJECTIVES[0], OBJECTIVES[2]))])
+@pytest.mark.parametrize(
+    "objective", [OBJECTIVES[1], *(pytest.param(one, marks=pytest.mark.slow) for one in (OBJECTIVES[0], OBJECTIVES[2]))]
+)
 def test_devices_do_not_change_what_is_drawn_nor_the_loss(objective):
     """One, two and eight devices; dropout is on."""
     model_def, state = split(objective, BERT)
     batch, results = make_batch(), []
     for num_devices in (1, 2, 8):
-        mesh = Mesh(np.array(jax.devices()[:num_devices]).reshape(1, num_devices, 1, 1), ("replica", "fsdp", "tensor", "sequence"))
+        mesh = Mesh(
+            np.array(jax.devices()[:num_devices]).reshape(1, num_devices, 1, 1),
+            ("replica", "fsdp", "tensor", "sequence"),
+        )
 
         @jax.jit
         def run(state, batch, mesh=mesh):
@@ -211,7 +249,11 @@ def test_devices_do_not_change_what_is_drawn_nor_the_loss(objective):
                 return out, objective(model, out, jax.random.key(0))
 
         rows = NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
-        results.append(jax.device_get(run(jax.device_put(state, NamedSharding(mesh, PartitionSpec())), jax.device_put(batch, rows))))
+        results.append(
+            jax.device_get(
+                run(jax.device_put(state, NamedSharding(mesh, PartitionSpec())), jax.device_put(batch, rows))
+            )
+        )
     for out, (loss, weight, sums) in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, out, results[0][0])
         np.testing.assert_allclose(loss, results[0][1][0], rtol=1e-5)
@@ -219,39 +261,76 @@ def test_devices_do_not_change_what_is_drawn_nor_the_loss(objective):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), sums, results[0][1][2])
 
 
-@pytest.mark.parametrize("scores, labels, expected", [
-    ([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], 0.75), ([1, 1, 1], [0, 1, 1], 0.5), ([3, 2, 1], [1, 1, 0], 1.0), ([1, 2], [1, 1], None),
-])
+@pytest.mark.parametrize(
+    "scores, labels, expected",
+    [
+        ([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], 0.75),
+        ([1, 1, 1], [0, 1, 1], 0.5),
+        ([3, 2, 1], [1, 1, 0], 1.0),
+        ([1, 2], [1, 1], None),
+    ],
+)
 def test_area_under_curve(scores, labels, expected):
     assert area_under_curve(np.array(scores, float), np.array(labels, bool)) == expected
 
 
 def test_figures_of_held_out_text():
     logits, replaced = np.array([2.0, -1.0, 0.5, -3.0]), np.array([True, False, False, False])
-    found = figures({"logits": logits, "replaced": replaced, "predicted_nats": np.array([1.0, 3.0]), "predicted_right": np.array([True, False])})
+    found = figures(
+        {
+            "logits": logits,
+            "replaced": replaced,
+            "predicted_nats": np.array([1.0, 3.0]),
+            "predicted_right": np.array([True, False]),
+        }
+    )
     nats = -np.log(1 / (1 + np.exp(-np.where(replaced, logits, -logits)))).mean()
-    assert found == pytest.approx({"detection_nats": nats, "always_real_nats": binary_entropy(0.25), "replaced_share": 0.25, "auc": 1.0,
-                                   "predicted_nats": 2.0, "predicted_right": 0.5})
-    assert binary_entropy(0.25) == pytest.approx(0.5623351446) and binary_entropy(1.0) == binary_entropy(0.0) == 0 and binary_entropy(None) is None
+    assert found == pytest.approx(
+        {
+            "detection_nats": nats,
+            "always_real_nats": binary_entropy(0.25),
+            "replaced_share": 0.25,
+            "auc": 1.0,
+            "predicted_nats": 2.0,
+            "predicted_right": 0.5,
+        }
+    )
+    assert (
+        binary_entropy(0.25) == pytest.approx(0.5623351446)
+        and binary_entropy(1.0) == binary_entropy(0.0) == 0
+        and binary_entropy(None) is None
+    )
 
 
 def recipe(**changes):
-    values = dict(name="r", representation="byte", data=DataConfig(corpora=("corpus",), sequence_length=LENGTH), budget=Budget(steps=1), model=MODEL,
-                  objective=Replaced(generator_share=0.5)) | changes
+    values = (
+        dict(
+            name="r",
+            representation="byte",
+            data=DataConfig(corpora=("corpus",), sequence_length=LENGTH),
+            budget=Budget(steps=1),
+            model=MODEL,
+            objective=Replaced(generator_share=0.5),
+        )
+        | changes
+    )
     return Recipe(**values)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"objective": Masked(chosen_share=0.01)}, "leaves nothing to learn from"),
-    ({"objective": Masked(chosen_share=0.0)}, "a share of the positions"),
-    ({"objective": Masked(masked_share=0.8, random_share=0.3)}, "at most 1 together"),
-    ({"objective": Replaced(generator_share=0.3)}, "is no whole number"),
-    ({"objective": Replaced(generator_share=1.5)}, "at most 1"),
-    ({"model": DecoderConfig()}, "objective 'replaced' trains a model of kind 'encoder'"),
-    ({"model": dataclasses.replace(BERT, max_positions=16)}, "16 learned positions"),
-    ({"data": DataConfig(corpora=("corpus",), sequence_length=4)}, "at least 8 positions"),
-    ({"data": DataConfig(corpora=("corpus",), sequence_length=32, piece_length=8)}, "sees whole rows"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"objective": Masked(chosen_share=0.01)}, "leaves nothing to learn from"),
+        ({"objective": Masked(chosen_share=0.0)}, "a share of the positions"),
+        ({"objective": Masked(masked_share=0.8, random_share=0.3)}, "at most 1 together"),
+        ({"objective": Replaced(generator_share=0.3)}, "is no whole number"),
+        ({"objective": Replaced(generator_share=1.5)}, "at most 1"),
+        ({"model": DecoderConfig()}, "objective 'replaced' trains a model of kind 'encoder'"),
+        ({"model": dataclasses.replace(BERT, max_positions=16)}, "16 learned positions"),
+        ({"data": DataConfig(corpora=("corpus",), sequence_length=4)}, "at least 8 positions"),
+        ({"data": DataConfig(corpora=("corpus",), sequence_length=32, piece_length=8)}, "sees whole rows"),
+    ],
+)
 def test_bad_recipes_are_refused(changes, message):
     with pytest.raises(UserError, match=message) as error:
         recipe(**changes)

@@ -80,9 +80,14 @@ SLICES = [0] * 4 + [1] * 4
 
 
 def test_collectives_are_counted_as_often_as_they_run_and_by_the_network_they_use():
-    collectives = {(one["kind"], one["network"]): (one["count"], one["bytes"]) for one in summarize(PROGRAM, SLICES)["collectives"]}
+    collectives = {
+        (one["kind"], one["network"]): (one["count"], one["bytes"]) for one in summarize(PROGRAM, SLICES)["collectives"]
+    }
     assert collectives == {
-        ("all-gather", "ici"): (4 + 1, (4 + 1) * 16 * 32 * 2 * 3),  # the loop goes 4, 6, 8, 10; the asynchronous one is begun once
+        ("all-gather", "ici"): (
+            4 + 1,
+            (4 + 1) * 16 * 32 * 2 * 3,
+        ),  # the loop goes 4, 6, 8, 10; the asynchronous one is begun once
         ("reduce-scatter", "ici"): (1, 64 * 32 * 4 * 3 / 4),
         ("all-reduce", "dcn"): (2, 16 * 32 * 4 * 2 / 2 * 2),  # by the runtime (send), and as an instruction
         ("collective-permute", "dcn"): (1, 8 * 16 * 2),
@@ -95,8 +100,10 @@ def test_products_in_loops_are_counted_as_often_as_they_run():
     assert {run.times for run in runs(PROGRAM) if run.computation.name == "body"} == {4}
 
 
-@pytest.mark.parametrize("condition, times", [
-    ("compare(%counter.1, %limit), direction=LE", 5), ("compare(%counter.1, %limit), direction=LT, metadata={}", 4)])
+@pytest.mark.parametrize(
+    "condition, times",
+    [("compare(%counter.1, %limit), direction=LE", 5), ("compare(%counter.1, %limit), direction=LT, metadata={}", 4)],
+)
 def test_trip_counts_follow_the_condition(condition, times):
     program = PROGRAM.replace("compare(%counter.1, %limit), direction=LT", condition)
     assert {run.times for run in runs(program) if run.computation.name == "body"} == {times}
@@ -104,28 +111,40 @@ def test_trip_counts_follow_the_condition(condition, times):
     assert {run.times for run in runs(told) if run.computation.name == "body"} == {7}
 
 
-@pytest.mark.parametrize("attributes, group", [
-    ("replica_groups={{0,2},{1,3}}, dimensions={0}", [0, 2]),
-    ("replica_groups=[2,4]<=[8], use_global_device_ids=true", [0, 1, 2, 3]),
-    ("replica_groups=[2,8]<=[8,2]T(1,0), dimensions={3}", [0, 2, 4, 6, 8, 10, 12, 14]),
-    ("replica_groups=mesh['axis_0'=8,'axis_1'=2,'axis_2'=1] {'axis_0'}, dimensions={0}", [0, 2, 4, 6, 8, 10, 12, 14]),
-    ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", [0, 1, 2, 3, 4, 5, 6, 7]),
-    ("replica_groups=mesh['a'=4,'b'=2] {'a':(2)2}", [0, 2]),
-    ("replica_groups=mesh['a'=4,'b'=2] {'a':(1)2}", [0, 4]),
-    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={1}", [0, 1, 2, 3]),
-    ("replica_groups=mesh['a'=2,'b'=2], device_ids=(3,1,2,0) {'b'}, dimensions={1}", [3, 1]),
-    ("replica_groups={}, to_apply=%add", [0, 1, 2, 3, 4, 5, 6, 7]),
-])
+@pytest.mark.parametrize(
+    "attributes, group",
+    [
+        ("replica_groups={{0,2},{1,3}}, dimensions={0}", [0, 2]),
+        ("replica_groups=[2,4]<=[8], use_global_device_ids=true", [0, 1, 2, 3]),
+        ("replica_groups=[2,8]<=[8,2]T(1,0), dimensions={3}", [0, 2, 4, 6, 8, 10, 12, 14]),
+        (
+            "replica_groups=mesh['axis_0'=8,'axis_1'=2,'axis_2'=1] {'axis_0'}, dimensions={0}",
+            [0, 2, 4, 6, 8, 10, 12, 14],
+        ),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a':(2)2}", [0, 2]),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a':(1)2}", [0, 4]),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={1}", [0, 1, 2, 3]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(3,1,2,0) {'b'}, dimensions={1}", [3, 1]),
+        ("replica_groups={}, to_apply=%add", [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
 def test_groups_of_devices_in_every_way_they_are_written(attributes, group):
     assert first_group(attributes, 8) == group
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("bf16[8,64]{1,0:T(8,128)(2,1)}", [(1024, True)]),
-    ("(f32[2]{0:T(128)S(1)}, /*index=1*/pred[3]{0}, u32[]{:S(2)}, token[])", [(8, False), (3, True), (4, False), (0, True)]),
-    ("s4[10]{0}", [(5, True)]),
-    ("f8e4m3fn[6]", [(6, True)]),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("bf16[8,64]{1,0:T(8,128)(2,1)}", [(1024, True)]),
+        (
+            "(f32[2]{0:T(128)S(1)}, /*index=1*/pred[3]{0}, u32[]{:S(2)}, token[])",
+            [(8, False), (3, True), (4, False), (0, True)],
+        ),
+        ("s4[10]{0}", [(5, True)]),
+        ("f8e4m3fn[6]", [(6, True)]),
+    ],
+)
 def test_shapes_know_their_bytes_and_memory(text, expected):
     assert [(shape.num_bytes, shape.in_hbm) for shape in parse_shapes(text)] == expected
 
@@ -163,7 +182,6 @@ ENTRY %main (x: bf16[512,128], table: bf16[1024,128]) -> f32[1,512] {{
     assert found["head_kernels"] == [f"linear_cross_entropy_{kernel}"] and not found["uncounted_kernels"]
 
 
-
 def test_slices_are_charged_for_what_they_take():
     """A layer of a stack is read, and a layer of another is written; the chip's own memory is free."""
     program = """\
@@ -199,7 +217,9 @@ def test_products_are_counted_as_xla_counts_them():
         return x
 
     x, weights = jnp.zeros((64, 256)), jnp.zeros((5, 256, 256))
-    gradient = lambda scanned: jax.jit(jax.grad(lambda x, w: jnp.sum(layers(x, w, scanned)), (0, 1))).lower(x, weights).compile()
+    gradient = lambda scanned: (
+        jax.jit(jax.grad(lambda x, w: jnp.sum(layers(x, w, scanned)), (0, 1))).lower(x, weights).compile()
+    )
     written_out, scanned = gradient(False), gradient(True)
     by_xla = written_out.cost_analysis()["flops"]
     assert summarize(written_out.as_text(), [0])["flops"] == pytest.approx(by_xla, rel=0.02)
@@ -207,15 +227,25 @@ def test_products_are_counted_as_xla_counts_them():
     assert scanned.cost_analysis()["flops"] < 0.5 * by_xla
 
 
-@pytest.mark.parametrize("stride, padding, left_dilation, right_dilation", [(1, (0, 0), 1, 1), (2, (3, 1), 1, 2), (1, (2, 2), 3, 1)])
+@pytest.mark.parametrize(
+    "stride, padding, left_dilation, right_dilation", [(1, (0, 0), 1, 1), (2, (3, 1), 1, 2), (1, (2, 2), 3, 1)]
+)
 def test_convolutions_are_counted_as_xla_counts_them(stride, padding, left_dilation, right_dilation):
-    function = lambda x, w: jax.lax.conv_general_dilated(x, w, (stride,), [padding], (left_dilation,), (right_dilation,))
+    function = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, (stride,), [padding], (left_dilation,), (right_dilation,)
+    )
     lowered = jax.jit(function).lower(jnp.zeros((2, 3, 16)), jnp.zeros((5, 3, 4)))
     text = lowered.compiler_ir("hlo").as_hlo_text()
     entry = "ENTRY %main (x: f32[2,3,16], w: f32[5,3,4]) -> f32[1] {\n"
-    lines = [f"  {line.strip()}" if line.strip().startswith("ROOT") else f"  %{line.strip()}" for line in text.splitlines() if " = " in line]
+    lines = [
+        f"  {line.strip()}" if line.strip().startswith("ROOT") else f"  %{line.strip()}"
+        for line in text.splitlines()
+        if " = " in line
+    ]
     product = [line.replace("(x.", "(%x.").replace(", w.", ", %w.") for line in lines]
-    assert summarize(entry + "\n".join(product) + "\n}\n", [0])["flops"] == pytest.approx(lowered.cost_analysis()["flops"], rel=1e-6)
+    assert summarize(entry + "\n".join(product) + "\n}\n", [0])["flops"] == pytest.approx(
+        lowered.cost_analysis()["flops"], rel=1e-6
+    )
 
 
 def test_collectives_of_a_real_program():

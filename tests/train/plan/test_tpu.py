@@ -35,16 +35,33 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def compile_train_step(
-    topology: str, num_slices: int = 1, mesh: dict | None = None, model: dict | None = None, objective: dict | None = None,
-    optimizer: dict | None = None, vocab_size: int = 257, batch_rows: int = 32, sequence_length: int = 1024, num_microbatches: int = 1,
-    optimization_level: str = "O0", kernels: str = "auto",
+    topology: str,
+    num_slices: int = 1,
+    mesh: dict | None = None,
+    model: dict | None = None,
+    objective: dict | None = None,
+    optimizer: dict | None = None,
+    vocab_size: int = 257,
+    batch_rows: int = 32,
+    sequence_length: int = 1024,
+    num_microbatches: int = 1,
+    optimization_level: str = "O0",
+    kernels: str = "auto",
 ) -> dict:
     """What `train.plan.compiled_step.compile_step` says of a recipe with these options."""
     recipe = Recipe(
-        name="compiled", representation="none", budget=Budget(steps=100), mesh=MeshConfig(**(mesh or {})),
-        data=DataConfig(corpora=("none",), batch_rows=batch_rows, sequence_length=sequence_length, num_microbatches=num_microbatches),
+        name="compiled",
+        representation="none",
+        budget=Budget(steps=100),
+        mesh=MeshConfig(**(mesh or {})),
+        data=DataConfig(
+            corpora=("none",), batch_rows=batch_rows, sequence_length=sequence_length, num_microbatches=num_microbatches
+        ),
         model=from_json(DecoderConfig | EncoderConfig, {"num_layers": 2} | (model or {})),
-        objective=from_json(Objective, objective or {}), optimizer=OptimizerConfig(**(optimizer or {})), kernels=kernels)
+        objective=from_json(Objective, objective or {}),
+        optimizer=OptimizerConfig(**(optimizer or {})),
+        kernels=kernels,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_OPTIMIZATION_LEVEL", optimization_level)
         return compile_ahead(recipe, vocab_size, Pod(topology, num_slices))
@@ -63,7 +80,9 @@ def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microb
     """Generator and discriminator attend by the splash kernel, samples and loss are drawn by theirs, under `shard_map`."""
     result = compile_train_step(topology="v5e:2x2", mesh=mesh, num_microbatches=num_microbatches, **ELECTRA_SMALL)
     assert result["program"]["splash_kernels"] == ["dkv", "dq", "fwd"] and not result["warnings"]
-    assert result["program"]["tpu_custom_calls"] >= 3 * 2 + 3 and not result["program"]["uncounted_kernels"]  # attention of two models, and the head's
+    assert (
+        result["program"]["tpu_custom_calls"] >= 3 * 2 + 3 and not result["program"]["uncounted_kernels"]
+    )  # attention of two models, and the head's
 
 
 @needs_libtpu
@@ -103,11 +122,15 @@ def test_the_step_compiles_for_a_tpu_with_its_kernels(options, expected_collecti
     result = compile_train_step(**options)
     program, memory, state_bytes = result["program"], result["memory"], result["bytes"]["state"]
     assert program["splash_kernels"] == ["dkv", "dq", "fwd"]
-    assert program["head_kernels"] == [f"linear_cross_entropy_{name}" for name in ("backward_by_table", "backward_by_x", "forward")]
+    assert program["head_kernels"] == [
+        f"linear_cross_entropy_{name}" for name in ("backward_by_table", "backward_by_x", "forward")
+    ]
     assert program["tpu_custom_calls"] >= 6 and not program["uncounted_kernels"]
     assert result["warnings"] == []
     assert expected_collectives <= {one["kind"] for one in program["collectives"]}
-    assert {one["network"] for one in program["collectives"]} == ({"ici", "dcn"} if "num_slices" in options else {"ici"})
+    assert {one["network"] for one in program["collectives"]} == (
+        {"ici", "dcn"} if "num_slices" in options else {"ici"}
+    )
     # The state is split over the devices (up to what tiles pad) and donated.
     assert state_bytes <= memory["argument"] < 1.5 * state_bytes + 2**20
     assert memory["alias"] >= state_bytes
@@ -127,8 +150,12 @@ def test_the_kernels_part_of_a_steps_memory_is_a_twentieth_of_plain_xlas(tmp_pat
     """As the benchmark measures it, with 65,536 ids, 8,192 positions a chip and width 1,024, whose columns need no padding on four chips: a hundredth, of
     the compiler's temporaries and of what is alive at the peak. At width 768 the first is a twelfth, by gaps of packing (docs/performance.md)."""
     root, figures = pathlib.Path(__file__).parents[3], tmp_path / "figures.json"
-    subprocess.run([sys.executable, root / "benchmarks/loss_memory.py", "--step", "--width", "1024", "--json-file", figures],
-                   check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(root)})
+    subprocess.run(
+        [sys.executable, root / "benchmarks/loss_memory.py", "--step", "--width", "1024", "--json-file", figures],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
     rows = {row["loss"]: row for row in json.loads(figures.read_text())}
     for part in ("step, the loss's part", "alive, the loss's part"):
         assert rows["ours, plain"][part] > 4 * 8192 * 65536 / 2
@@ -157,7 +184,11 @@ def tpu_placement(kernels: str = "auto", **mesh_sizes: int) -> Placement:
     """A placement on TPUs that are not there, for code that looks at the platform and the mesh's shape only."""
     device = types.SimpleNamespace(platform="tpu")
     shape = {axis: mesh_sizes.get(axis, 1) for axis in MESH_AXES}
-    return Placement(types.SimpleNamespace(devices=np.array([device]), shape=shape, size=math.prod(shape.values())), ACTIVATION_AXES, kernels)
+    return Placement(
+        types.SimpleNamespace(devices=np.array([device]), shape=shape, size=math.prod(shape.values())),
+        ACTIVATION_AXES,
+        kernels,
+    )
 
 
 def random_attention(rows: int, length: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype=jnp.float32):
@@ -211,7 +242,10 @@ def test_shapes_that_the_kernel_does_not_take_are_named_once_and_still_attended(
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
 
 
-@pytest.mark.parametrize("place", [lambda: placement(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])), lambda: tpu_placement(kernels="reference")])
+@pytest.mark.parametrize(
+    "place",
+    [lambda: placement(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])), lambda: tpu_placement(kernels="reference")],
+)
 def test_on_other_platforms_and_without_kernels_nothing_is_said(place):
     inputs = random_attention(1, 96, 2, 2, 48)
     with use_placement(place()), warnings.catch_warnings(action="error"):

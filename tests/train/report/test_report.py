@@ -28,8 +28,17 @@ HOSTILE = (
 
 
 def make_run(
-    folder: pathlib.Path, name: str, *, kind="byte", bits=2.0, bytes_per_token=1.0, bytes_seen=20_000_000,
-    corpus="c" * 64, evaluated=True, state="finished", samples=True,
+    folder: pathlib.Path,
+    name: str,
+    *,
+    kind="byte",
+    bits=2.0,
+    bytes_per_token=1.0,
+    bytes_seen=20_000_000,
+    corpus="c" * 64,
+    evaluated=True,
+    state="finished",
+    samples=True,
 ) -> pathlib.Path:
     """A run folder as the trainer, `toklab eval` and `toklab sample` leave it; `bits` is where its curve ends."""
     steps, vocab_size = 800, 258 if kind == "byte" else 4096
@@ -49,23 +58,46 @@ def make_run(
 
     speed = {"bytes_per_second": 95_000.0 * bytes_per_token, "tokens_per_second": 95_000.0}
     summary = {
-        "name": name, "state": state, "steps": steps, **point(steps), **speed,
+        "name": name,
+        "state": state,
+        "steps": steps,
+        **point(steps),
+        **speed,
         "representation": {
-            "kind": kind, "vocab_size": vocab_size, "fingerprint": "f" * 64, "bytes_per_token": bytes_per_token,
+            "kind": kind,
+            "vocab_size": vocab_size,
+            "fingerprint": "f" * 64,
+            "bytes_per_token": bytes_per_token,
             "costs": {} if kind == "byte" else {"fit_flops": 2e12, "encode_flops_per_id": 0.0},
-            "statistics": {} if kind == "byte" else {"stop_bits_per_byte": 0.05, "closing_bits_per_byte": 0.25}},
-        "parameters": parameters, "flops_per_token": per_token, "flops_per_byte": per_byte,
-        "tokens_seen": int(bytes_seen / bytes_per_token), "seconds": 118.2, "outside_step_share": 0.021,
-        "skipped_steps": 0, "corpora": [{"path": "demo/corpus/train", "content_hash": corpus}],
-        "device": "cpu x1", "versions": {"python": "3.11.2", "jax": "0.10.2"},
+            "statistics": {} if kind == "byte" else {"stop_bits_per_byte": 0.05, "closing_bits_per_byte": 0.25},
+        },
+        "parameters": parameters,
+        "flops_per_token": per_token,
+        "flops_per_byte": per_byte,
+        "tokens_seen": int(bytes_seen / bytes_per_token),
+        "seconds": 118.2,
+        "outside_step_share": 0.021,
+        "skipped_steps": 0,
+        "corpora": [{"path": "demo/corpus/train", "content_hash": corpus}],
+        "device": "cpu x1",
+        "versions": {"python": "3.11.2", "jax": "0.10.2"},
     }
     config = {
-        "name": name, "seed": 0, "corpus": "demo/corpus/train", "representation": kind,
-        "model": {"num_layers": 4, "embed_dim": 256}, "budget": {"bytes": bytes_seen},
+        "name": name,
+        "seed": 0,
+        "corpus": "demo/corpus/train",
+        "representation": kind,
+        "model": {"num_layers": 4, "embed_dim": 256},
+        "budget": {"bytes": bytes_seen},
     }
     of_step = {
-        "tokens_seen": 1, "loss": 1.4, "learning_rate": 1e-3, "grad_norm": 0.7, "step_seconds": 0.14,
-        "data_wait_seconds": 0.001, "mfu": None,
+        "tokens_seen": 1,
+        "loss": 1.4,
+        "learning_rate": 1e-3,
+        "grad_norm": 0.7,
+        "step_seconds": 0.14,
+        "data_wait_seconds": 0.001,
+        "mfu": None,
     }
     metrics = [point(step) | speed | of_step for step in range(5, steps + 1, 5)]
     metrics[3]["bits_per_byte"] = None
@@ -76,9 +108,18 @@ def make_run(
     dump_lines(folder / "eval.jsonl", [point(step) | {"num_bytes": 65_536} for step in range(80, steps + 1, 80)])
     if evaluated:
         domains = {"code": score(bits - 0.2, 400_000, 60), "docs": score(bits + 0.2, 600_000, 80)}
-        dump(folder / "eval.json", point(steps) | score(bits, 1_000_000, 140) | {
-            "num_tokens": 7, "total_nats": 1.0, "corpus_content_hash": corpus, "by_domain": domains,
-            "text": {"bytes_per_id": bytes_per_token, "uniform_bits_per_byte": 8.0, "unigram_bits_per_byte": 4.6}})
+        dump(
+            folder / "eval.json",
+            point(steps)
+            | score(bits, 1_000_000, 140)
+            | {
+                "num_tokens": 7,
+                "total_nats": 1.0,
+                "corpus_content_hash": corpus,
+                "by_domain": domains,
+                "text": {"bytes_per_id": bytes_per_token, "uniform_bits_per_byte": 8.0, "unigram_bits_per_byte": 4.6},
+            },
+        )
     if samples:
         text = "import os\n\ndef path_of(name):\n    return os.path.join(name, '<root>')\n"
         settings = {"temperature": 0.8, "top_k": 40, "top_p": None, "seed": 0, "step": steps}
@@ -117,12 +158,25 @@ def experiment(tmp_path):
     for arm, kind, bits in (("byte", "byte", 2.3), ("subword-4k", "subword", 2.0)):
         for size, gain in (("small", 0.0), ("large", 0.4)):
             for seed in (0, 1):
-                folder = make_run(tmp_path / "runs" / f"{arm}-{size}-s{seed}", f"{arm}-{size}-s{seed}", kind=kind, bits=bits - gain + 0.01 * seed,
-                                  bytes_per_token=1.0 if kind == "byte" else 3.7, bytes_seen=20_000_000 if size == "small" else 80_000_000)
+                folder = make_run(
+                    tmp_path / "runs" / f"{arm}-{size}-s{seed}",
+                    f"{arm}-{size}-s{seed}",
+                    kind=kind,
+                    bits=bits - gain + 0.01 * seed,
+                    bytes_per_token=1.0 if kind == "byte" else 3.7,
+                    bytes_seen=20_000_000 if size == "small" else 80_000_000,
+                )
                 add_documents_and_noise(folder, bits - gain + 0.01 * seed)
                 folders.append(folder)
                 places.append((arm, size, seed))
-    return folders, Design(name="mine", budget="bytes", arms=("byte", "subword-4k"), sizes=("small", "large"), num_seeds=2, places=tuple(places))
+    return folders, Design(
+        name="mine",
+        budget="bytes",
+        arms=("byte", "subword-4k"),
+        sizes=("small", "large"),
+        num_seeds=2,
+        places=tuple(places),
+    )
 
 
 def add_documents_and_noise(folder: pathlib.Path, bits: float):
@@ -130,13 +184,39 @@ def add_documents_and_noise(folder: pathlib.Path, bits: float):
     evaluation = json.loads((folder / "eval.json").read_text())
     of = {key: evaluation[key] for key in ("step", "corpus_content_hash")}
     sizes = [7142] * 140
-    dump(folder / "eval_documents.json", of | {
-        "nats": [(bits + 0.001 * (number - 69.5)) * math.log(2) * size for number, size in enumerate(sizes)], "num_bytes": sizes,
-        "domains": ["code"] * 60 + ["docs"] * 80, "scripts": ["Latin"] * 100 + ["Cyrillic"] * 40})
-    dump(folder / "noise.json", of | {"levels": [{"rate": rate, "bits_per_byte": bits + rate, "accuracy": 0.7 - rate} for rate in (0.0, 0.05, 0.15)]})
-    dump(folder / "eval.json", evaluation | {"costs": {
-        "train_flops_per_byte": 3e6, "generate_flops_per_byte": 1e6 / bits, "kv_cache_bytes_per_byte": 1000.0, "encode_flops_per_byte": 0.0,
-        "generator_flops_per_byte": 0.0}, "num_documents_in_training": 0})
+    dump(
+        folder / "eval_documents.json",
+        of
+        | {
+            "nats": [(bits + 0.001 * (number - 69.5)) * math.log(2) * size for number, size in enumerate(sizes)],
+            "num_bytes": sizes,
+            "domains": ["code"] * 60 + ["docs"] * 80,
+            "scripts": ["Latin"] * 100 + ["Cyrillic"] * 40,
+        },
+    )
+    dump(
+        folder / "noise.json",
+        of
+        | {
+            "levels": [
+                {"rate": rate, "bits_per_byte": bits + rate, "accuracy": 0.7 - rate} for rate in (0.0, 0.05, 0.15)
+            ]
+        },
+    )
+    dump(
+        folder / "eval.json",
+        evaluation
+        | {
+            "costs": {
+                "train_flops_per_byte": 3e6,
+                "generate_flops_per_byte": 1e6 / bits,
+                "kv_cache_bytes_per_byte": 1000.0,
+                "encode_flops_per_byte": 0.0,
+                "generator_flops_per_byte": 0.0,
+            },
+            "num_documents_in_training": 0,
+        },
+    )
 
 
 def page_of(report) -> str:
@@ -180,10 +260,13 @@ def test_the_same_runs_give_the_same_bytes(runs, tmp_path):
         assert path.read_bytes() == (second / path.name).read_bytes()
 
 
-@pytest.mark.parametrize(("bits", "says"), [
-    ((2.0, 2.3), "The intervals do not overlap."),
-    ((2.0, 2.05), "The intervals overlap: this evaluation alone does not settle which of the two is better."),
-])
+@pytest.mark.parametrize(
+    ("bits", "says"),
+    [
+        ((2.0, 2.3), "The intervals do not overlap."),
+        ((2.0, 2.05), "The intervals overlap: this evaluation alone does not settle which of the two is better."),
+    ],
+)
 def test_finding_says_whether_the_intervals_overlap(tmp_path, bits, says):
     folders = [make_run(tmp_path / name, name, bits=score) for name, score in zip("ab", bits, strict=True)]
     report = write_report(folders, tmp_path / "out")
@@ -244,7 +327,7 @@ def test_a_curve_on_another_text_than_the_evaluation_is_not_drawn(runs, tmp_path
     page, says = (of(write_report(runs[:2], tmp_path / "out")) for of in (page_of, text_of))
     assert "byte was evaluated on another text than its curve, which is therefore not drawn" in says
     assert "a subset of another text, while training" in says and "(cccccccccccc+dddddddddddd)" in says
-    held_out = page[page.index("<h2>Charts"):page.index("<details><summary>The points")]
+    held_out = page[page.index("<h2>Charts") : page.index("<details><summary>The points")]
     assert held_out.count('class="mark final ') == 4 and 'class="mark some ' not in held_out
 
 
@@ -263,15 +346,28 @@ def test_different_training_corpora_and_devices_are_stated(runs, tmp_path):
 
 
 def test_goodput_is_shown_with_where_the_rest_went(runs, tmp_path):
-    edit(runs[0] / "summary.json", save_memory_growth_bytes=2_500_000, goodput={
-        "seconds": 1000.0, "share": 0.75, "starts": 3, "seconds_by_part": {"step": 750.0, "repeated": 50.0, "down": 200.0, "data": 0.0}})
+    edit(
+        runs[0] / "summary.json",
+        save_memory_growth_bytes=2_500_000,
+        goodput={
+            "seconds": 1000.0,
+            "share": 0.75,
+            "starts": 3,
+            "seconds_by_part": {"step": 750.0, "repeated": 50.0, "down": 200.0, "data": 0.0},
+        },
+    )
     report = write_report(runs, tmp_path / "out")
-    assert "75.0 % of 1,000.0 s over 3 starts: step 750.0 s, down 200.0 s, repeated 50.0 s; saves took up to 2.5" in text_of(report)
+    assert (
+        "75.0 % of 1,000.0 s over 3 starts: step 750.0 s, down 200.0 s, repeated 50.0 s; saves took up to 2.5"
+        in text_of(report)
+    )
     row = next(row for row in report.rows if row["folder"] == str(runs[0]))
     assert (row["goodput"], row["life_seconds"], row["starts"]) == (0.75, 1000.0, 3)
     arms = json.loads((tmp_path / "out" / "report.json").read_text())["arms"]
     assert [arm["seconds_by_part"].get("down") for arm in arms if arm["folder"] == str(runs[0])] == [200.0]
-    assert {row["goodput"] for row in report.rows if row["folder"] != str(runs[0])} == {None}  # of before it was written down
+    assert {row["goodput"] for row in report.rows if row["folder"] != str(runs[0])} == {
+        None
+    }  # of before it was written down
 
 
 def test_runs_of_one_name_are_told_apart_by_folder(tmp_path):
@@ -371,7 +467,7 @@ def line(points, **final):
 
 def positions(figure, kind):
     """Where the marks of a kind are, in a figure with one chart."""
-    assert figure.count("<svg class=\"chart") == 1
+    assert figure.count('<svg class="chart') == 1
     return [tuple(map(float, at)) for at in re.findall(rf'class="mark {kind} [^>]*translate\((\S+) (\S+)\)', figure)]
 
 
@@ -388,7 +484,7 @@ def test_a_chart_puts_points_where_they_belong():
     [(x, y)] = positions(chart.figure("Chart", [line([(5, 2.0)])], axis), "some")
     assert (x, y) == (chart._RIGHT, (chart._TOP + chart._BOTTOM) / 2)
     decade = chart.figure("Chart", [line([(10, 2.0), (100, 1.0)])], axis)
-    assert decade.count("<svg class=\"chart logarithmic") == decade.count("<svg class=\"chart linear") == 1
+    assert decade.count('<svg class="chart logarithmic') == decade.count('<svg class="chart linear') == 1
     assert chart.figure("Chart", [line([])], axis) == ""
 
 
@@ -415,10 +511,19 @@ def test_log_ticks_are_a_few_and_within(low, ratio):
     assert all(low <= tick <= low * ratio for tick in ticks)
 
 
-@pytest.mark.parametrize(("value", "shown"), [
-    (0, "0 B"), (0.5, "0.500 B"), (258, "258 B"), (999, "999 B"), (999.7, "1.00 kB"), (1000, "1.00 kB"),
-    (20_000_000, "20.0 MB"), (4.1e24, "4.10 YB"),
-])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0 B"),
+        (0.5, "0.500 B"),
+        (258, "258 B"),
+        (999, "999 B"),
+        (999.7, "1.00 kB"),
+        (1000, "1.00 kB"),
+        (20_000_000, "20.0 MB"),
+        (4.1e24, "4.10 YB"),
+    ],
+)
 def test_si(value, shown):
     assert chart.si(value, "B") == shown.replace(" ", "\N{NARROW NO-BREAK SPACE}")
 
@@ -441,30 +546,36 @@ def with_values(file, **changes):
 POINT = '{"step": 1, "bytes_seen": 1, "flops": 1, "bits_per_byte": 1, "num_bytes": 1}\n'
 
 
-@pytest.mark.parametrize(("damage", "says"), [
-    (without("config.json"), "byte is not a run: it has no config.json; make one with `toklab train RECIPE --run-dir "),
-    (without("summary.json"), "byte has no summary.json: it still trains or was cut off; wait, or go on with `"),
-    (shutil.rmtree, "byte is not a run: it does not exist; make"),
-    (with_text("config.json", "{"), "config.json is not a readable run: "),
-    (with_text("summary.json", "nope"), "summary.json is not a readable run: "),
-    (with_text("summary.json", "[]"), "summary.json: [] should be an object; the file is damaged or "),
-    (with_text("summary.json", "{}"), "summary.json lacks name, state, device, "),
-    (with_values("summary.json", flops="many"), "summary.json: flops: 'many' should be a finite number or null"),
-    (with_values("summary.json", flops=True), "flops: True should be a finite number or null"),
-    (with_values("summary.json", flops=math.nan), "flops: nan should be a finite number or null"),
-    (with_values("summary.json", flops=10**400), "000 should be a finite number or null"),
-    (with_values("summary.json", name=["x"]), "summary.json: name: ['x'] should be a text"),
-    (with_values("summary.json", parameters={"total": 1, "mlp": "x"}), "parameters: mlp: 'x' should be a "),
-    (with_values("eval.json", interval_95=[1.0]), "eval.json: interval_95: [1.0] should be two numbers or null"),
-    (with_values("eval.json", interval_95=[1.0, None]), "interval_95: [1.0, None] should be two numbers or null"),
-    (with_values("eval.json", by_domain={"a\nb": {}}), "eval.json: by_domain: a b lacks bits_per_byte, "),
-    (with_text("samples.json", "{}"), "samples.json: {} should be a list"),
-    (with_text("metrics.jsonl", '{"step": 1}\n'), "metrics.jsonl line 1 lacks bytes_seen, "),
-    (with_text("eval.jsonl", POINT + POINT[:20]), "eval.jsonl line 2 is damaged: "),
-    (with_text("eval.jsonl", POINT[:20]), "; remove that line or train again"),
-    (with_text("eval.jsonl", "[" * 100_000), "eval.jsonl line 1 is damaged: "),
-    (with_text("eval.jsonl", "\n" + POINT), "eval.jsonl line 1 is damaged: "),
-])
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            without("config.json"),
+            "byte is not a run: it has no config.json; make one with `toklab train RECIPE --run-dir ",
+        ),
+        (without("summary.json"), "byte has no summary.json: it still trains or was cut off; wait, or go on with `"),
+        (shutil.rmtree, "byte is not a run: it does not exist; make"),
+        (with_text("config.json", "{"), "config.json is not a readable run: "),
+        (with_text("summary.json", "nope"), "summary.json is not a readable run: "),
+        (with_text("summary.json", "[]"), "summary.json: [] should be an object; the file is damaged or "),
+        (with_text("summary.json", "{}"), "summary.json lacks name, state, device, "),
+        (with_values("summary.json", flops="many"), "summary.json: flops: 'many' should be a finite number or null"),
+        (with_values("summary.json", flops=True), "flops: True should be a finite number or null"),
+        (with_values("summary.json", flops=math.nan), "flops: nan should be a finite number or null"),
+        (with_values("summary.json", flops=10**400), "000 should be a finite number or null"),
+        (with_values("summary.json", name=["x"]), "summary.json: name: ['x'] should be a text"),
+        (with_values("summary.json", parameters={"total": 1, "mlp": "x"}), "parameters: mlp: 'x' should be a "),
+        (with_values("eval.json", interval_95=[1.0]), "eval.json: interval_95: [1.0] should be two numbers or null"),
+        (with_values("eval.json", interval_95=[1.0, None]), "interval_95: [1.0, None] should be two numbers or null"),
+        (with_values("eval.json", by_domain={"a\nb": {}}), "eval.json: by_domain: a b lacks bits_per_byte, "),
+        (with_text("samples.json", "{}"), "samples.json: {} should be a list"),
+        (with_text("metrics.jsonl", '{"step": 1}\n'), "metrics.jsonl line 1 lacks bytes_seen, "),
+        (with_text("eval.jsonl", POINT + POINT[:20]), "eval.jsonl line 2 is damaged: "),
+        (with_text("eval.jsonl", POINT[:20]), "; remove that line or train again"),
+        (with_text("eval.jsonl", "[" * 100_000), "eval.jsonl line 1 is damaged: "),
+        (with_text("eval.jsonl", "\n" + POINT), "eval.jsonl line 1 is damaged: "),
+    ],
+)
 def test_damage_is_named_and_nothing_is_written(tmp_path, damage, says):
     folder = make_run(tmp_path / "byte", "byte")
     damage(folder)
@@ -509,23 +620,45 @@ def test_page_of_an_experiment_begins_with_what_is_supported(experiment, tmp_pat
     report, decided = write_decision(folders, tmp_path / "out", design)
     text = text_of(report)
     assert "mine: 2 arms, 2 sizes, 2 seeds" in text
-    order = ["What the numbers support", "What they do not", "Results", "Bits per byte against compute and text", "Laws", "Domains and scripts at size large", "Costs",
-             "Noise", "Every run by itself"]
+    order = [
+        "What the numbers support",
+        "What they do not",
+        "Results",
+        "Bits per byte against compute and text",
+        "Laws",
+        "Domains and scripts at size large",
+        "Costs",
+        "Noise",
+        "Every run by itself",
+    ]
     assert [text.index(title) for title in order] == sorted(text.index(title) for title in order)
-    assert "Size large, equal bytes of text: subword-4k has the lowest bits per byte of 2 arms" in text and "clearly ahead of byte by 0.300" in text
+    assert (
+        "Size large, equal bytes of text: subword-4k has the lowest bits per byte of 2 arms" in text
+        and "clearly ahead of byte by 0.300" in text
+    )
     for shown in ("1.605", "0.300", "yes", "70.0 %", "Cyrillic", "525 kFLOPs"):
         assert shown in text, shown
     in_csv = list(csv.DictReader((tmp_path / "out/decision.csv").open()))
-    assert [(row["size"], row["arm"]) for row in in_csv] == [(size, arm) for size in ("small", "large") for arm in ("subword-4k", "byte")]
+    assert [(row["size"], row["arm"]) for row in in_csv] == [
+        (size, arm) for size in ("small", "large") for arm in ("subword-4k", "byte")
+    ]
     decision = json.loads((tmp_path / "out/report.json").read_text())["decision"]
-    assert decision["supported"] == decided.supported and float(in_csv[2]["bits_per_byte"]) == decision["arms"][2]["bits_per_byte"] == pytest.approx(1.605)
+    assert decision["supported"] == decided.supported and float(in_csv[2]["bits_per_byte"]) == decision["arms"][2][
+        "bits_per_byte"
+    ] == pytest.approx(1.605)
     assert set(decision["laws"]) == {"subword-4k", "byte"} and decision["laws"]["byte"]["slope"] < 0
 
 
 def test_encoders_of_an_experiment_have_a_table_of_their_own(experiment, tmp_path):
     folders, design = experiment
     for folder in folders[-2:]:
-        detected = {"detection_nats": 0.3 + 0.02 * (folder is folders[-1]), "always_real_nats": 0.42, "auc": 0.7, "predicted_nats": None, "predicted_right": None}
+        detected = {
+            "detection_nats": 0.3 + 0.02 * (folder is folders[-1]),
+            "always_real_nats": 0.42,
+            "auc": 0.7,
+            "predicted_nats": None,
+            "predicted_right": None,
+        }
         edit(folder / "eval.json", bits_per_byte=None, interval_95=None, by_domain={}, encoder=detected)
     text = text_of(write_decision(folders, tmp_path / "out", design)[0])
     assert "What encoders detect and predict" in text and "0.3100" in text and "0.183 to 0.437" in text
@@ -534,7 +667,9 @@ def test_encoders_of_an_experiment_have_a_table_of_their_own(experiment, tmp_pat
 
 def test_runs_that_are_missing_are_said(experiment, tmp_path):
     folders, design = experiment
-    report, decided = write_decision(folders[:-1], tmp_path / "out", dataclasses.replace(design, places=design.places[:-1]))
+    report, decided = write_decision(
+        folders[:-1], tmp_path / "out", dataclasses.replace(design, places=design.places[:-1])
+    )
     assert "subword-4k of size large is in no table yet: 1 of its 2 runs are finished and evaluated." in text_of(report)
 
 
@@ -556,12 +691,17 @@ def test_two_runs_on_the_same_documents_are_told_apart_in_pairs(experiment, tmp_
     """Their intervals overlap; each document costs one of them more."""
     folders, _ = experiment
     found = write_report([folders[0], folders[1]], tmp_path / "out").findings[0]
-    assert "On the same documents byte-small-s1 is behind by 0.010 to 0.010 (95 %, a bootstrap over documents; other seeds may differ)." in found
+    assert (
+        "On the same documents byte-small-s1 is behind by 0.010 to 0.010 (95 %, a bootstrap over documents; other seeds may differ)."
+        in found
+    )
 
 
 def test_documents_that_were_trained_on_are_warned_of(experiment, tmp_path):
     edit(experiment[0][0] / "eval.json", num_documents_in_training=3)
-    assert "3 of the held-out documents of byte-small-s0 are also among those it was trained on" in text_of(write_report(experiment[0], tmp_path / "out"))
+    assert "3 of the held-out documents of byte-small-s0 are also among those it was trained on" in text_of(
+        write_report(experiment[0], tmp_path / "out")
+    )
 
 
 # ---- In a browser -----------------------------------------------------------------------------------
@@ -626,11 +766,17 @@ def test_page_of_an_experiment_in_chromium(experiment, tmp_path, browser):
     browser.press("Enter")
     assert browser.javascript(TABLES)[0] == ["byte", "byte", "subword-4k", "subword-4k"]
     charts = "[...document.querySelectorAll('.charts')].filter(charts => !charts.closest('details'))[0].querySelectorAll('.chart.linear')"
-    assert browser.javascript(f"{charts}.length") == 6, "all held-out text and two sizes while training, against FLOPs and bytes"
-    assert browser.javascript(f"[...{charts}].every(chart => chart.role === 'img' && chart.ariaLabel.length > 20)") is True
+    assert browser.javascript(f"{charts}.length") == 6, (
+        "all held-out text and two sizes while training, against FLOPs and bytes"
+    )
+    assert (
+        browser.javascript(f"[...{charts}].every(chart => chart.role === 'img' && chart.ariaLabel.length > 20)") is True
+    )
     browser.javascript("document.querySelector('.chart').scrollIntoView()")
     box = json.loads(browser.javascript(MARK))
-    browser("Input.dispatchMouseEvent", type="mouseMoved", x=box["x"] + box["width"] / 2, y=box["y"] + box["height"] / 2)
+    browser(
+        "Input.dispatchMouseEvent", type="mouseMoved", x=box["x"] + box["width"] / 2, y=box["y"] + box["height"] / 2
+    )
     assert "95 % interval" in browser.javascript("document.getElementById('tip').textContent")
     browser.assert_quiet()
 

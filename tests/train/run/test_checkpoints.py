@@ -26,9 +26,18 @@ from train.step import TrainState
 def state_of(step: int) -> TrainState:
     number = jnp.asarray(step, jnp.int32)
     weights = {"layer": {"kernel": jnp.arange(24.0).reshape(4, 6) + step, "bias": jnp.full(3, step, jnp.bfloat16)}}
-    return TrainState(params=weights, opt_state=(jax.tree.map(jnp.zeros_like, weights), number), step=number, bytes_seen=jnp.stack([number, number]),
-                      cursors=jnp.full((4, 4), step, jnp.int32), seconds=jnp.float32(step), mean_grad_norm=jnp.float32(step), skipped_steps=number, skipped_in_a_row=number,
-                      rng=jnp.zeros(2, jnp.uint32))
+    return TrainState(
+        params=weights,
+        opt_state=(jax.tree.map(jnp.zeros_like, weights), number),
+        step=number,
+        bytes_seen=jnp.stack([number, number]),
+        cursors=jnp.full((4, 4), step, jnp.int32),
+        seconds=jnp.float32(step),
+        mean_grad_norm=jnp.float32(step),
+        skipped_steps=number,
+        skipped_in_a_row=number,
+        rng=jnp.zeros(2, jnp.uint32),
+    )
 
 
 SHAPES = jax.eval_shape(lambda: state_of(0))
@@ -94,7 +103,10 @@ KINDS = (flip, truncate, remove, append, add_beside, overwrite)
 
 def damage_every_file(two_saved: pathlib.Path, tmp_path: pathlib.Path, num_times: int, random_: random.Random) -> None:
     """Each file of step 10 in turn: found, told in one line, and step 5 is used."""
-    copy, files = tmp_path / "checkpoints", sorted(path.relative_to(two_saved) for path in (two_saved / "10").rglob("*") if path.is_file())
+    copy, files = (
+        tmp_path / "checkpoints",
+        sorted(path.relative_to(two_saved) for path in (two_saved / "10").rglob("*") if path.is_file()),
+    )
     assert len(files) > 20
     shutil.copytree(two_saved / "5", copy / "5")
     for file, kind in [(file, random_.choice(KINDS)) for file in files * num_times]:
@@ -106,7 +118,9 @@ def damage_every_file(two_saved: pathlib.Path, tmp_path: pathlib.Path, num_times
         if str(file) == "10/commit_success.txt" and kind is not add_beside:
             assert (step, lines) == (10, [])  # it says nothing
         else:
-            assert step == 5 and len(lines) == 1 and "checkpoints/10 is damaged: " in lines[0] and "\n" not in lines[0], (file, kind, lines)
+            assert (
+                step == 5 and len(lines) == 1 and "checkpoints/10 is damaged: " in lines[0] and "\n" not in lines[0]
+            ), (file, kind, lines)
         shutil.rmtree(copy / "10")
 
 
@@ -150,7 +164,9 @@ def test_a_damaged_step_is_set_aside_and_saved_again(two_saved, tmp_path):
             checkpoints.save(10, state_of(10), {})
             checkpoints.wait()
             assert checkpoints.newest_whole(pytest.fail) == 10
-        assert lines == [f"checkpoint {copy}/10 is damaged: params/manifest.ocdbt is missing; the one before, of step 5, is used"]
+        assert lines == [
+            f"checkpoint {copy}/10 is damaged: params/manifest.ocdbt is missing; the one before, of step 5, is used"
+        ]
         assert sorted(path.name for path in copy.iterdir()) == ["10", "10.damaged", "5"]
         with opened(copy) as checkpoints:
             assert_saved(restored(checkpoints, checkpoints.newest_whole(pytest.fail)), 10)
@@ -162,7 +178,10 @@ def test_where_none_is_whole_that_is_said_and_nothing_is_changed(two_saved, tmp_
     for step in ("5", "10"):
         flip(copy / step / "meta" / "metadata", random.Random())
     for read_only in (True, False):
-        with opened(copy, read_only=read_only) as checkpoints, pytest.raises(UserError, match="no checkpoint in .* is whole") as error:
+        with (
+            opened(copy, read_only=read_only) as checkpoints,
+            pytest.raises(UserError, match="no checkpoint in .* is whole") as error,
+        ):
             checkpoints.newest_whole(pytest.fail)
         assert "10: meta/metadata is not what was saved" in str(error.value) and "\n" not in str(error.value)
     assert sorted(path.name for path in copy.iterdir()) == ["10", "5"]
@@ -222,9 +241,15 @@ def test_a_save_that_fails_in_the_background_is_raised_by_the_next_check(tmp_pat
 
 
 @pytest.mark.parametrize("host_gigabytes, portions_bytes", [(1, None), (0.004, 2e6), (0.0005, 1e6)])
-def test_a_state_larger_than_the_hosts_memory_may_take_is_copied_in_portions(tmp_path, monkeypatch, host_gigabytes, portions_bytes):
+def test_a_state_larger_than_the_hosts_memory_may_take_is_copied_in_portions(
+    tmp_path, monkeypatch, host_gigabytes, portions_bytes
+):
     large = {str(number): jnp.full((250, 1000), number, jnp.float32) for number in range(8)}  # 8 MB
-    state, portions, transfer = dataclasses.replace(state_of(5), params=large), [], replica_slices.transfer_arrays_to_host
+    state, portions, transfer = (
+        dataclasses.replace(state_of(5), params=large),
+        [],
+        replica_slices.transfer_arrays_to_host,
+    )
 
     def recording(arrays, *arguments, **keywords):
         portions.append(sum(array.nbytes for array in arrays))
@@ -238,5 +263,9 @@ def test_a_state_larger_than_the_hosts_memory_may_take_is_copied_in_portions(tmp
         checkpoints.wait()
         assert max(portions) <= (portions_bytes or 8e6) and checkpoints.memory_growth_bytes > 0
         one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        weights = checkpoints.restore_params(5, jax.eval_shape(lambda: {name: jnp.zeros((250, 1000)) for name in large}), {name: one_device for name in large})
+        weights = checkpoints.restore_params(
+            5,
+            jax.eval_shape(lambda: {name: jnp.zeros((250, 1000)) for name in large}),
+            {name: one_device for name in large},
+        )
         assert all((np.asarray(weights[name]) == int(name)).all() for name in large)

@@ -20,7 +20,14 @@ CONSOLE = rich.console.Console(quiet=True)
 
 def write_record(folder: pathlib.Path, number: int, **fields) -> None:
     folder.mkdir(exist_ok=True)
-    record = {"started": 1000.0, "seconds": 100.0, "seconds_by_part": {"step": 60.0, "data": 10.0}, "first_step": 0, "step": 60, "finished": False}
+    record = {
+        "started": 1000.0,
+        "seconds": 100.0,
+        "seconds_by_part": {"step": 60.0, "data": 10.0},
+        "first_step": 0,
+        "step": 60,
+        "finished": False,
+    }
     (folder / f"{number:05}.json").write_text(json.dumps(record | fields))
 
 
@@ -29,7 +36,9 @@ def parts_of(folder: pathlib.Path) -> dict[str, float]:
     assert all(seconds >= 0 for seconds in result["seconds_by_part"].values())
     assert sum(result["seconds_by_part"].values()) == pytest.approx(result["seconds"])
     assert result["share"] == pytest.approx(result["seconds_by_part"]["step"] / result["seconds"])
-    return {name: pytest.approx(seconds) for name, seconds in result["seconds_by_part"].items()} | {"starts": result["starts"]}
+    return {name: pytest.approx(seconds) for name, seconds in result["seconds_by_part"].items()} | {
+        "starts": result["starts"]
+    }
 
 
 def test_one_process_with_nothing_lost(tmp_path):
@@ -40,14 +49,28 @@ def test_one_process_with_nothing_lost(tmp_path):
 def test_after_a_crash_what_was_taken_again_and_the_pause_are_lost(tmp_path):
     write_record(tmp_path / "times", 0)  # up to step 60, in a second each
     write_record(tmp_path / "times", 1, started=1130.0, first_step=40, step=100)
-    assert parts_of(tmp_path / "times") == {"step": 40 + 60, "repeated": 20, "data": 20, "other": 60, "down": 30, "starts": 2}
+    assert parts_of(tmp_path / "times") == {
+        "step": 40 + 60,
+        "repeated": 20,
+        "data": 20,
+        "other": 60,
+        "down": 30,
+        "starts": 2,
+    }
 
 
 def test_going_back_behind_the_start_of_the_process_before_loses_steps_of_both(tmp_path):
     write_record(tmp_path / "times", 0)
     write_record(tmp_path / "times", 1, started=1100.0, first_step=60, step=80)
     write_record(tmp_path / "times", 2, started=1200.0, first_step=45, step=105)
-    assert parts_of(tmp_path / "times") == {"step": 45 + 0 + 60, "repeated": 15 + 60, "data": 30, "other": 90, "down": 0, "starts": 3}
+    assert parts_of(tmp_path / "times") == {
+        "step": 45 + 0 + 60,
+        "repeated": 15 + 60,
+        "data": 30,
+        "other": 90,
+        "down": 0,
+        "starts": 3,
+    }
 
 
 def test_a_pause_before_a_longer_budget_is_not_lost(tmp_path):
@@ -81,7 +104,14 @@ def test_a_process_writes_its_time_down_while_it_runs(tmp_path, monkeypatch):
     assert read()["step"] == 7
     now[0] += 1
     times.note(9)
-    assert read() == {"started": 1997.0, "seconds": 13.0, "seconds_by_part": {"step": 9.0}, "first_step": 7, "step": 9, "finished": False}
+    assert read() == {
+        "started": 1997.0,
+        "seconds": 13.0,
+        "seconds_by_part": {"step": 9.0},
+        "first_step": 7,
+        "step": 9,
+        "finished": False,
+    }
     Timekeeper(epath.Path(tmp_path / "times"), Stopwatch(), first_step=9).write(10, finished=True)
     assert sorted(path.name for path in (tmp_path / "times").iterdir()) == ["00000.json", "00001.json"]
     Timekeeper(None, clock, first_step=0).write(1)  # where another process writes

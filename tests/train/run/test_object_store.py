@@ -45,7 +45,9 @@ class Generations(emulator.Router):
         if not name:
             return super().handle(method)
         if "/moveTo/" in url.path:
-            return self.answer(405)  # gcsfs copies instead; the emulator's own answer is one that it tries again for a minute
+            return self.answer(
+                405
+            )  # gcsfs copies instead; the emulator's own answer is one that it tries again for a minute
         try:
             generation = request.storage.get_file_obj(match[1], name)["generation"]
         except NotFound:
@@ -77,7 +79,9 @@ def bucket():
         patch.setattr(emulator, "Router", Generations)
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
             patch.setenv(name, f"http://127.0.0.1:{port}")
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would ask the emulator's bucket for its kind, with credentials
+        patch.setenv(
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
+        )  # it would ask the emulator's bucket for its kind, with credentials
         yield "gs://bucket"
     server.stop()
 
@@ -90,11 +94,16 @@ def refused(capsys, *arguments: str) -> str:
 
 
 def saved(run_dir) -> dict[str, np.ndarray]:
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(load_run(run_dir).params)[0]}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(load_run(run_dir).params)[0]
+    }
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_run_in_a_bucket_is_the_one_in_a_folder_over_a_damaged_checkpoint_and_a_resume(recipe, write_recipe, tmp_path, bucket, capsys):
+def test_a_run_in_a_bucket_is_the_one_in_a_folder_over_a_damaged_checkpoint_and_a_resume(
+    recipe, write_recipe, tmp_path, bucket, capsys
+):
     recipe = dataclasses.replace(recipe, budget=Budget(steps=7))  # saved at steps 5 and 7
     train(recipe, str(tmp_path / "run"), CONSOLE, make_judge)
     expected, remote = saved(str(tmp_path / "run")), RunFolder(f"{bucket}/runs/a")
@@ -104,12 +113,18 @@ def test_a_run_in_a_bucket_is_the_one_in_a_folder_over_a_damaged_checkpoint_and_
     capsys.readouterr()
     assert command_line.run(["train", write_recipe(recipe), "--run-dir", str(remote.path)]) == 0
     shown = capsys.readouterr().out
-    assert "gs://bucket/runs/a/checkpoints/7 is damaged: params/manifest.ocdbt is not what was saved" in shown and "has no locks" in shown
+    assert (
+        "gs://bucket/runs/a/checkpoints/7 is damaged: params/manifest.ocdbt is not what was saved" in shown
+        and "has no locks" in shown
+    )
     assert {path.name for path in remote.checkpoints.iterdir()} == {"5", "7", "7.damaged"}
     found = saved(str(remote.path))
     assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
     for lines in ("metrics.jsonl", "eval.jsonl"):
-        local, stored = ([{name: line.get(name) for name in TIMELESS} for line in read_lines(epath.Path(folder) / lines)] for folder in (tmp_path / "run", remote.path))
+        local, stored = (
+            [{name: line.get(name) for name in TIMELESS} for line in read_lines(epath.Path(folder) / lines)]
+            for folder in (tmp_path / "run", remote.path)
+        )
         assert local == stored, lines
     assert json.loads(remote.summary.read_text())["goodput"]["starts"] == 2
     assert command_line.run(["eval", str(remote.path)]) == 0
@@ -143,7 +158,9 @@ def test_a_corpus_in_a_bucket_is_copied_here_once(corpus, tmp_path, bucket, monk
 
 def test_ids_in_a_bucket_are_those_in_a_folder(corpus, byte_artifact, tmp_path, bucket, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    encode_corpus(EncodeOptions(artifact=epath.Path(byte_artifact), corpus=epath.Path(corpus), out=epath.Path(tmp_path / "ids")))
+    encode_corpus(
+        EncodeOptions(artifact=epath.Path(byte_artifact), corpus=epath.Path(corpus), out=epath.Path(tmp_path / "ids"))
+    )
     for name, folder in (("ids-corpus", corpus), ("ids", tmp_path / "ids")):
         copy_folder(epath.Path(folder), epath.Path(f"{bucket}/{name}"))
     representation = tokenizer_lab.load(byte_artifact)
@@ -154,20 +171,33 @@ def test_ids_in_a_bucket_are_those_in_a_folder(corpus, byte_artifact, tmp_path, 
 
 def test_what_is_not_there_or_cannot_be_done_there_is_one_line(recipe, write_recipe, tmp_path, bucket, capsys, corpus):
     recipe_file = write_recipe(recipe)
-    assert "cannot use gs://no-such-bucket/run/.last_start.json: " in refused(capsys, "train", recipe_file, "--run-dir", "gs://no-such-bucket/run")
-    for command in (["eval", "gs://no-such-bucket/run"], ["report", "gs://no-such-bucket/run"], ["eval", f"{bucket}/nothing"]):
+    assert "cannot use gs://no-such-bucket/run/.last_start.json: " in refused(
+        capsys, "train", recipe_file, "--run-dir", "gs://no-such-bucket/run"
+    )
+    for command in (
+        ["eval", "gs://no-such-bucket/run"],
+        ["report", "gs://no-such-bucket/run"],
+        ["eval", f"{bucket}/nothing"],
+    ):
         assert "gs://" in refused(capsys, *command)
-    complaint = refused(capsys, "train", recipe_file, "--run-dir", str(tmp_path / "run"), "--data.corpora", f"{bucket}/no-corpus")
+    complaint = refused(
+        capsys, "train", recipe_file, "--run-dir", str(tmp_path / "run"), "--data.corpora", f"{bucket}/no-corpus"
+    )
     assert "gs://bucket/no-corpus is not a corpus: it has no manifest.json" in complaint
     assert "ingest into a folder here and copy it" in refused(capsys, "ingest", "embedded", "--out", f"{bucket}/corpus")
-    assert "cannot use gs://no-such-bucket/a" in refused(capsys, "fit", "byte", "--corpus", str(corpus), "--out", "gs://no-such-bucket/a")
+    assert "cannot use gs://no-such-bucket/a" in refused(
+        capsys, "fit", "byte", "--corpus", str(corpus), "--out", "gs://no-such-bucket/a"
+    )
     assert not list(tmp_path.glob("gs:*"))
 
 
 def test_a_bucket_without_permission_is_one_line(recipe, tmp_path, monkeypatch, capsys, write_recipe):
     def forbidden(*_, **__):
-        raise PermissionError("Forbidden: https://storage.googleapis.com/upload/storage/v1/b/other/o\nthe account has no storage.objects.create access")
+        raise PermissionError(
+            "Forbidden: https://storage.googleapis.com/upload/storage/v1/b/other/o\nthe account has no storage.objects.create access"
+        )
 
     monkeypatch.setattr("etils.epath.backend._FileSystemSpecBackend.open", forbidden)
     assert "cannot use gs://other/run/.last_start.json: PermissionError: Forbidden" in refused(
-        capsys, "train", write_recipe(recipe), "--run-dir", "gs://other/run")
+        capsys, "train", write_recipe(recipe), "--run-dir", "gs://other/run"
+    )

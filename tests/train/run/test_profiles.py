@@ -15,15 +15,26 @@ from train.run.profiles import StepRange
 
 @pytest.mark.parametrize("text", ["", "5", "5:", ":5", "5:5", "6:5", "-1:5", "a:b", "1:2:3", "1.0:2", "1:" + "9" * 30])
 def test_what_is_no_range_is_one_line(text, capsys, recipe, write_recipe, tmp_path):
-    assert command_line.run(["train", write_recipe(recipe), "--run-dir", str(tmp_path / "run"), f"--profile={text}"]) == 2
+    assert (
+        command_line.run(["train", write_recipe(recipe), "--run-dir", str(tmp_path / "run"), f"--profile={text}"]) == 2
+    )
     complaint = capsys.readouterr().err
-    assert "is no range of steps; give the first and the one to stop before, e.g. 100:105" in complaint and complaint.count("\n") == 1
+    assert (
+        "is no range of steps; give the first and the one to stop before, e.g. 100:105" in complaint
+        and complaint.count("\n") == 1
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_range_behind_the_budget_is_refused_before_anything_is_written(recipe, tmp_path):
     with pytest.raises(UserError, match="--profile 10:13 goes past the 12 steps of the budget"):
-        train(recipe, str(tmp_path / "run"), rich.console.Console(quiet=True), make_judge, profile=StepRange.parse("10:13"))
+        train(
+            recipe,
+            str(tmp_path / "run"),
+            rich.console.Console(quiet=True),
+            make_judge,
+            profile=StepRange.parse("10:13"),
+        )
     assert not (tmp_path / "run").exists()
     StepRange.parse("10:13").check(None)  # a budget in bytes has no number of steps
 
@@ -34,9 +45,20 @@ def test_the_steps_of_the_range_are_in_one_trace(recipe, tmp_path, capsys):
     recipe = command_line.dataclasses.replace(recipe, budget=Budget(steps=6))
     train(recipe, str(tmp_path / "run"), console, make_judge, profile=StepRange.parse("2:5"))
     (trace,) = RunFolder(tmp_path / "run").profile.glob("plugins/profile/*/*.xplane.pb")
-    steps = [dict(event.stats)["step_num"] for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines for event in line.events
-             if event.name == "train"]
+    steps = [
+        dict(event.stats)["step_num"]
+        for plane in ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    ]
     assert sorted(steps) == [2, 3, 4]
     assert "a trace of steps 2 to 4" in capsys.readouterr().out
-    train(command_line.dataclasses.replace(recipe, budget=Budget(steps=8)), str(tmp_path / "run"), console, make_judge, profile=StepRange.parse("2:5"))  # as a restarted job
+    train(
+        command_line.dataclasses.replace(recipe, budget=Budget(steps=8)),
+        str(tmp_path / "run"),
+        console,
+        make_judge,
+        profile=StepRange.parse("2:5"),
+    )  # as a restarted job
     assert "no trace: this process did not take steps 2 to 4" in capsys.readouterr().out

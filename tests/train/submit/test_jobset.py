@@ -40,7 +40,7 @@ def schema() -> Any:
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     if not CRD.exists():
         pytest.skip(f"{CRD} is not here: JobSets are not compared with the API's schema")
-    version, = yaml.load(CRD.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]["versions"]
+    (version,) = yaml.load(CRD.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]["versions"]
     assert version["name"] == "v1alpha2"
     return jsonschema.Draft7Validator(strict(version["schema"]["openAPIV3Schema"]))
 
@@ -55,8 +55,18 @@ def strict(part: Any) -> Any:
 
 
 VARIANTS = [
-    {}, {"topology": "v5p:8x8x16"}, {"topology": "v6e:16x16", "slices": 4}, {"topology": "tpu7x:2x2x1"}, {"max_restarts": 0},
-    {"volumes": ("gs://corpora/text:/data", "claim:/more"), "service_account": "trainer", "env": ("A=1",), "node_selector": ("pool=mine",), "namespace": "research"},
+    {},
+    {"topology": "v5p:8x8x16"},
+    {"topology": "v6e:16x16", "slices": 4},
+    {"topology": "tpu7x:2x2x1"},
+    {"max_restarts": 0},
+    {
+        "volumes": ("gs://corpora/text:/data", "claim:/more"),
+        "service_account": "trainer",
+        "env": ("A=1",),
+        "node_selector": ("pool=mine",),
+        "namespace": "research",
+    },
 ]
 
 
@@ -66,9 +76,11 @@ def test_jobsets_are_what_the_api_takes(schema, job, fields):
 
 
 def test_the_schema_finds_mistakes(schema, job):
-    for path, value in ((("spec", "replicatedJobs", 0, "template", "spec", "parallelisms"), 1),
-                        (("spec", "failurePolicy", "rules", 0, "action"), "Restart"),
-                        (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "env", 0, "value"), 1)):
+    for path, value in (
+        (("spec", "replicatedJobs", 0, "template", "spec", "parallelisms"), 1),
+        (("spec", "failurePolicy", "rules", 0, "action"), "Restart"),
+        (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0, "env", 0, "value"), 1),
+    ):
         wrong = part = manifest(job, options())
         for key in path[:-1]:
             part = part[key]
@@ -76,29 +88,54 @@ def test_the_schema_finds_mistakes(schema, job):
         assert schema.is_valid(manifest(job, options())) and not schema.is_valid(wrong)
 
 
-@pytest.mark.parametrize("topology, slices, hosts, chips, label", [
-    ("v5e:16x16", 2, 64, 4, "tpu-v5-lite-podslice"), ("v5e:2x4", 1, 1, 8, "tpu-v5-lite-podslice"), ("v5p:8x8x16", 1, 256, 4, "tpu-v5p-slice"),
-    ("v6e:4x4", 1, 4, 4, "tpu-v6e-slice"), ("tpu7x:2x2x2", 1, 2, 4, "tpu7x"),
-])
+@pytest.mark.parametrize(
+    "topology, slices, hosts, chips, label",
+    [
+        ("v5e:16x16", 2, 64, 4, "tpu-v5-lite-podslice"),
+        ("v5e:2x4", 1, 1, 8, "tpu-v5-lite-podslice"),
+        ("v5p:8x8x16", 1, 256, 4, "tpu-v5p-slice"),
+        ("v6e:4x4", 1, 4, 4, "tpu-v6e-slice"),
+        ("tpu7x:2x2x2", 1, 2, 4, "tpu7x"),
+    ],
+)
 def test_a_slice_has_the_hosts_and_chips_of_its_generation(job, topology, slices, hosts, chips, label):
-    replicated, = manifest(job, options(topology=topology, slices=slices))["spec"]["replicatedJobs"]
+    (replicated,) = manifest(job, options(topology=topology, slices=slices))["spec"]["replicatedJobs"]
     spec = replicated["template"]["spec"]
     pod = spec["template"]["spec"]
     assert (replicated["replicas"], spec["parallelism"], spec["completions"]) == (slices, hosts, hosts)
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
-    assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": label, "cloud.google.com/gke-tpu-topology": topology.partition(":")[2]}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": label,
+        "cloud.google.com/gke-tpu-topology": topology.partition(":")[2],
+    }
 
 
-@pytest.mark.parametrize("message, action", [
-    ("Container worker for pod default/mine-slice-0-0-x failed with exit code 2 matching FailJob rule at index 0", "FailJobSet"),
-    ("Container worker for pod default/mine-slice-0-0-x failed with exit code 75 matching FailJob rule at index 1", "RestartJobSetAndIgnoreMaxRestarts"),
-    ("Pod default/mine-slice-0-0-x has condition DisruptionTarget matching FailJob rule at index 2", "RestartJobSetAndIgnoreMaxRestarts"),
-    ("Job has reached the specified backoff limit", None),
-])
+@pytest.mark.parametrize(
+    "message, action",
+    [
+        (
+            "Container worker for pod default/mine-slice-0-0-x failed with exit code 2 matching FailJob rule at index 0",
+            "FailJobSet",
+        ),
+        (
+            "Container worker for pod default/mine-slice-0-0-x failed with exit code 75 matching FailJob rule at index 1",
+            "RestartJobSetAndIgnoreMaxRestarts",
+        ),
+        (
+            "Pod default/mine-slice-0-0-x has condition DisruptionTarget matching FailJob rule at index 2",
+            "RestartJobSetAndIgnoreMaxRestarts",
+        ),
+        ("Job has reached the specified backoff limit", None),
+    ],
+)
 def test_exit_codes_become_actions(job, message, action):
     """The messages of Kubernetes' job controller, and the rules as JobSet applies them: the first whose pattern is found."""
     spec = manifest(job, options())["spec"]
-    found = [rule["action"] for rule in spec["failurePolicy"]["rules"] if any(re.search(p, message) for p in rule["onJobFailureMessagePatterns"])]
+    found = [
+        rule["action"]
+        for rule in spec["failurePolicy"]["rules"]
+        if any(re.search(p, message) for p in rule["onJobFailureMessagePatterns"])
+    ]
     assert found[:1] == ([action] if action else [])
     if code := re.search(r"exit code (\d+) .* index (\d)", message):
         rule = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"][int(code[2])]
@@ -201,9 +238,14 @@ def cluster(tmp_path, monkeypatch):
 
     server = FakeCluster()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = {"apiVersion": "v1", "kind": "Config", "current-context": "fake", "users": [{"name": "me", "user": {}}],
-              "clusters": [{"name": "fake", "cluster": {"server": f"http://127.0.0.1:{server.server_address[1]}"}}],
-              "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "me"}}]}
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "fake",
+        "users": [{"name": "me", "user": {}}],
+        "clusters": [{"name": "fake", "cluster": {"server": f"http://127.0.0.1:{server.server_address[1]}"}}],
+        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "me"}}],
+    }
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
     monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(ours, "POLL_SECONDS", 0.02)
@@ -215,13 +257,33 @@ def cluster(tmp_path, monkeypatch):
 
 
 def status(*, ready: int = 0, restarts: int = 0, ended: str = "", message: str = "") -> dict[str, Any]:
-    conditions = [{"type": ended, "status": "True", "reason": "r", "message": message, "lastTransitionTime": "2026-11-22T10:00:00Z"}] if ended else []
-    return {"restarts": restarts, "conditions": conditions,
-            "replicatedJobsStatus": [{"name": "slice", "ready": ready, "active": 1, "failed": 0, "succeeded": 0, "suspended": 0}]}
+    conditions = (
+        [
+            {
+                "type": ended,
+                "status": "True",
+                "reason": "r",
+                "message": message,
+                "lastTransitionTime": "2026-11-22T10:00:00Z",
+            }
+        ]
+        if ended
+        else []
+    )
+    return {
+        "restarts": restarts,
+        "conditions": conditions,
+        "replicatedJobsStatus": [
+            {"name": "slice", "ready": ready, "active": 1, "failed": 0, "succeeded": 0, "suspended": 0}
+        ],
+    }
 
 
 def pod(uid: str, phase: str = "Running", second: int = 0) -> dict[str, Any]:
-    return {"metadata": {"name": f"pod-{uid}", "uid": uid, "creationTimestamp": f"2026-11-22T10:00:{second:02}Z"}, "status": {"phase": phase}}
+    return {
+        "metadata": {"name": f"pod-{uid}", "uid": uid, "creationTimestamp": f"2026-11-22T10:00:{second:02}Z"},
+        "status": {"phase": phase},
+    }
 
 
 def submit(job: Job, **fields) -> int:
@@ -236,20 +298,28 @@ def refused(job: Job, **fields) -> str:
 
 
 def test_a_job_is_created_and_followed_to_its_end(cluster, job, capsys):
-    cluster.script = iter([status(), status(ready=1), status(ready=1, restarts=1), status(ready=1, restarts=1, ended="Completed")])
+    cluster.script = iter(
+        [status(), status(ready=1), status(ready=1, restarts=1), status(ready=1, restarts=1, ended="Completed")]
+    )
     cluster.pods = [pod("a", "Succeeded")]
     cluster.logs = {"pod-a": ["step 1", "step 2"]}
     assert submit(job) == 0
     shown = capsys.readouterr().out
-    assert shown.index("waiting for hosts, 0 of 1 slices ready") < shown.index("running, 1 of 1") < shown.index("restarted 1 times") < shown.index("completed")
+    assert (
+        shown.index("waiting for hosts, 0 of 1 slices ready")
+        < shown.index("running, 1 of 1")
+        < shown.index("restarted 1 times")
+        < shown.index("completed")
+    )
     assert (shown.count("step 1\n"), shown.count("step 2\n")) == (1, 1)
-    created, = cluster.created
+    (created,) = cluster.created
     assert created == manifest(job, options())
     assert cluster.requests[1] == ("POST", "/apis/jobset.x-k8s.io/v1alpha2/namespaces/default/jobsets")
 
 
 def test_output_goes_on_where_it_broke_off_and_with_the_next_pod(cluster, job, capsys):
     """The stream ends while the pod still runs; then the JobSet restarts with another one."""
+
     def states():
         yield status(ready=1)
         cluster.logs["pod-a"] = ["a1", "a2", "a3"]
@@ -272,7 +342,12 @@ def test_a_job_that_fails_says_why(cluster, job):
 def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(cluster, job, capsys, request):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    cluster.script, cluster.pods, cluster.logs, cluster.hold_logs = iter([status(ready=1)]), [pod("a")], {"pod-a": ["step 1"]}, True
+    cluster.script, cluster.pods, cluster.logs, cluster.hold_logs = (
+        iter([status(ready=1)]),
+        [pod("a")],
+        {"pod-a": ["step 1"]},
+        True,
+    )
 
     def interrupt():
         while ("GET", "/api/v1/namespaces/default/pods/pod-a/log") not in cluster.requests:
@@ -282,8 +357,14 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(cluster, job, capsys, reque
     threading.Thread(target=interrupt, daemon=True).start()
     assert submit(job) == 130
     shown = capsys.readouterr().out
-    assert "mine goes on; follow it: the same command again" in shown and "kubectl delete jobset mine --namespace default" in shown
-    assert "mine" in cluster.jobsets and ("DELETE", "/apis/jobset.x-k8s.io/v1alpha2/namespaces/default/jobsets/mine") not in cluster.requests
+    assert (
+        "mine goes on; follow it: the same command again" in shown
+        and "kubectl delete jobset mine --namespace default" in shown
+    )
+    assert (
+        "mine" in cluster.jobsets
+        and ("DELETE", "/apis/jobset.x-k8s.io/v1alpha2/namespaces/default/jobsets/mine") not in cluster.requests
+    )
 
 
 def test_a_second_submission_follows_what_runs(cluster, job, capsys):
@@ -316,21 +397,48 @@ def test_another_config_under_the_same_name_is_refused(cluster, job, recipe):
 
 def test_what_runs_is_not_replaced_by_the_same_run_with_other_options(cluster, job, recipe):
     submit(job, follow=False)
-    longer = make_job("demo_byte", recipe, dataclasses.replace(recipe, budget=dataclasses.replace(recipe.budget, steps=24)), job.run_dir)
-    assert "runs with other options (budget.steps: 12 -> 24); end it first with kubectl delete jobset mine" in refused(longer)
+    longer = make_job(
+        "demo_byte",
+        recipe,
+        dataclasses.replace(recipe, budget=dataclasses.replace(recipe.budget, steps=24)),
+        job.run_dir,
+    )
+    assert "runs with other options (budget.steps: 12 -> 24); end it first with kubectl delete jobset mine" in refused(
+        longer
+    )
     assert "runs with other options (the code, image, slices or environment)" in refused(job, image="image:2")
-    assert "trains in gs://bucket/runs/mine, not in gs://other/mine; choose another --job-name" in refused(dataclasses.replace(job, run_dir="gs://other/mine"))
+    assert "trains in gs://bucket/runs/mine, not in gs://other/mine; choose another --job-name" in refused(
+        dataclasses.replace(job, run_dir="gs://other/mine")
+    )
     cluster.jobsets["mine"]["metadata"]["annotations"] = {}
     assert "has a JobSet mine that toklab has not made" in refused(job)
 
 
-@pytest.mark.parametrize("method, code, message, expected", [
-    ("GET", 403, "jobsets is forbidden: User me", r"refused \(403 .*\) asked for JobSet mine: jobsets is forbidden: User me; ask for the right"),
-    ("POST", 404, "the server could not find the requested resource", r"refused \(404 .*\) creating JobSet mine: .*; install JobSet in the cluster"),
-    ("POST", 409, 'jobsets "mine" already exists', r"refused \(409 .*; somebody has submitted the same name just now"),
-    ("POST", 422, "spec is invalid", r"refused \(422 .*spec is invalid; mend that"),
-    ("POST", 500, "broken", r"refused \(500 .*broken; mend that"),
-])
+@pytest.mark.parametrize(
+    "method, code, message, expected",
+    [
+        (
+            "GET",
+            403,
+            "jobsets is forbidden: User me",
+            r"refused \(403 .*\) asked for JobSet mine: jobsets is forbidden: User me; ask for the right",
+        ),
+        (
+            "POST",
+            404,
+            "the server could not find the requested resource",
+            r"refused \(404 .*\) creating JobSet mine: .*; install JobSet in the cluster",
+        ),
+        (
+            "POST",
+            409,
+            'jobsets "mine" already exists',
+            r"refused \(409 .*; somebody has submitted the same name just now",
+        ),
+        ("POST", 422, "spec is invalid", r"refused \(422 .*spec is invalid; mend that"),
+        ("POST", 500, "broken", r"refused \(500 .*broken; mend that"),
+    ],
+)
 def test_what_the_cluster_refuses_is_one_line(cluster, job, method, code, message, expected):
     cluster.refusals[method] = (code, message)
     assert re.search(expected, refused(job))
@@ -356,7 +464,16 @@ def test_without_the_client_the_remedy_is_told(job, monkeypatch):
 
 
 def test_a_jobset_that_runs_has_no_outcome():
-    assert outcome({"status": {"conditions": [{"type": "Completed", "status": "False"}, {"type": "Failed", "status": "False"}]}}) == ""
+    assert (
+        outcome(
+            {
+                "status": {
+                    "conditions": [{"type": "Completed", "status": "False"}, {"type": "Failed", "status": "False"}]
+                }
+            }
+        )
+        == ""
+    )
     assert outcome({}) == ""
 
 

@@ -38,7 +38,9 @@ def run(tmp_path):
 
     def launch_body(body: str, progress=lambda: 0, **options) -> int:
         given = Local(**{"num_processes": 2, "grace_seconds": 20.0} | options)
-        return launch(worker(tmp_path, body, given.num_processes), given, tmp_path / "logs", progress, rich.console.Console())
+        return launch(
+            worker(tmp_path, body, given.num_processes), given, tmp_path / "logs", progress, rich.console.Console()
+        )
 
     return launch_body
 
@@ -81,7 +83,10 @@ def test_processes_know_each_other_and_their_devices(tmp_path, capsysbinary):
 
 
 def test_a_failure_starts_all_again(run, tmp_path):
-    assert run("if number == 1 and attempt == 0: os.kill(os.getpid(), signal.SIGKILL)\nif attempt == 0: time.sleep(600)") == 0
+    assert (
+        run("if number == 1 and attempt == 0: os.kill(os.getpid(), signal.SIGKILL)\nif attempt == 0: time.sleep(600)")
+        == 0
+    )
     assert [len(process_ids(tmp_path, number)) for number in range(2)] == [2, 2]
 
 
@@ -99,7 +104,13 @@ def test_what_a_person_must_mend_is_not_tried_again(run, tmp_path, capsys):
 
 def test_of_several_ends_the_one_that_tells_most_decides():
     """The codes in the order in which the processes ended."""
-    for codes, process in (({0: 9, 1: 2}, 1), ({1: 75, 0: 0}, 1), ({1: -9, 0: -15}, 1), ({0: 75, 1: 3, 2: -9}, 1), ({0: 0, 1: 0}, 0)):
+    for codes, process in (
+        ({0: 9, 1: 2}, 1),
+        ({1: 75, 0: 0}, 1),
+        ({1: -9, 0: -15}, 1),
+        ({0: 75, 1: 3, 2: -9}, 1),
+        ({0: 0, 1: 0}, 0),
+    ):
         assert verdict(codes).process == process
 
 
@@ -117,7 +128,7 @@ def test_one_that_has_stopped_leaves_the_others_time_to_save(run, tmp_path):
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
 if number == 0:
     time.sleep(0.5)
-    pathlib.Path({str(tmp_path / 'saved')!r}).touch()
+    pathlib.Path({str(tmp_path / "saved")!r}).touch()
 sys.exit(75 if attempt == 0 else 0)"""
     steps = iter(range(100))
     assert run(body, progress=lambda: next(steps), max_restarts=0) == 0
@@ -135,7 +146,7 @@ def test_what_a_process_has_started_ends_with_it(run, tmp_path):
 import subprocess
 if number == 0 and attempt == 0:
     child = subprocess.Popen(["sleep", "600"])
-    pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))
+    pathlib.Path({str(tmp_path / "child")!r}).write_text(str(child.pid))
     sys.exit(5)"""
     assert run(body) == 0
     wait_until(lambda: not lives(int((tmp_path / "child").read_text())))
@@ -181,8 +192,12 @@ launch({command!r}, Local(num_processes=2), pathlib.Path({logs!r}), lambda: 0, r
 
 def test_no_process_outlives_a_launcher_that_is_killed(tmp_path):
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(here / f'ready-{number}').touch()\ntime.sleep(600)"
-    launcher = subprocess.Popen([sys.executable, "-c", PROGRAM.format(command=worker(tmp_path, body), logs=str(tmp_path / "logs"))])
-    wait_until(lambda: launcher.poll() is not None or all((tmp_path / f"ready-{number}").exists() for number in range(2)))
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(command=worker(tmp_path, body), logs=str(tmp_path / "logs"))]
+    )
+    wait_until(
+        lambda: launcher.poll() is not None or all((tmp_path / f"ready-{number}").exists() for number in range(2))
+    )
     assert launcher.poll() is None and all(lives(process_ids(tmp_path, number)[0]) for number in range(2))
     launcher.kill()
     launcher.wait()
@@ -204,10 +219,15 @@ def test_two_launchers_do_not_share_a_run(recipe, tmp_path):
     assert not (tmp_path / "run" / "job.json").exists()
 
 
-@pytest.mark.parametrize("options, complaint", [
-    ({"num_processes": 0}, "--num-processes is 0"), ({"devices_per_process": 0}, "--devices-per-process is 0"),
-    ({"max_restarts": -1}, "--max-restarts is -1"), ({"grace_seconds": float("nan")}, "--grace-seconds nan"),
-])
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ({"num_processes": 0}, "--num-processes is 0"),
+        ({"devices_per_process": 0}, "--devices-per-process is 0"),
+        ({"max_restarts": -1}, "--max-restarts is -1"),
+        ({"grace_seconds": float("nan")}, "--grace-seconds nan"),
+    ],
+)
 def test_impossible_numbers_are_refused(options, complaint):
     with pytest.raises(UserError, match=complaint):
         Local(**options)

@@ -20,15 +20,42 @@ from train.submit.queued_resource import QueuedResource
 from train.submit.slurm import Slurm
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
-SHELLCHECK = shutil.which("shellcheck", path=os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]))
+SHELLCHECK = shutil.which(
+    "shellcheck", path=os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+)
 ON_PODS = {"run_dir": "gs://bucket/runs/big", "image": "us-docker.pkg.dev/project/images/toklab:1"}
 PLACES = {
-    "jobset.yaml": ("jobset", {"topology": "v5e:16x16", "slices": 2, "service_account": "trainer", "env": ("XLA_FLAGS=--a --b",),
-                               "volumes": ("gs://corpora/text:/data", "scratch:/scratch"), "node_selector": ("cloud.google.com/gke-spot=true",)}),
+    "jobset.yaml": (
+        "jobset",
+        {
+            "topology": "v5e:16x16",
+            "slices": 2,
+            "service_account": "trainer",
+            "env": ("XLA_FLAGS=--a --b",),
+            "volumes": ("gs://corpora/text:/data", "scratch:/scratch"),
+            "node_selector": ("cloud.google.com/gke-spot=true",),
+        },
+    ),
     "jobset_one_host.yaml": ("jobset", {"topology": "tpu7x:2x2x1"}),
-    "queued_resource.sh": ("queued-resource", {"topology": "v5p:8x8x16", "project": "project", "zone": "us-east5-a", "spot": True, "env": ("NOTE=a 'b' $c",)}),
-    "queued_resource_slices.sh": ("queued-resource", {"topology": "v6e:16x16", "slices": 2, "project": "project", "zone": "us-east5-b"}),
-    "slurm.sbatch": ("slurm", {"run_dir": "/shared/runs/big", "nodes": 4, "gpus_per_node": 8, "partition": "long", "cpus_per_task": 12, "env": ("NOTE=a 'b' $c",)}),
+    "queued_resource.sh": (
+        "queued-resource",
+        {"topology": "v5p:8x8x16", "project": "project", "zone": "us-east5-a", "spot": True, "env": ("NOTE=a 'b' $c",)},
+    ),
+    "queued_resource_slices.sh": (
+        "queued-resource",
+        {"topology": "v6e:16x16", "slices": 2, "project": "project", "zone": "us-east5-b"},
+    ),
+    "slurm.sbatch": (
+        "slurm",
+        {
+            "run_dir": "/shared/runs/big",
+            "nodes": 4,
+            "gpus_per_node": 8,
+            "partition": "long",
+            "cpus_per_task": 12,
+            "env": ("NOTE=a 'b' $c",),
+        },
+    ),
 }
 
 
@@ -37,7 +64,9 @@ def rendered(place: str, monkeypatch) -> str:
     given = (ON_PODS if kind != "slurm" else {}) | options
     run_dir, target = given.pop("run_dir"), target_class(kind)
     monkeypatch.setattr("train.submit.job.code_fingerprint", lambda: "c0de" * 16)
-    monkeypatch.setattr(Job, "config", property(lambda job: {"name": job.recipe.name, "seed": job.recipe.seed}))  # the rest changes with every new field
+    monkeypatch.setattr(
+        Job, "config", property(lambda job: {"name": job.recipe.name, "seed": job.recipe.seed})
+    )  # the rest changes with every new field
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
     monkeypatch.setattr(os, "getcwd", lambda: "/home/somebody")
     target, base = target(**given), load_recipe("decoder_8b")
@@ -92,7 +121,7 @@ def job(recipe, tmp_path) -> Job:
 def codes(folder: pathlib.Path, *wanted: int) -> str:
     """A body that exits with one code after the other."""
     (folder / "codes").write_text("".join(f"{code}\n" for code in wanted))
-    return f"code=$(head -n 1 {folder}/codes); sed -i 1d {folder}/codes; exit \"$code\""
+    return f'code=$(head -n 1 {folder}/codes); sed -i 1d {folder}/codes; exit "$code"'
 
 
 @pytest.fixture
@@ -103,9 +132,16 @@ def slurm(pretend, monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("exits, code, num_runs, requeued", [
-    ((0,), 0, 1, False), ((2,), 2, 1, False), ((75,), 75, 1, True), ((76, 139, 0), 0, 3, False), ((1, 1, 1, 1), 1, 4, False),
-])
+@pytest.mark.parametrize(
+    "exits, code, num_runs, requeued",
+    [
+        ((0,), 0, 1, False),
+        ((2,), 2, 1, False),
+        ((75,), 75, 1, True),
+        ((76, 139, 0), 0, 3, False),
+        ((1, 1, 1, 1), 1, 4, False),
+    ],
+)
 def test_slurm_acts_on_exit_codes(slurm, job, tmp_path, exits, code, num_runs, requeued):
     slurm("srun", codes(tmp_path, *exits))
     done = subprocess.run(["bash", script(Slurm(), job, tmp_path)], capture_output=True, text=True)
@@ -118,7 +154,10 @@ def test_slurm_acts_on_exit_codes(slurm, job, tmp_path, exits, code, num_runs, r
 def test_slurm_passes_a_signal_on_and_waits_for_what_is_saved(slurm, job, tmp_path, state, requeued):
     """A job that was cancelled is no longer running, and is not asked for again."""
     slurm("squeue", f"echo {state}")
-    slurm("srun", f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 75' USR1; echo $$ > {tmp_path}/pid; while true; do sleep 0.05; done")
+    slurm(
+        "srun",
+        f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 75' USR1; echo $$ > {tmp_path}/pid; while true; do sleep 0.05; done",
+    )
     slurm("scancel", f"kill -USR1 $(cat {tmp_path}/pid)")
     process = subprocess.Popen(["bash", script(Slurm(), job, tmp_path)], stdout=subprocess.DEVNULL)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
@@ -144,7 +183,9 @@ def queued(**options) -> QueuedResource:
     return QueuedResource(topology="v5e:4x4", image="image:1", project="project", zone="zone", **options)
 
 
-@pytest.mark.parametrize("exits, code, num_runs", [((0,), 0, 1), ((2,), 2, 1), ((75, 75, 75, 0), 0, 4), ((76, 255), 255, 2)])
+@pytest.mark.parametrize(
+    "exits, code, num_runs", [((0,), 0, 1), ((2,), 2, 1), ((75, 75, 75, 0), 0, 4), ((76, 255), 255, 2)]
+)
 def test_a_queued_resource_acts_on_exit_codes(pretend, job, tmp_path, exits, code, num_runs):
     pretend("gcloud", GCLOUD.format(folder=tmp_path, run=codes(tmp_path, *exits)))
     done = subprocess.run(["bash", script(queued(max_restarts=1), job, tmp_path)], capture_output=True, text=True)
@@ -155,52 +196,138 @@ def test_a_queued_resource_acts_on_exit_codes(pretend, job, tmp_path, exits, cod
 
 
 def test_tpus_that_were_taken_away_are_asked_for_again(pretend, job, tmp_path):
-    lost = f"if [ -e {tmp_path}/lost ]; then exit 0; fi; touch {tmp_path}/lost; echo SUSPENDED > \"$state\"; exit 255"
+    lost = f'if [ -e {tmp_path}/lost ]; then exit 0; fi; touch {tmp_path}/lost; echo SUSPENDED > "$state"; exit 255'
     pretend("gcloud", GCLOUD.format(folder=tmp_path, run=lost))
     done = subprocess.run(["bash", script(queued(max_restarts=0), job, tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kinds = [call.split()[4] for call in calls(tmp_path)]
-    assert (kinds.count("create"), kinds.count("delete"), sum("docker pull" in call for call in calls(tmp_path))) == (2, 1, 2)
+    assert (kinds.count("create"), kinds.count("delete"), sum("docker pull" in call for call in calls(tmp_path))) == (
+        2,
+        1,
+        2,
+    )
     assert subprocess.run(["bash", tmp_path / "script", "delete"]).returncode == 0 and not (tmp_path / "state").exists()
 
 
 def test_options_bring_a_recipe_back():
     base = load_recipe("decoder_8b")
     wanted = dataclasses.replace(
-        base, name="other", data=dataclasses.replace(base.data, corpora=("a", "b c"), weights=(0.5, 0.25)), seed=7,
-        logging=dataclasses.replace(base.logging, tensorboard=False, wandb_project="p"), optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-5),
-        budget=dataclasses.replace(base.budget, steps=None, flops=1e21))
+        base,
+        name="other",
+        data=dataclasses.replace(base.data, corpora=("a", "b c"), weights=(0.5, 0.25)),
+        seed=7,
+        logging=dataclasses.replace(base.logging, tensorboard=False, wandb_project="p"),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-5),
+        budget=dataclasses.replace(base.budget, steps=None, flops=1e21),
+    )
     assert parse_with_recipe("train", [], "", ["decoder_8b", *overrides(base, wanted)]).recipe == wanted
     assert overrides(base, base) == []
 
 
-@pytest.mark.parametrize("run_dir, name", [("runs/8b_byte/", "8b-byte"), ("gs://b/Runs/Big.1", "big-1"), ("/a/-x-", "x")])
+@pytest.mark.parametrize(
+    "run_dir, name", [("runs/8b_byte/", "8b-byte"), ("gs://b/Runs/Big.1", "big-1"), ("/a/-x-", "x")]
+)
 def test_a_job_is_named_after_its_run(run_dir, name):
     assert default_name(run_dir) == name
 
 
-@pytest.mark.parametrize("kind, options, run_dir, name, complaint", [
-    ("jobset", {"topology": "v5e:4x4"}, "gs://b/r", None, "no --image is given"),
-    ("jobset", {"topology": "v5e:4x4", "image": "i"}, "runs/r", None, "--run-dir runs/r is a folder of one machine"),
-    ("jobset", {"topology": "v5e:4x4", "image": "i", "volumes": ("gs://b",)}, "gs://b/r", None, "--volumes 'gs://b' is not SOURCE:/FOLDER"),
-    ("jobset", {"topology": "v5e:4x4", "image": "i", "volumes": ("s3://b:/data",)}, "/data/r", None, "only gs://BUCKET can be mounted"),
-    ("jobset", {"topology": "v5e:4x4", "image": "i", "env": ("A",)}, "gs://b/r", None, "--env 'A' is not NAME=VALUE"),
-    ("jobset", {"topology": "v5e:4x4", "image": "i", "node_selector": ("A",)}, "gs://b/r", None, "--node-selector 'A' is not LABEL=VALUE"),
-    ("jobset", {"topology": "v5e:4x4", "image": "i"}, "gs://b/r", "8b", "job name '8b': .*begins with a letter.*--job-name"),
-    ("jobset", {"topology": "v5e:4x4", "image": "i"}, "gs://b/r", "A_b", "job name 'A_b'.*DNS-1123"),
-    ("jobset", {"topology": "v5e:4x4", "image": "i"}, "gs://b/r", "a" * 48, "takes up to 47 small letters"),
-    ("jobset", {"topology": "v5e:4x", "image": "i"}, "gs://b/r", None, "no topology 'v5e:4x', did you mean .*there are v5e:2x2.*tpu7x:2x2x1"),
-    ("jobset", {"topology": "v5e:3x5", "image": "i"}, "gs://b/r", None, "its 15 chips do not divide over hosts of 4"),
-    ("jobset", {"topology": "v5e:4x4", "image": "i", "max_restarts": -1}, "gs://b/r", None, "--max-restarts is -1"),
-    ("jobset", {"topology": "v5e:16x16", "slices": 3, "image": "i"}, "gs://b/r", None, "a batch of 1024 rows cannot be split into 768 devices"),
-    ("queued-resource", {"topology": "tpu7x:2x2x1", "image": "i", "project": "p", "zone": "z"}, "gs://b/r", None, "the Cloud TPU API has no tpu7x; use --to jobset"),
-    ("queued-resource", {"topology": "v5e:4x4", "project": "p", "zone": "z"}, "gs://b/r", None, "no --image is given"),
-    ("queued-resource", {"topology": "v5e:4x4", "image": "i", "project": "p", "zone": "z"}, "/data/r", None, "is a folder of one machine"),
-    ("slurm", {"nodes": 0}, "r", None, "--nodes is 0"),
-    ("slurm", {"nodes": 3}, "r", None, "cannot be split into 3 devices"),
-    ("slurm", {"partition": 'a"b'}, "r", None, "--partition .* sbatch takes no quotes"),
-    ("local", {"num_processes": 3, "devices_per_process": 1}, "r", None, "cannot be split into 3 devices"),
-])
+@pytest.mark.parametrize(
+    "kind, options, run_dir, name, complaint",
+    [
+        ("jobset", {"topology": "v5e:4x4"}, "gs://b/r", None, "no --image is given"),
+        (
+            "jobset",
+            {"topology": "v5e:4x4", "image": "i"},
+            "runs/r",
+            None,
+            "--run-dir runs/r is a folder of one machine",
+        ),
+        (
+            "jobset",
+            {"topology": "v5e:4x4", "image": "i", "volumes": ("gs://b",)},
+            "gs://b/r",
+            None,
+            "--volumes 'gs://b' is not SOURCE:/FOLDER",
+        ),
+        (
+            "jobset",
+            {"topology": "v5e:4x4", "image": "i", "volumes": ("s3://b:/data",)},
+            "/data/r",
+            None,
+            "only gs://BUCKET can be mounted",
+        ),
+        (
+            "jobset",
+            {"topology": "v5e:4x4", "image": "i", "env": ("A",)},
+            "gs://b/r",
+            None,
+            "--env 'A' is not NAME=VALUE",
+        ),
+        (
+            "jobset",
+            {"topology": "v5e:4x4", "image": "i", "node_selector": ("A",)},
+            "gs://b/r",
+            None,
+            "--node-selector 'A' is not LABEL=VALUE",
+        ),
+        (
+            "jobset",
+            {"topology": "v5e:4x4", "image": "i"},
+            "gs://b/r",
+            "8b",
+            "job name '8b': .*begins with a letter.*--job-name",
+        ),
+        ("jobset", {"topology": "v5e:4x4", "image": "i"}, "gs://b/r", "A_b", "job name 'A_b'.*DNS-1123"),
+        ("jobset", {"topology": "v5e:4x4", "image": "i"}, "gs://b/r", "a" * 48, "takes up to 47 small letters"),
+        (
+            "jobset",
+            {"topology": "v5e:4x", "image": "i"},
+            "gs://b/r",
+            None,
+            "no topology 'v5e:4x', did you mean .*there are v5e:2x2.*tpu7x:2x2x1",
+        ),
+        (
+            "jobset",
+            {"topology": "v5e:3x5", "image": "i"},
+            "gs://b/r",
+            None,
+            "its 15 chips do not divide over hosts of 4",
+        ),
+        ("jobset", {"topology": "v5e:4x4", "image": "i", "max_restarts": -1}, "gs://b/r", None, "--max-restarts is -1"),
+        (
+            "jobset",
+            {"topology": "v5e:16x16", "slices": 3, "image": "i"},
+            "gs://b/r",
+            None,
+            "a batch of 1024 rows cannot be split into 768 devices",
+        ),
+        (
+            "queued-resource",
+            {"topology": "tpu7x:2x2x1", "image": "i", "project": "p", "zone": "z"},
+            "gs://b/r",
+            None,
+            "the Cloud TPU API has no tpu7x; use --to jobset",
+        ),
+        (
+            "queued-resource",
+            {"topology": "v5e:4x4", "project": "p", "zone": "z"},
+            "gs://b/r",
+            None,
+            "no --image is given",
+        ),
+        (
+            "queued-resource",
+            {"topology": "v5e:4x4", "image": "i", "project": "p", "zone": "z"},
+            "/data/r",
+            None,
+            "is a folder of one machine",
+        ),
+        ("slurm", {"nodes": 0}, "r", None, "--nodes is 0"),
+        ("slurm", {"nodes": 3}, "r", None, "cannot be split into 3 devices"),
+        ("slurm", {"partition": 'a"b'}, "r", None, "--partition .* sbatch takes no quotes"),
+        ("local", {"num_processes": 3, "devices_per_process": 1}, "r", None, "cannot be split into 3 devices"),
+    ],
+)
 def test_what_does_not_go_together_is_refused(kind, options, run_dir, name, complaint):
     with pytest.raises(UserError, match=complaint):
         target, base = target_class(kind)(**options), load_recipe("decoder_8b")

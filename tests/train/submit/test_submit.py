@@ -45,7 +45,9 @@ def sealed(monkeypatch, tmp_path):
         (home / name).write_text("hunter2")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("KUBECONFIG", str(home / ".kube" / "config"))
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(home / ".config/gcloud/application_default_credentials.json"))
+    monkeypatch.setenv(
+        "GOOGLE_APPLICATION_CREDENTIALS", str(home / ".config/gcloud/application_default_credentials.json")
+    )
     for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "PASSWORD"):
         monkeypatch.setenv(name, "hunter2")
     monkeypatch.chdir(home)
@@ -54,6 +56,7 @@ def sealed(monkeypatch, tmp_path):
         def open_(path, *arguments, **keywords):
             assert not str(path).startswith(str(home)), f"{path} was opened"
             return opens(path, *arguments, **keywords)
+
         return open_
 
     def contact(*_, **__):
@@ -84,22 +87,50 @@ def test_a_dry_run_prints_everything_and_touches_nothing(sealed, capsys, kind):
 
 
 def test_every_process_of_a_local_job_is_shown(sealed, capsys):
-    assert command_line.run(["submit", "demo_byte", "--to=local", "--run-dir", "run", "--num-processes", "2", "--devices-per-process", "4", "--dry-run"]) == 0
+    assert (
+        command_line.run(
+            [
+                "submit",
+                "demo_byte",
+                "--to=local",
+                "--run-dir",
+                "run",
+                "--num-processes",
+                "2",
+                "--devices-per-process",
+                "4",
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
     first, second, _ = capsys.readouterr().out.splitlines()
-    assert first == ("TOKLAB_COORDINATOR=127.0.0.1:PORT TOKLAB_NUM_PROCESSES=2 TOKLAB_PROCESS_ID=0 JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 "
-                     "toklab train demo_byte --run-dir run")
+    assert first == (
+        "TOKLAB_COORDINATOR=127.0.0.1:PORT TOKLAB_NUM_PROCESSES=2 TOKLAB_PROCESS_ID=0 JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 "
+        "toklab train demo_byte --run-dir run"
+    )
     assert second == first.replace("PROCESS_ID=0", "PROCESS_ID=1")
 
 
 def test_what_is_not_understood_is_one_line(capsys):
-    assert "--to is missing: toklab submit RECIPE --to local|jobset|queued-resource|slurm" in refused(capsys, "demo_byte", "--run-dir", "x")
-    assert "no --to 'jobsets', did you mean jobset?" in refused(capsys, "demo_byte", "--to", "jobsets", "--run-dir", "x")
+    assert "--to is missing: toklab submit RECIPE --to local|jobset|queued-resource|slurm" in refused(
+        capsys, "demo_byte", "--run-dir", "x"
+    )
+    assert "no --to 'jobsets', did you mean jobset?" in refused(
+        capsys, "demo_byte", "--to", "jobsets", "--run-dir", "x"
+    )
     assert "--to is given without a value" in refused(capsys, "demo_byte", "--to")
-    assert "the recipe comes first: toklab submit RECIPE --to local|" in refused(capsys, "--to", "local", "--run-dir", "x")
-    assert "no recipe 'demo_bite', did you mean demo_byte?" in refused(capsys, "demo_bite", "--to", "local", "--run-dir", "x")
+    assert "the recipe comes first: toklab submit RECIPE --to local|" in refused(
+        capsys, "--to", "local", "--run-dir", "x"
+    )
+    assert "no recipe 'demo_bite', did you mean demo_byte?" in refused(
+        capsys, "demo_bite", "--to", "local", "--run-dir", "x"
+    )
     assert "--topology" in refused(capsys, "demo_byte", "--to", "jobset", "--run-dir", "gs://b/r")
     assert "--num-proceses" in refused(capsys, "demo_byte", "--to", "local", "--run-dir", "x", "--num-proceses", "2")
-    assert "no topology 'v5e:5x' " in refused(capsys, "demo_byte", "--to", "jobset", "--run-dir", "gs://b/r", "--topology", "v5e:5x").replace(",", " ")
+    assert "no topology 'v5e:5x' " in refused(
+        capsys, "demo_byte", "--to", "jobset", "--run-dir", "gs://b/r", "--topology", "v5e:5x"
+    ).replace(",", " ")
 
 
 def test_help_shows_the_options_of_a_place(capsys):
@@ -115,14 +146,34 @@ def test_a_job_is_recorded_with_what_it_is_made_of(recipe, tmp_path, capsys):
     record(job, "slurm", rich.console.Console())
     stored = json.loads(RunFolder(tmp_path / "run").job.read_text())
     assert stored["config"] == to_json(job.recipe) and stored["code"] == job.code and len(job.code) == 64
-    assert (stored["name"], stored["to"], stored["command"]) == ("run", "slurm", ["toklab", "train", "demo_byte", "--run-dir", job.run_dir, "--seed", "3"])
+    assert (stored["name"], stored["to"], stored["command"]) == (
+        "run",
+        "slurm",
+        ["toklab", "train", "demo_byte", "--run-dir", job.run_dir, "--seed", "3"],
+    )
     # The same again, longer and by other code, goes on.
-    longer = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, budget=dataclasses.replace(recipe.budget, steps=99)), code="f" * 64)
+    longer = dataclasses.replace(
+        job, recipe=dataclasses.replace(job.recipe, budget=dataclasses.replace(recipe.budget, steps=99)), code="f" * 64
+    )
     record(longer, "slurm", rich.console.Console(width=300))
-    assert f"the code is another than at the submission before, {job.code[:12]} -> ffffffffffff" in capsys.readouterr().out
+    assert (
+        f"the code is another than at the submission before, {job.code[:12]} -> ffffffffffff" in capsys.readouterr().out
+    )
     # Another one does not.
-    with pytest.raises(UserError, match="holds another run: data.batch_rows: 8 -> 16; seed: 3 -> 0; choose another --run-dir, or undo the change"):
-        record(make_job("demo_byte", recipe, dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, batch_rows=16)), job.run_dir), "slurm", rich.console.Console())
+    with pytest.raises(
+        UserError,
+        match="holds another run: data.batch_rows: 8 -> 16; seed: 3 -> 0; choose another --run-dir, or undo the change",
+    ):
+        record(
+            make_job(
+                "demo_byte",
+                recipe,
+                dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, batch_rows=16)),
+                job.run_dir,
+            ),
+            "slurm",
+            rich.console.Console(),
+        )
     assert json.loads(RunFolder(tmp_path / "run").job.read_text())["config"]["seed"] == 3
 
 
@@ -141,13 +192,21 @@ def test_a_bucket_that_only_the_hosts_see_is_left_to_them(recipe, capsys, monkey
         raise PermissionError("no credentials")
 
     monkeypatch.setattr("train.submit.job.RunFolder", nobody_gets_in)
-    record_from_afar(make_job("demo_byte", recipe, recipe, "gs://bucket/run"), "jobset", rich.console.Console(width=300))
-    assert "gs://bucket/run cannot be read from here (PermissionError); the hosts compare the configs" in capsys.readouterr().out
+    record_from_afar(
+        make_job("demo_byte", recipe, recipe, "gs://bucket/run"), "jobset", rich.console.Console(width=300)
+    )
+    assert (
+        "gs://bucket/run cannot be read from here (PermissionError); the hosts compare the configs"
+        in capsys.readouterr().out
+    )
 
 
 def test_fingerprints_follow_code_and_config(recipe, monkeypatch, tmp_path):
     job = make_job("demo_byte", recipe, recipe, "r")
-    assert job.config_fingerprint != dataclasses.replace(job, recipe=dataclasses.replace(recipe, seed=1)).config_fingerprint
+    assert (
+        job.config_fingerprint
+        != dataclasses.replace(job, recipe=dataclasses.replace(recipe, seed=1)).config_fingerprint
+    )
     (tmp_path / "train").mkdir()
     monkeypatch.setattr("train.hosts.processes.__file__", str(tmp_path / "train" / "hosts" / "processes.py"))
     found = set()
@@ -164,7 +223,9 @@ def test_scripts_are_written_and_the_way_to_start_them_is_said(recipe, write_rec
     assert (tmp_path / "mine.sbatch").read_text().startswith("#!/usr/bin/env bash\n#SBATCH --job-name=mine\n")
     assert "start the job with: sbatch mine.sbatch" in capsys.readouterr().out
     assert RunFolder("runs/mine").job.exists() and pathlib.Path("runs/mine/logs").is_dir()
-    assert "holds another run: seed: 0 -> 1" in refused(capsys, recipe_file, "--to", "slurm", "--run-dir", "runs/mine", "--seed", "1")
+    assert "holds another run: seed: 0 -> 1" in refused(
+        capsys, recipe_file, "--to", "slurm", "--run-dir", "runs/mine", "--seed", "1"
+    )
     monkeypatch.setattr("train.submit.queued_resource.record_from_afar", lambda *_: None)
     pod = ["--run-dir", "gs://b/runs/mine", "--topology", "v5e:2x4", "--image", "i", "--project", "p", "--zone", "z"]
     assert command_line.run(["submit", recipe_file, "--to", "queued-resource", *pod]) == 0
@@ -174,13 +235,31 @@ def test_scripts_are_written_and_the_way_to_start_them_is_said(recipe, write_rec
 @pytest.mark.slow
 def test_a_run_on_this_machine_ends_and_goes_on(recipe, write_recipe, tmp_path):
     """In a process of its own, as a person would call it, on two devices that it makes."""
-    command = [sys.executable, "-m", "train.commands.cli", "submit", write_recipe(recipe), "--to", "local", "--run-dir", str(tmp_path / "run"),
-               "--devices-per-process", "2", "--evaluation.every-steps", "100"]
+    command = [
+        sys.executable,
+        "-m",
+        "train.commands.cli",
+        "submit",
+        write_recipe(recipe),
+        "--to",
+        "local",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--devices-per-process",
+        "2",
+        "--evaluation.every-steps",
+        "100",
+    ]
     environment = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     for steps in (2, 4):
         done = subprocess.run([*command, "--budget.steps", str(steps)], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"finished at step {steps}" in done.stdout and done.stdout in (tmp_path / "run" / "logs" / "worker-0.log").read_text()
+        assert (
+            f"finished at step {steps}" in done.stdout
+            and done.stdout in (tmp_path / "run" / "logs" / "worker-0.log").read_text()
+        )
     run = RunFolder(tmp_path / "run")
-    assert "going on from step 2" in " ".join(done.stdout.split()) and json.loads(run.summary.read_text())["device"].startswith("2 x ")
+    assert "going on from step 2" in " ".join(done.stdout.split()) and json.loads(run.summary.read_text())[
+        "device"
+    ].startswith("2 x ")
     assert json.loads(run.job.read_text())["to"] == "local"

@@ -16,12 +16,22 @@ from tokenizer_lab.kernels.table_softmax.pallas_tpu import Blocks
 from tokenizer_lab.kernels.table_softmax.passes import Fold, Passes, all_passes, differentiable, refusals
 
 Implementation = Literal["auto", "reference", "chunked", "pallas", "interpreted", "pallas_gpu", "interpreted_gpu"]
-MAX_LOGITS_BYTES = 128 << 20  # of a device's float32 logits, up to which "auto" keeps them all where there is no kernel: no product twice
+MAX_LOGITS_BYTES = (
+    128 << 20
+)  # of a device's float32 logits, up to which "auto" keeps them all where there is no kernel: no product twice
 BLOCKS = Blocks(1024, 512), Blocks(512, 512), Blocks(512, 256), Blocks(256, 256), Blocks(128, 256)
 # (positions of a device, rows of the table, width): bytes, the demo's subwords, 2**15, GPT-2's 50,257, 2**16, Llama 3's 128,256.
 PRODUCTION_SHAPES = tuple(
     (8192, num_rows, width)
-    for num_rows, width in ((384, 768), (2048, 768), (32768, 1024), (50304, 768), (65536, 768), (65536, 2048), (128256, 4096))
+    for num_rows, width in (
+        (384, 768),
+        (2048, 768),
+        (32768, 1024),
+        (50304, 768),
+        (65536, 768),
+        (65536, 2048),
+        (128256, 4096),
+    )
 )
 
 
@@ -45,8 +55,14 @@ class Layout(NamedTuple):
 
 
 def linear_cross_entropy(
-    x_btd: jax.Array, table_vd: jax.Array, labels_bt: jax.Array, bias_v: jax.Array | None = None, *,
-    vocab_size: int, layout: Layout | None = None, implementation: Implementation = "auto",
+    x_btd: jax.Array,
+    table_vd: jax.Array,
+    labels_bt: jax.Array,
+    bias_v: jax.Array | None = None,
+    *,
+    vocab_size: int,
+    layout: Layout | None = None,
+    implementation: Implementation = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """See `reference.linear_cross_entropy` for arguments and results.
 
@@ -58,7 +74,11 @@ def linear_cross_entropy(
         without their chip, slow. "auto" is the kernel on TPUs. Elsewhere, and where that kernel refuses (`table_softmax.pallas_tpu.refusal`), it
         is "reference" up to `MAX_LOGITS_BYTES` and then "chunked": the GPU kernel has run on no GPU yet.
     """
-    assert x_btd.shape == (*labels_bt.shape, table_vd.shape[1]) and labels_bt.dtype == jnp.int32, (x_btd, table_vd, labels_bt)
+    assert x_btd.shape == (*labels_bt.shape, table_vd.shape[1]) and labels_bt.dtype == jnp.int32, (
+        x_btd,
+        table_vd,
+        labels_bt,
+    )
     assert 0 < vocab_size <= len(table_vd), (vocab_size, table_vd)
     if bias_v is None:
         bias_v = jnp.zeros(len(table_vd), jnp.float32)
@@ -72,10 +92,13 @@ def linear_cross_entropy(
         **{name: differentiable(_over_mesh(passes, layout), vocab_size) for name, passes in all_passes(fold).items()},
     }
     operation = choose(
-        fold.name, implementation, implementations,
+        fold.name,
+        implementation,
+        implementations,
         elsewhere="reference" if 4 * num_positions * num_rows <= MAX_LOGITS_BYTES else "chunked",
         refusals=refusals(BLOCKS, jax.ShapeDtypeStruct((num_positions, x_btd.shape[2]), x_btd.dtype)),
-        platform=layout and layout.mesh.devices.flat[0].platform)
+        platform=layout and layout.mesh.devices.flat[0].platform,
+    )
     return operation(x_btd, table_vd, bias_v, labels_bt)
 
 
@@ -101,7 +124,9 @@ def _over_mesh(passes: Passes, layout: Layout | None) -> Passes:
         return labels_bt.reshape(-1) - (jax.lax.axis_index(vocab) * len(table_vd) if vocab else 0)
 
     def forward(x_btd, table_vd, bias_v, labels_bt):
-        label_logit_n, logz_n = passes.forward(x_btd.reshape(-1, x_btd.shape[-1]), table_vd, bias_v, own_labels(labels_bt, table_vd))
+        label_logit_n, logz_n = passes.forward(
+            x_btd.reshape(-1, x_btd.shape[-1]), table_vd, bias_v, own_labels(labels_bt, table_vd)
+        )
         if vocab:
             label_logit_n, largest_n = jax.lax.pmax((label_logit_n, logz_n), vocab)
             logz_n = largest_n + jnp.log(jax.lax.psum(jnp.exp(logz_n - largest_n), vocab))
@@ -117,8 +142,14 @@ def _over_mesh(passes: Passes, layout: Layout | None) -> Passes:
 
     if layout is None:
         return Passes(forward, backward)
-    positions, hidden, table, bias = layout.positions, PartitionSpec(*layout.positions, None), PartitionSpec(vocab, None), PartitionSpec(vocab)
+    positions, hidden, table, bias = (
+        layout.positions,
+        PartitionSpec(*layout.positions, None),
+        PartitionSpec(vocab, None),
+        PartitionSpec(vocab),
+    )
     on_devices = functools.partial(jax.shard_map, mesh=layout.mesh, check_vma=False)
     return Passes(
         on_devices(forward, in_specs=(hidden, table, bias, positions), out_specs=(positions, positions)),
-        on_devices(backward, in_specs=(hidden, table, bias, *[positions] * 4), out_specs=(hidden, table, bias)))
+        on_devices(backward, in_specs=(hidden, table, bias, *[positions] * 4), out_specs=(hidden, table, bias)),
+    )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def linear_cross_entropy(
-    x_btd: jax.Array, table_vd: jax.Array, bias_v: jax.Array, labels_bt: jax.Array, *, vocab_size: int,
+    x_btd: jax.Array, table_vd: jax.Array, bias_v: jax.Array, labels_bt: jax.Array, *, vocab_size: int
 ) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of labels under softmax(x @ table.T + bias), over the first `vocab_size` of the table's rows.
 
@@ -19,7 +19,9 @@ def linear_cross_entropy(
       nats_bt and logz_bt, f32[B, T]: -log p(label), and the log of the softmax's denominator (for a z-loss).
     """
     is_id_v = jnp.arange(len(table_vd)) < vocab_size
-    table_vd = jnp.where(is_id_v[:, None], table_vd, 0).astype(x_btd.dtype)  # zero times what is there might be no number
+    table_vd = jnp.where(is_id_v[:, None], table_vd, 0).astype(
+        x_btd.dtype
+    )  # zero times what is there might be no number
     # Times the table transposed: for its gradient by einsum, XLA's CPU compiler copies that of the logits transposed.
     logits_btv = jnp.matmul(x_btd, table_vd.T, preferred_element_type=jnp.float32) + bias_v.astype(jnp.float32)
     if vocab_size < len(table_vd):

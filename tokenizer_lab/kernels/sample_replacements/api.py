@@ -52,14 +52,18 @@ def sample_replacements(
     add_by_triton = functools.partial(add, one_below_other=tiles.one_below_other_by_triton)
     fold = Fold("sample_replacements", tiles.State.of_no_ids, add, BLOCKS, add_by_triton)
     implementations = {name: _by_passes(passes, vocab_size) for name, passes in all_passes(fold).items()}
-    implementations["reference"] = functools.partial(reference.sample_replacements, vocab_size=vocab_size, temperature=temperature)
+    implementations["reference"] = functools.partial(
+        reference.sample_replacements, vocab_size=vocab_size, temperature=temperature
+    )
     operation = choose(fold.name, implementation, implementations, elsewhere="chunked", refusals=refusals(BLOCKS, x_nd))
     return operation(x_nd, table_vd, bias_v, labels_n, seeds_n2)
 
 
 def _by_passes(passes: Passes, vocab_size: int) -> Callable:
     operation = differentiable(passes, vocab_size)
-    return lambda x_nd, table_vd, bias_v, labels_n, seeds_n2: operation(x_nd, table_vd, bias_v, labels_n, seeds_n2[:, 0], seeds_n2[:, 1])
+    return lambda x_nd, table_vd, bias_v, labels_n, seeds_n2: operation(
+        x_nd, table_vd, bias_v, labels_n, seeds_n2[:, 0], seeds_n2[:, 1]
+    )
 
 
 def _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature) -> None:

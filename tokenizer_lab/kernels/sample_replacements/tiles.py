@@ -37,14 +37,25 @@ class State(NamedTuple):
     @staticmethod
     def of_no_ids(num_positions: int) -> "State":
         shape = (1, num_positions)
-        return State(tiles.Loss.of_no_ids(num_positions), jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
+        return State(
+            tiles.Loss.of_no_ids(num_positions), jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32)
+        )
 
     def add(
-        self, logits_vn: jax.Array, first_id: jax.Array, labels_1n: jax.Array, seed0_1n: jax.Array, seed1_1n: jax.Array, *,
-        temperature: float, one_below_other: Callable = one_below_other,
+        self,
+        logits_vn: jax.Array,
+        first_id: jax.Array,
+        labels_1n: jax.Array,
+        seed0_1n: jax.Array,
+        seed1_1n: jax.Array,
+        *,
+        temperature: float,
+        one_below_other: Callable = one_below_other,
     ) -> "State":
         """The state after a tile."""
-        scores_vn = logits_vn * (1 / temperature) + reference.gumbel(_random_bits(seed0_1n, seed1_1n, first_id, logits_vn.shape[0], one_below_other))
+        scores_vn = logits_vn * (1 / temperature) + reference.gumbel(
+            _random_bits(seed0_1n, seed1_1n, first_id, logits_vn.shape[0], one_below_other)
+        )
         score_1n = tiles.max_of_ids(scores_vn)
         # Of equal scores the lowest id: here by the minimum, between tiles because a later one has to be better.
         sample_1n = _lowest(tiles.ids(first_id, logits_vn.shape), scores_vn == score_1n)
@@ -70,7 +81,9 @@ def _lowest(ids_vn: jax.Array, is_one_vn: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(is_one_vn, ids_vn, jnp.iinfo(jnp.int32).max), axis=0, keepdims=True)
 
 
-def _random_bits(seed0_1n: jax.Array, seed1_1n: jax.Array, first_id: jax.Array, num_ids: int, one_below_other: Callable) -> jax.Array:
+def _random_bits(
+    seed0_1n: jax.Array, seed1_1n: jax.Array, first_id: jax.Array, num_ids: int, one_below_other: Callable
+) -> jax.Array:
     """`reference.random_bits` of a tile's ids, u32[v, N], with one call of Threefry for two."""
     groups = -(-num_ids // ID_GROUP)
     shape = groups, reference.PAIR_DISTANCE, seed0_1n.shape[1]

@@ -18,7 +18,14 @@ def tile_ids(num_positions: int, itemsize: int = 4, max_bytes: int | None = None
     return max(1, (max_bytes or MAX_TILE_BYTES) // (itemsize * num_positions * tiles.ID_MULTIPLE)) * tiles.ID_MULTIPLE
 
 
-def forward(of_no_ids: Callable, add: Callable, x_nd: jax.Array, table_vd: jax.Array, bias_v: jax.Array, numbers: tuple[jax.Array, ...]) -> tuple:
+def forward(
+    of_no_ids: Callable,
+    add: Callable,
+    x_nd: jax.Array,
+    table_vd: jax.Array,
+    bias_v: jax.Array,
+    numbers: tuple[jax.Array, ...],
+) -> tuple:
     """See `pallas_tpu.forward`."""
     rows = [x_n[None] for x_n in numbers]
 
@@ -38,7 +45,16 @@ def logits_gradient(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_logz
 
 
 def backward(
-    x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_logz_n, *, of_tile: Callable = logits_gradient, num_ids: int | None = None,
+    x_nd,
+    table_vd,
+    bias_v,
+    labels_n,
+    logz_n,
+    by_nats_n,
+    by_logz_n,
+    *,
+    of_tile: Callable = logits_gradient,
+    num_ids: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `pallas_tpu.backward`.
 
@@ -50,12 +66,18 @@ def backward(
     def add_tile(gradients, first_id, num_ids):
         by_x_nd, by_table_vd, by_bias_v = gradients
         table_tile_vd, bias_tile_v = _tile(x_nd, table_vd, bias_v, first_id, num_ids)
-        by_logits_vn, by_bias_tile_v = of_tile(x_nd, table_tile_vd, bias_tile_v, labels_n - first_id, logz_n, by_nats_n, by_logz_n)
+        by_logits_vn, by_bias_tile_v = of_tile(
+            x_nd, table_tile_vd, bias_tile_v, labels_n - first_id, logz_n, by_nats_n, by_logz_n
+        )
         table_tile_vd = tiles.without_none(table_tile_vd, bias_tile_v[:, None])
         by_x_nd += jnp.einsum("vn,vd->nd", by_logits_vn, table_tile_vd, preferred_element_type=jnp.float32)
         by_tile_vd = jnp.einsum("vn,nd->vd", by_logits_vn, x_nd, preferred_element_type=jnp.float32)
         by_table_vd = jax.lax.dynamic_update_slice(by_table_vd, by_tile_vd.astype(table_vd.dtype), (first_id, 0))
-        return by_x_nd, by_table_vd, jax.lax.dynamic_update_slice(by_bias_v, by_bias_tile_v.astype(bias_v.dtype), (first_id,))
+        return (
+            by_x_nd,
+            by_table_vd,
+            jax.lax.dynamic_update_slice(by_bias_v, by_bias_tile_v.astype(bias_v.dtype), (first_id,)),
+        )
 
     zeros = jnp.zeros(x_nd.shape, jnp.float32), jnp.zeros_like(table_vd), jnp.zeros_like(bias_v)
     by_x_nd, by_table_vd, by_bias_v = _over_tiles(add_tile, zeros, table_vd.shape[0], num_ids or tile_ids(len(x_nd)))

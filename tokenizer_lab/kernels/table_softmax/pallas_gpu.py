@@ -40,8 +40,15 @@ def refusal(x_nd: jax.Array) -> str | None:
 
 
 def forward(
-    of_no_ids: Callable, add: Callable, x_nd: jax.Array, table_vd: jax.Array, bias_v: jax.Array, numbers: tuple[jax.Array, ...], *,
-    name: str, interpret: bool = False,
+    of_no_ids: Callable,
+    add: Callable,
+    x_nd: jax.Array,
+    table_vd: jax.Array,
+    bias_v: jax.Array,
+    numbers: tuple[jax.Array, ...],
+    *,
+    name: str,
+    interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
     """See `pallas_tpu.forward`."""
     num_blocks, num_tiles = pl.cdiv(len(x_nd), TILE_POSITIONS), pl.cdiv(len(table_vd), TILE_IDS)
@@ -57,12 +64,15 @@ def forward(
             return add(state, _logits(x_ref, table_ref, bias_ref, block, tile), tile * TILE_IDS, *rows)
 
         first = part * PART_TILES
-        state = jax.lax.fori_loop(first, jnp.minimum(first + PART_TILES, num_tiles), add_tile, of_no_ids(TILE_POSITIONS))
+        state = jax.lax.fori_loop(
+            first, jnp.minimum(first + PART_TILES, num_tiles), add_tile, of_no_ids(TILE_POSITIONS)
+        )
         for ref, value in zip(state_refs, jax.tree.leaves(state), strict=True):
             ref[pl.ds(part, 1), _block(block)] = value
 
     parts = _call(
-        kernel, f"{name}_forward",
+        kernel,
+        f"{name}_forward",
         grid=(num_parts, num_blocks),  # neighbours read the same tiles of the table
         out_shape=[jax.ShapeDtypeStruct((num_parts, row.shape[1]), row.dtype) for row in state],
         interpret=interpret,
@@ -70,7 +80,9 @@ def forward(
     return tuple(x_1n[0, : len(x_nd)] for x_1n in jax.tree.unflatten(tree, parts).of_all().results())
 
 
-def backward(x_nd, table_vd, bias_v, *rows, name: str, interpret: bool = False) -> tuple[jax.Array, jax.Array, jax.Array]:
+def backward(
+    x_nd, table_vd, bias_v, *rows, name: str, interpret: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `pallas_tpu.backward`."""
 
     def of_tile(*arguments):
@@ -94,7 +106,8 @@ def _logits_gradient(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_log
         by_bias_ref[block, _tile(tile)] = jnp.sum(by_logits_vn, axis=1)
 
     by_logits_vn, by_bias_kv = _call(
-        kernel, f"{name}_backward",
+        kernel,
+        f"{name}_backward",
         grid=(num_tiles, num_blocks),
         out_shape=[
             jax.ShapeDtypeStruct((num_tiles * TILE_IDS, num_blocks * TILE_POSITIONS), x_nd.dtype),
@@ -111,14 +124,20 @@ def _logits(x_ref, table_ref, bias_ref, block, tile) -> jax.Array:
     Behind the end of x and table their last row is read again: such positions are cut off, and such ids have a bias of -inf.
     """
     positions, ids = (
-        jnp.minimum(i * size + jnp.arange(size), ref.shape[0] - 1) for ref, i, size in ((x_ref, block, TILE_POSITIONS), (table_ref, tile, TILE_IDS)))
+        jnp.minimum(i * size + jnp.arange(size), ref.shape[0] - 1)
+        for ref, i, size in ((x_ref, block, TILE_POSITIONS), (table_ref, tile, TILE_IDS))
+    )
     piece = _piece(x_ref.dtype)
 
     def add_piece(i, products_nv):
         columns, contract_width = pl.ds(i * piece, piece), (((1,), (1,)), ((), ()))
-        return products_nv + jax.lax.dot_general(x_ref[positions, columns], table_ref[ids, columns], contract_width, preferred_element_type=jnp.float32)
+        return products_nv + jax.lax.dot_general(
+            x_ref[positions, columns], table_ref[ids, columns], contract_width, preferred_element_type=jnp.float32
+        )
 
-    products_nv = jax.lax.fori_loop(0, x_ref.shape[1] // piece, add_piece, jnp.zeros((TILE_POSITIONS, TILE_IDS), jnp.float32))
+    products_nv = jax.lax.fori_loop(
+        0, x_ref.shape[1] // piece, add_piece, jnp.zeros((TILE_POSITIONS, TILE_IDS), jnp.float32)
+    )
     # Transposing moves nothing: a thread keeps a quarter of the ids of a few positions, and reductions over ids are nearly all its own. Of a
     # product with positions as columns it would have few ids of many positions: hundreds of exchanges with other threads, and too few registers.
     return tiles.with_bias(products_nv.T, bias_ref[_tile(tile)][:, None])

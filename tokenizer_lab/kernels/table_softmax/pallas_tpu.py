@@ -69,8 +69,16 @@ def vmem_bytes(blocks: Blocks, width: int, itemsize: int) -> int:
 
 
 def forward(
-    of_no_ids: Callable, add: Callable, x_nd: jax.Array, table_vd: jax.Array, bias_v: jax.Array, numbers: tuple[jax.Array, ...], *,
-    name: str, blocks: Blocks, interpret: bool = False,
+    of_no_ids: Callable,
+    add: Callable,
+    x_nd: jax.Array,
+    table_vd: jax.Array,
+    bias_v: jax.Array,
+    numbers: tuple[jax.Array, ...],
+    *,
+    name: str,
+    blocks: Blocks,
+    interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
     """Folds the logits of all ids, tile after tile, into a state of each position.
 
@@ -87,7 +95,10 @@ def forward(
     op = _Operands.of(x_nd, table_vd, bias_v, blocks)
     specs = op.specs(positions_axis=0, ids_axis=1)
     rows = [op.row(x_n) for x_n in numbers]
-    state, results = (jax.tree.flatten(jax.eval_shape(f)) for f in (lambda: of_no_ids(blocks.positions), lambda: of_no_ids(op.num_positions).results()))
+    state, results = (
+        jax.tree.flatten(jax.eval_shape(f))
+        for f in (lambda: of_no_ids(blocks.positions), lambda: of_no_ids(op.num_positions).results())
+    )
 
     def kernel(x_ref, table_ref, bias_ref, *refs):
         row_refs, result_refs, state_refs = refs[: len(rows)], refs[len(rows) : -len(state[0])], refs[-len(state[0]) :]
@@ -121,7 +132,17 @@ def forward(
 
 
 def backward(
-    x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_logz_n, *, name: str, blocks: Blocks, interpret: bool = False,
+    x_nd,
+    table_vd,
+    bias_v,
+    labels_n,
+    logz_n,
+    by_nats_n,
+    by_logz_n,
+    *,
+    name: str,
+    blocks: Blocks,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The loss by x_nd, table_vd and bias_v, each in its type, from the loss by nats and by logz."""
     op = _Operands.of(x_nd, table_vd, bias_v, blocks)
@@ -167,7 +188,19 @@ def _backward_by_x(op, rows, name, interpret):
 def _backward_by_table(op, rows, name, interpret, dtype):
     specs = op.specs(positions_axis=1, ids_axis=0)
 
-    def kernel(x_ref, table_ref, bias_ref, labels_ref, logz_ref, by_nats_ref, by_logz_ref, by_table_ref, by_bias_ref, sum_ref, bias_sum_ref):
+    def kernel(
+        x_ref,
+        table_ref,
+        bias_ref,
+        labels_ref,
+        logz_ref,
+        by_nats_ref,
+        by_logz_ref,
+        by_table_ref,
+        by_bias_ref,
+        sum_ref,
+        bias_sum_ref,
+    ):
         j = pl.program_id(1)
 
         @pl.when(j == 0)
@@ -190,7 +223,9 @@ def _backward_by_table(op, rows, name, interpret, dtype):
     return _call(
         kernel,
         f"{name}_backward_by_table",
-        op.cost(num_products=2, passes_over_x=op.num_id_blocks, passes_over_table=3),  # read in x's type and written in float32
+        op.cost(
+            num_products=2, passes_over_x=op.num_id_blocks, passes_over_table=3
+        ),  # read in x's type and written in float32
         grid=(op.num_id_blocks, op.num_position_blocks),
         in_specs=[specs.x, specs.table, specs.bias] + [specs.row] * 4,
         out_specs=[specs.table, specs.bias],
@@ -273,7 +308,9 @@ class _Operands(NamedTuple):
         """What XLA is told, and its cost analysis counts; `num_products` of positions and table, as large as the logits."""
         num_logits = self.num_positions * self.table_vd.shape[0]
         num_bytes = passes_over_x * self.x_nd.nbytes + passes_over_table * self.table_vd.nbytes
-        return pl.CostEstimate(flops=2 * num_products * num_logits * self.width, transcendentals=num_logits, bytes_accessed=num_bytes)
+        return pl.CostEstimate(
+            flops=2 * num_products * num_logits * self.width, transcendentals=num_logits, bytes_accessed=num_bytes
+        )
 
 
 def _call(kernel, name, cost, **arguments):

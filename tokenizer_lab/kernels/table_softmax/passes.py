@@ -46,20 +46,26 @@ def all_passes(fold: Fold) -> dict[str, Passes]:
 
         return Passes(
             lambda x_nd, table_vd, bias_v, *numbers: pallas_tpu.forward(
-                fold.of_no_ids, fold.add, x_nd, table_vd, bias_v, numbers, **static(x_nd)),
-            lambda x_nd, *others: pallas_tpu.backward(x_nd, *others, **static(x_nd)))
+                fold.of_no_ids, fold.add, x_nd, table_vd, bias_v, numbers, **static(x_nd)
+            ),
+            lambda x_nd, *others: pallas_tpu.backward(x_nd, *others, **static(x_nd)),
+        )
 
     def on_gpu(interpret: bool) -> Passes:
         static = dict(name=fold.name, interpret=interpret)
         return Passes(
             lambda x_nd, table_vd, bias_v, *numbers: pallas_gpu.forward(
-                fold.of_no_ids, fold.add_by_triton or fold.add, x_nd, table_vd, bias_v, numbers, **static),
-            functools.partial(pallas_gpu.backward, **static))
+                fold.of_no_ids, fold.add_by_triton or fold.add, x_nd, table_vd, bias_v, numbers, **static
+            ),
+            functools.partial(pallas_gpu.backward, **static),
+        )
 
     return {
         "chunked": Passes(in_chunks, chunked.backward),
-        "pallas": on_tpu(interpret=False), "interpreted": on_tpu(interpret=True),
-        "pallas_gpu": on_gpu(interpret=False), "interpreted_gpu": on_gpu(interpret=True),
+        "pallas": on_tpu(interpret=False),
+        "interpreted": on_tpu(interpret=True),
+        "pallas_gpu": on_gpu(interpret=False),
+        "interpreted_gpu": on_gpu(interpret=True),
     }
 
 

@@ -29,14 +29,20 @@ class Loss(NamedTuple):
         def row(value):
             return jnp.full((1, num_positions), value, jnp.float32)
 
-        return Loss(row(jnp.finfo(jnp.float32).min), row(0.0), row(-jnp.inf))  # a finite `largest`: -inf - -inf is no number
+        return Loss(
+            row(jnp.finfo(jnp.float32).min), row(0.0), row(-jnp.inf)
+        )  # a finite `largest`: -inf - -inf is no number
 
     def add(self, logits_vn: jax.Array, first_id: jax.Array, labels_1n: jax.Array) -> "Loss":
         """After a tile (Milakov & Gimelshein 2018, arXiv 1805.02867)."""
         largest_1n = jnp.maximum(self.largest, max_of_ids(logits_vn))
-        total_1n = self.total * jnp.exp(self.largest - largest_1n) + jnp.sum(jnp.exp(logits_vn - largest_1n), axis=0, keepdims=True)
+        total_1n = self.total * jnp.exp(self.largest - largest_1n) + jnp.sum(
+            jnp.exp(logits_vn - largest_1n), axis=0, keepdims=True
+        )
         is_label_vn = ids(first_id, logits_vn.shape) == labels_1n
-        return Loss(largest_1n, total_1n, jnp.maximum(self.label_logit, max_of_ids(jnp.where(is_label_vn, logits_vn, -jnp.inf))))
+        return Loss(
+            largest_1n, total_1n, jnp.maximum(self.label_logit, max_of_ids(jnp.where(is_label_vn, logits_vn, -jnp.inf)))
+        )
 
     @property
     def logz(self) -> jax.Array:
@@ -66,7 +72,12 @@ def with_bias(products_vn: jax.Array, bias_v1: jax.Array) -> jax.Array:
 
 
 def logits_gradient(
-    logits_vn: jax.Array, first_id: jax.Array, labels_1n: jax.Array, logz_1n: jax.Array, by_nats_1n: jax.Array, by_logz_1n: jax.Array,
+    logits_vn: jax.Array,
+    first_id: jax.Array,
+    labels_1n: jax.Array,
+    logz_1n: jax.Array,
+    by_nats_1n: jax.Array,
+    by_logz_1n: jax.Array,
 ) -> jax.Array:
     """f32[v, N]: the loss by a tile's logits, from the loss by nats and by logz."""
     probabilities_vn = jnp.exp(logits_vn - logz_1n)
