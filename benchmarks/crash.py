@@ -1,11 +1,14 @@
-"""Processes that train together, killed and frozen at random moments: do they notice, and do they come to the same model?
+"""Processes that train together, killed and frozen at random moments: do they notice, and do they come to the same
+model?
 
     python benchmarks/crash.py [--rounds 50] [--num-processes 2] [--seed 0]
 
-In each round all processes are started; at a random moment of the start, of a step or of a save, one of them gets a SIGKILL or a SIGSTOP.
-The others must end by themselves before the deadline, and the next round goes on from the newest checkpoint. A run that has come to its end is
-compared with an undisturbed one of as many processes: weights, optimizer and cursors of the data bit for bit, and every step's loss and
-bytes, so that no document was missed or read twice. Then the next run begins. Exits with 1 if anything was not as it should be.
+In each round all processes are started; at a random moment of the start, of a step or of a save, one of them gets a
+SIGKILL or a SIGSTOP. The others must end by themselves before the deadline, and the next round goes on from the newest
+checkpoint. A run that has come to its end is
+compared with an undisturbed one of as many processes: weights, optimizer and cursors of the data bit for bit, and every
+step's loss and bytes, so that no document was missed or read twice. Then the next run begins. Exits with 1 if anything
+was not as it should be.
 """
 
 import dataclasses
@@ -47,9 +50,12 @@ from train.hosts.watchdog import Deadlines
 def recipe() -> Recipe:
     return Recipe(
         name="crash", representation={folder!r} + "/byte", budget=Budget(steps={steps}),
-        data=DataConfig(corpora=({folder!r} + "/corpus0", {folder!r} + "/corpus1"), weights=(2.0, 1.0), batch_rows=12, sequence_length=64),
-        model=DecoderConfig(num_layers=2, embed_dim=48, num_heads=2, num_kv_heads=2, head_dim=24, mlp_dim=96, compute_dtype="float32", remat="none"),
-        mesh=MeshConfig(replica=-1, fsdp=1), logging=LoggingConfig(every_steps=1, tensorboard=False), checkpoint=CheckpointConfig(every_steps=4),
+        data=DataConfig(corpora=({folder!r} + "/corpus0", {folder!r} + "/corpus1"), weights=(2.0, 1.0),
+                        batch_rows=12, sequence_length=64),
+        model=DecoderConfig(num_layers=2, embed_dim=48, num_heads=2, num_kv_heads=2, head_dim=24, mlp_dim=96,
+                            compute_dtype="float32", remat="none"),
+        mesh=MeshConfig(replica=-1, fsdp=1), logging=LoggingConfig(every_steps=1, tensorboard=False),
+        checkpoint=CheckpointConfig(every_steps=4),
         evaluation=EvaluationConfig(every_steps=25, max_bytes=4096, batch_rows=12),
         deadlines=Deadlines(start_seconds={start}, heartbeat_seconds={heartbeat}))
 """
@@ -108,8 +114,9 @@ def main(options: Options) -> None:
             if crash is not None:
                 crashes.append(crash)
                 console.print(
-                    f"{len(crashes):3} {run} {crash.moment:5} {crash.how} host {crash.victim}  checkpoint {crash.steps[0]:3}, step {crash.steps[1]:3}  "
-                    f"others {crash.codes} after {crash.seconds:5.1f} s of {crash.within_seconds:.0f}  {'' if crash.good else 'NOT GOOD'}"
+                    f"{len(crashes):3} {run} {crash.moment:5} {crash.how} host {crash.victim}  checkpoint"
+                    f" {crash.steps[0]:3}, step {crash.steps[1]:3}  others {crash.codes} after {crash.seconds:5.1f} s"
+                    f" of {crash.within_seconds:.0f}  {'' if crash.good else 'NOT GOOD'}"
                 )
                 failures += [] if crash.good else [log_tail(folder, run)]
             elif (got := outcome(folder, run)) == wanted:
@@ -128,7 +135,8 @@ def main(options: Options) -> None:
     for moment in MOMENTS:
         of_it = [crash for crash in crashes if crash.moment == moment]
         console.print(
-            f"{moment:5}: {len(of_it)} crashes, noticed within {max((crash.seconds for crash in of_it), default=0):.1f} s"
+            f"{moment:5}: {len(of_it)} crashes, noticed within"
+            f" {max((crash.seconds for crash in of_it), default=0):.1f} s"
         )
     console.print("\n".join(failures) or f"{len(crashes)} crashes, all as they should be")
     sys.exit(bool(failures))

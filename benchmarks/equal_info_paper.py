@@ -2,10 +2,10 @@
 
     python benchmarks/equal_info_paper.py --text enwiki2016_206pages.xml --out DIR
 
-The text's first 90 % are trained on, its last 5 % evaluated. Byte language models are trained on short pieces and on contexts
-of 1,024 bytes; then bytes per window for every width, under each and under the paper's own rule; then one small model an arm,
-all on the same bytes. An hour or two on 2 CPU cores; what is done is not done again. Results are printed and written to
-DIR/results.json.
+The text's first 90 % are trained on, its last 5 % evaluated. Byte language models are trained on short pieces and on
+contexts of 1,024 bytes; then bytes per window for every width, under each and under the paper's own rule; then one
+small model an arm, all on the same bytes. An hour or two on 2 CPU cores; what is done is not done again. Results are
+printed and written to DIR/results.json.
 """
 
 import dataclasses
@@ -206,10 +206,11 @@ def arm(name: str, lms: dict[str, pathlib.Path], corpus: Corpus, options: Option
 
 
 def trained_unigram(artifact: pathlib.Path, corpus: Corpus, num_bytes: int) -> float | None:
-    """Bits per byte of the held-out text if each id is as likely as in the training text (plus a half; Krichevsky & Trofimov 1981).
+    """Bits per byte of the held-out text if each id is as likely as in the training text (plus a half; Krichevsky &
+    Trofimov 1981).
 
-    With 65,536 ids the held-out text's own frequencies, which evaluation reports, are those of far too few ids: each that occurs once
-    looks likelier than it is. None where encoding needs a language model, for the time it takes.
+    With 65,536 ids the held-out text's own frequencies, which evaluation reports, are those of far too few ids: each
+    that occurs once looks likelier than it is. None where encoding needs a language model, for the time it takes.
     """
     representation = tokenizer_lab.load(artifact)
     if representation.costs.get("encode_flops_per_id"):

@@ -1,9 +1,11 @@
-"""Bits per byte of a run recomputed from its export, by `transformers` and PyTorch alone; ours is only the reading of the documents.
+"""Bits per byte of a run recomputed from its export, by `transformers` and PyTorch alone; ours is only the reading of
+the documents.
 
     toklab export RUN --to hf --out EXPORT
     python benchmarks/hf_bits_per_byte.py EXPORT --corpus CORPUS     # beside toklab eval RUN: the same to 1e-3
 
-For decoders trained without `data.piece_length`, and documents that are valid UTF-8, which is what a tokenizer of transformers takes.
+For decoders trained without `data.piece_length`, and documents that are valid UTF-8, which is what a tokenizer of
+transformers takes.
 """
 
 import argparse

@@ -1,13 +1,17 @@
-"""Projection and softmax cross-entropy: ours beside optax's loss on logits and tokamax's, time and memory on this machine.
+"""Projection and softmax cross-entropy: ours beside optax's loss on logits and tokamax's, time and memory on this
+machine.
 
     python benchmarks/loss.py [--repeats 5] [--json-file FILE]
 
-One turn is the mean loss and its gradients by hidden states and table, float32 on a CPU and bfloat16 elsewhere. All agree before anything is
-timed, and take turns; ratios to "ours, plain" are taken turn by turn. Memory is what the compiled program needs besides its arguments and
-results (on a TPU without one: benchmarks/loss_memory.py). tokamax is no dependency of ours, and compared where it is installed, in an environment
+One turn is the mean loss and its gradients by hidden states and table, float32 on a CPU and bfloat16 elsewhere. All
+agree before anything is timed, and take turns; ratios to "ours, plain" are taken turn by turn. Memory is what the
+compiled program needs besides its arguments and results (on a TPU without one: benchmarks/loss_memory.py). tokamax is
+no dependency of ours, and compared where it is installed, in an environment
 that may be thrown away:
 
-    pip install tokamax==0.0.12 && pip install 'typeguard>=4'      the second for tyro; pip's complaint about tokamax is answered below
+    pip install tokamax==0.0.12 && pip install 'typeguard>=4'
+
+The second is for tyro; pip's complaint about tokamax is answered below.
 """
 
 import dataclasses
@@ -199,9 +203,11 @@ def main(options: Options) -> None:
     for row in rows:
         table.add_row(
             *(
-                value
-                if isinstance(value, str)
-                else " / ".join(f"{part:.3g}" for part in (value if isinstance(value, tuple) else (value,)))
+                (
+                    value
+                    if isinstance(value, str)
+                    else " / ".join(f"{part:.3g}" for part in (value if isinstance(value, tuple) else (value,)))
+                )
                 for value in row.values()
             )
         )

@@ -2,9 +2,9 @@
 
     python benchmarks/loss_curves.py [--steps 100] [--recipes demo_byte demo_subword demo_equal_info] [--json-file FILE]
 
-Recipes are as they stand: model, batch, sequence, text, optimizer and schedule; `make demo` has made what they read. Every curve begins at the same
-weights and reads the same batches. No two programs round alike, and what they lose parts from step to step: how far is shown by a
-third curve, plain XLA that adds up the gradients of two halves of each batch.
+Recipes are as they stand: model, batch, sequence, text, optimizer and schedule; `make demo` has made what they read.
+Every curve begins at the same weights and reads the same batches. No two programs round alike, and what they lose parts
+from step to step: how far is shown by a third curve, plain XLA that adds up the gradients of two halves of each batch.
 """
 
 import dataclasses

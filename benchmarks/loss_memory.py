@@ -2,10 +2,12 @@
 
     python benchmarks/loss_memory.py [--topology v5e:2x2] [--vocab-size 65536] [--width 768] [--step] [--json-file FILE]
 
-Temporaries are what a compiled program needs besides its arguments and results, bfloat16, with 8,192 positions a chip. "loss alone": of the loss
-and its gradients on one chip, by ours, optax and tokamax (benchmarks/loss.py). With --step, which takes minutes to compile, "step": of the
-training step of a decoder of two layers over the whole topology, with what is wasted by packing them; "alive": the most of them that the step has
-at a time; and "the loss's part" of both: what they are more than of the same step with `LabelLogits` in place of the loss.
+Temporaries are what a compiled program needs besides its arguments and results, bfloat16, with 8,192 positions a chip.
+"loss alone": of the loss and its gradients on one chip, by ours, optax and tokamax (benchmarks/loss.py). With --step,
+which takes minutes to
+compile, "step": of the training step of a decoder of two layers over the whole topology, with what is wasted by packing
+them; "alive": the most of them that the step has at a time; and "the loss's part" of both: what they are more than of
+the same step with `LabelLogits` in place of the loss.
 """
 
 import dataclasses
@@ -77,7 +79,8 @@ class CausalBy(Causal):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelLogits(Causal):
-    """The labels' logits and no others: what is left of the loss without its softmax, with the same inputs and gradients by all of them."""
+    """The labels' logits and no others: what is left of the loss without its softmax, with the same inputs and
+    gradients by all of them."""
 
     def __call__(self, model: Decoder, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
         del rng
@@ -131,7 +134,10 @@ def measure(options: Options) -> list[dict]:
 
 def main(options: Options) -> None:
     rows = measure(options)
-    title = f"Temporaries, MB, {options.topology}, vocabulary {options.vocab_size:,}, width {options.width}, {NUM_POSITIONS:,} positions a chip"
+    title = (
+        f"Temporaries, MB, {options.topology}, vocabulary {options.vocab_size:,}, width {options.width},"
+        f" {NUM_POSITIONS:,} positions a chip"
+    )
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
     table.add_column("loss")
     columns = list(rows[0])[1:]

@@ -1,4 +1,5 @@
-"""The input pipeline alone: documents in, batches out, bytes of text a second on one core, beside what a step of a run consumes.
+"""The input pipeline alone: documents in, batches out, bytes of text a second on one core, beside what a step of a run
+consumes.
 
 python benchmarks/pipeline.py ARTIFACT... --corpus CORPUS [--run RUN] [--seconds 5]
 """

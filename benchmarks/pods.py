@@ -2,8 +2,8 @@
 
     python benchmarks/pods.py --out plans
 
-One compilation after the other, minutes each on one core; every plan is kept in the folder, so that a second run goes on where the first
-was stopped. What has been made is printed as Markdown at the end, or alone with --only-print.
+One compilation after the other, minutes each on one core; every plan is kept in the folder, so that a second run goes
+on where the first was stopped. What has been made is printed as Markdown at the end, or alone with --only-print.
 """
 
 import dataclasses

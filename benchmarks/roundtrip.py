@@ -2,8 +2,8 @@
 
     python benchmarks/roundtrip.py ARTIFACT... --sources PATH... [--max-bytes-a-source N]
 
-A source is a file or a folder of files; each file is a document. One line an artifact and source; exit code 1 if a document
-differs.
+A source is a file or a folder of files; each file is a document. One line an artifact and source; exit code 1 if a
+document differs.
 """
 
 import dataclasses

@@ -2,9 +2,10 @@
 
     python benchmarks/sample_replacements.py [--repeats 5] [--json-file FILE]
 
-One step is samples, loss and gradients at the masked positions of a batch. "fused" is what the platform gets (on a CPU the
-chunked XLA path, on a TPU the kernel), "plain" has all logits in memory. The two take turns; the ratio is taken turn by turn.
-Memory is what the compiled program needs besides its arguments and results. What a TPU's compiler says of both:
+One step is samples, loss and gradients at the masked positions of a batch. "fused" is what the platform gets (on a CPU
+the chunked XLA path, on a TPU the kernel), "plain" has all logits in memory. The two take turns; the ratio is taken
+turn by turn. Memory is what the compiled program needs besides its arguments and results. What a TPU's compiler says of
+both:
 
     python tests/tokenizer_lab/kernels/sample_replacements_compile.py v5e:2x2 [--implementation reference]
 """
@@ -85,9 +86,11 @@ def main(options: Options) -> None:
     for row in rows:
         table.add_row(
             *(
-                value
-                if isinstance(value, str)
-                else " / ".join(f"{part:.3g}" for part in (value if isinstance(value, tuple) else (value,)))
+                (
+                    value
+                    if isinstance(value, str)
+                    else " / ".join(f"{part:.3g}" for part in (value if isinstance(value, tuple) else (value,)))
+                )
                 for value in row.values()
             )
         )

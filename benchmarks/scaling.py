@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py [--repeats 3] [--json-file FILE]
 
-One thing at a time is changed from the shape of `own_step.py`. Memory is the compiler's: temporaries of a device, besides weights, optimizer
-and batch. Devices are virtual ones of this machine's cores, so that their times say what splitting costs, not what it gains.
+One thing at a time is changed from the shape of `own_step.py`. Memory is the compiler's: temporaries of a device,
+besides weights, optimizer and batch. Devices are virtual ones of this machine's cores, so that their times say what
+splitting costs, not what it gains.
 """
 
 import dataclasses

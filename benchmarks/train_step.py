@@ -2,10 +2,11 @@
 
     python benchmarks/train_step.py [--steps 8] [--turns 5] [--json-file FILE]
 
-Ours is the step of `toklab train` as it is, with clipping and everything. Theirs is the same decoder as a PyTorch user would write it
-(`F.scaled_dot_product_attention`, `F.cross_entropy`, fused AdamW), eager and under `torch.compile`; both begin with the same weights, and
-the first losses are compared before anything is timed. Times are medians over turns; ratios are taken turn by turn. On a GPU both
-compute in bfloat16. Needs PyTorch, which is no dependency of ours: on a CPU `pip install torch==2.13.0`.
+Ours is the step of `toklab train` as it is, with clipping and everything. Theirs is the same decoder as a PyTorch user
+would write it (`F.scaled_dot_product_attention`, `F.cross_entropy`, fused AdamW), eager and under `torch.compile`; both
+begin with the same weights, and the first losses are compared before anything is timed. Times are medians over turns;
+ratios are taken turn by turn. On a GPU both compute in bfloat16. Needs PyTorch, which is no dependency of ours: on a
+CPU `pip install torch==2.13.0`.
 """
 
 import dataclasses
@@ -161,8 +162,11 @@ def report(options: Options, seconds: dict[str, list[float]], params: dict) -> N
     num_parameters = sum(x.size for x in jax.tree.leaves(params))
     shape, tokens = options.shape, options.shape.tokens
     table = rich.table.Table(
-        title=f"{num_parameters / 1e6:.2f}M parameters, {shape.batch_rows} x {shape.sequence_length} positions, vocab {shape.vocab_size:,}, "
-        f"{shape.model.compute_dtype}, on {jax.devices()[0].device_kind} ({os.cpu_count()} cores)",
+        title=(
+            f"{num_parameters / 1e6:.2f}M parameters, {shape.batch_rows} x {shape.sequence_length} positions, vocab"
+            f" {shape.vocab_size:,}, {shape.model.compute_dtype}, on {jax.devices()[0].device_kind} ({os.cpu_count()}"
+            " cores)"
+        ),
         box=rich.box.SIMPLE_HEAD,
     )
     for name in ("", "ms a step", "tokens/s", "TFLOP/s", "times ours' speed (min / median / max)"):

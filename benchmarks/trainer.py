@@ -1,9 +1,11 @@
-"""The whole trainer as a user starts it: tokens/s, seconds to the first step (cold, with JAX's compilation cache, resumed), and what a save blocks.
+"""The whole trainer as a user starts it: tokens/s, seconds to the first step (cold, with JAX's compilation cache,
+resumed), and what a save blocks.
 
     python benchmarks/trainer.py --text FILE [--steps 60] [--json-file FILE]
 
-Every number is of `toklab` in a process of its own: ingest, a subword vocabulary of 4,096, and a decoder of 6 layers of width 256 on 16 rows of
-256 positions in float32, the shape at which MaxText and nanodo were measured (about 2,800 tokens/s at 6M parameters on 2 CPU cores).
+Every number is of `toklab` in a process of its own: ingest, a subword vocabulary of 4,096, and a decoder of 6 layers of
+width 256 on 16 rows of 256 positions in float32, the shape at which MaxText and nanodo were measured (about 2,800
+tokens/s at 6M parameters on 2 CPU cores).
 """
 
 import dataclasses
@@ -34,7 +36,8 @@ def recipe() -> Recipe:
     return Recipe(
         name="trainer", representation="subword", budget=Budget(steps={steps}),
         data=DataConfig(corpora=("corpus",), batch_rows=16, sequence_length=256),
-        model=DecoderConfig(num_layers=6, embed_dim=256, num_heads=4, num_kv_heads=4, head_dim=64, mlp_dim={mlp_dim}, compute_dtype="float32", remat="none"),
+        model=DecoderConfig(num_layers=6, embed_dim=256, num_heads=4, num_kv_heads=4, head_dim=64, mlp_dim={mlp_dim},
+                            compute_dtype="float32", remat="none"),
         logging=LoggingConfig(every_steps=1, tensorboard=False), checkpoint=CheckpointConfig(every_steps=10),
         evaluation=EvaluationConfig(every_steps=1_000_000, max_bytes=1, batch_rows=16))
 """

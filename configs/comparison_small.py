@@ -1,4 +1,5 @@
-"""Bytes, subwords, superwords, equal-info windows and replaced ids beside each other, small enough for two CPU cores."""
+"""Bytes, subwords, superwords, equal-info windows and replaced ids beside each other, small enough for two CPU
+cores."""
 
 import dataclasses
 
@@ -30,8 +31,8 @@ def experiment() -> Experiment:
     toklab ingest enwiki2016_206pages.xml --separator '\n==' --domain enwiki --test-fraction 0.0125 --out corpus
     toklab ingest linux-doc-6.1 --domain linux_doc --test-fraction 0.0125 --out corpus
     toklab ingest cpython-3.12.1 --domain cpython --on-empty skip --test-fraction 0.0125 --out corpus
-    toklab ingest debian_manuals --separator '\n\n\n' --domain debian_manuals --on-empty skip --test-fraction 0.0125 --out corpus
-    toklab compare comparison_small --corpus corpus --out comparison --plan-only
+    toklab ingest debian_manuals --separator '\n\n\n' --domain debian_manuals --on-empty skip --test-fraction 0.0125
+    --out corpus toklab compare comparison_small --corpus corpus --out comparison --plan-only
     toklab compare comparison_small --corpus corpus --out comparison
 
     docs/comparison.md has the report and what it took.

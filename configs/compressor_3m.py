@@ -10,8 +10,8 @@ def recipe() -> Recipe:
 
     toklab fit equal_info --corpus CORPUS --out ARTIFACT
 
-    What the short pieces gain over the paper's contexts of 1,024 bytes is in docs/equal_info.md. The paper trains on 3.3e11
-    bytes; raise the budget for a corpus of that size.
+    What the short pieces gain over the paper's contexts of 1,024 bytes is in docs/equal_info.md. The paper trains on
+    3.3e11 bytes; raise the budget for a corpus of that size.
     """
     return Recipe(
         name="compressor_3m",

@@ -1,4 +1,5 @@
-"""ELECTRA-Small (Clark et al. 2020, arXiv 2003.10555; configure_pretraining.py of google-research/electra): the published shapes and settings, over any representation."""
+"""ELECTRA-Small (Clark et al. 2020, arXiv 2003.10555; configure_pretraining.py of google-research/electra): the
+published shapes and settings, over any representation."""
 
 from models.encoder import published_config
 from train.objectives.objectives import Replaced
@@ -7,7 +8,8 @@ from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, Recipe
 
 
 def recipe() -> Recipe:
-    """14M parameters; a million steps of 128 rows of 128 positions, about 1.2e18 FLOPs by our count, for an accelerator.
+    """14M parameters; a million steps of 128 rows of 128 positions, about 1.2e18 FLOPs by our count, for an
+    accelerator.
 
     toklab fit subword --corpus corpus --out subword --vocab-size 30522
     toklab train electra_small --run-dir runs/electra_small

@@ -1,12 +1,15 @@
-"""Ids of documents: made on the fly, or beforehand by `toklab encode` where every run would spend accelerator time on them.
+"""Ids of documents: made on the fly, or beforehand by `toklab encode` where every run would spend accelerator time on
+them.
 
-    FOLDER/manifest.json                  whose ids by what: the corpus's content hash, the representation's fingerprint, and the shards
+    FOLDER/manifest.json                  the corpus's content hash, the representation's fingerprint, the shards
     FOLDER/ids-000000.array_record        zstd, one record a document, in the corpus's order
 
-A record is a byte that says how wide its integers are, the document's n ids, and the source bytes of each; unsigned, little-endian.
+A record is a byte that says how wide its integers are, the document's n ids, and the source bytes of each; unsigned,
+little-endian.
 
 Encoding takes long where a language model is in the loop, so that what is done is kept: until the manifest is there,
-`unfinished.jsonl` has what the ids are of in its first line, and then a line for each shard that is whole. The same command goes on.
+`unfinished.jsonl` has what the ids are of in its first line, and then a line for each shard that is whole. The same
+command goes on.
 """
 
 import collections
@@ -61,7 +64,8 @@ class EncodedText(bytes):
 
 
 def encode(representation: Representation, texts: Sequence[bytes]) -> list[Encoded]:
-    """Texts as ids and the source bytes of each: all bytes, and no id that a model has no row for. Those that bring their ids keep them."""
+    """Texts as ids and the source bytes of each: all bytes, and no id that a model has no row for. Those that bring
+    their ids keep them."""
     on_the_fly = [text for text in texts if not isinstance(text, EncodedText)]
     made = iter(representation.encode_many(on_the_fly) if on_the_fly else ())
     encoded = [text.encoded if isinstance(text, EncodedText) else next(made) for text in texts]
@@ -69,7 +73,8 @@ def encode(representation: Representation, texts: Sequence[bytes]) -> list[Encod
     for text, (ids, lengths) in zip(texts, encoded, strict=True):
         assert lengths.sum() == len(text), f"{representation.kind}: {lengths.sum()} bytes of a text of {len(text)}"
         assert ids.size == 0 or 0 <= ids.min() <= ids.max() < representation.vocab_size, (
-            f"{representation.kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has {representation.vocab_size}"
+            f"{representation.kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has"
+            f" {representation.vocab_size}"
         )
     return encoded
 
@@ -106,8 +111,8 @@ class EncodedDocuments(Documents):
             raise
         except ValueError as error:
             raise UserError(
-                f"{self._ids.place(index)} holds {error}, for a document of {len(text)} bytes and {self._vocab_size} ids there are; "
-                f"remove its folder and {_AGAIN}"
+                f"{self._ids.place(index)} holds {error}, for a document of {len(text)} bytes and {self._vocab_size}"
+                f" ids there are; remove its folder and {_AGAIN}"
             ) from error
         return text
 
@@ -154,15 +159,15 @@ def bring_ids(
         cache = cache_folder("ids") / f"{origin.corpus[:16]}-{origin.fingerprint[:16]}" if is_remote(folder) else None
         if origin.fingerprint != representation.fingerprint:
             raise UserError(
-                f"{folder} holds ids of another representation: its fingerprint is {origin.fingerprint[:12]}, that of the run's is "
-                f"{representation.fingerprint[:12]}; {_AGAIN} with the run's, or leave it out"
+                f"{folder} holds ids of another representation: its fingerprint is {origin.fingerprint[:12]}, that of"
+                f" the run's is {representation.fingerprint[:12]}; {_AGAIN} with the run's, or leave it out"
             )
         own = [number for number, corpus in enumerate(corpora) if corpus.content_hash == origin.corpus]
         if not own:
             there = ", ".join(f"{corpus.folder} has {corpus.content_hash[:12]}" for corpus in corpora)
             raise UserError(
-                f"{folder} holds ids of another corpus: of the one with content hash {origin.corpus[:12]}, and {there}; {_AGAIN}, "
-                "or leave it out"
+                f"{folder} holds ids of another corpus: of the one with content hash {origin.corpus[:12]}, and {there};"
+                f" {_AGAIN}, or leave it out"
             )
         for number in own:
             if _counts(shards) != _counts(corpora[number].shards):
@@ -268,7 +273,8 @@ class EncodeOptions:
     def __post_init__(self):
         if is_remote(self.out):
             raise UserError(
-                f"--out {self.out} is in an object store, where files cannot be locked and renamed; encode into a folder here and copy it"
+                f"--out {self.out} is in an object store, where files cannot be locked and renamed; encode into a"
+                " folder here and copy it"
             )
         if min(self.worker_gpus, self.worker_tpus) < 0:
             raise UserError(
@@ -297,7 +303,10 @@ class EncodeResult:
 
     def __str__(self) -> str:
         kept = f", {self.num_kept:,} of them were there" if self.num_kept else ""
-        return f"{self.folder}: the ids of {self.num_documents:,} documents, {self.num_bytes:,} bytes; {self.num_shards:,} shards{kept}"
+        return (
+            f"{self.folder}: the ids of {self.num_documents:,} documents, {self.num_bytes:,} bytes; {self.num_shards:,}"
+            f" shards{kept}"
+        )
 
 
 def encode_corpus(
@@ -310,8 +319,8 @@ def encode_corpus(
 
     Args:
       report: called often with the bytes of text encoded so far, and those there are to encode.
-      engine: where texts are encoded. This process reads no text and does not load the representation, whose accelerator the
-        workers need; it writes the shards in order, whatever the engine.
+      engine: where texts are encoded. This process reads no text and does not load the representation, whose
+        accelerator the workers need; it writes the shards in order, whatever the engine.
       shard_bytes: of text in a shard of ids, about.
 
     Raises:
@@ -358,7 +367,8 @@ class Piece:
 
 
 def cut(corpus: Corpus, shard_bytes: int) -> list[Piece]:
-    """Cuts each shard of a corpus into pieces of as many documents; decided by the manifest alone, which tells the size of no document."""
+    """Cuts each shard of a corpus into pieces of as many documents; decided by the manifest alone, which tells the size
+    of no document."""
     pieces, firsts = [], {"train": 0, "test": 0}
     for shard in corpus.shards:
         count = min(shard.num_documents, max(1, -(-shard.num_bytes // shard_bytes)))
@@ -401,7 +411,8 @@ class Encoder:
         corpus = Corpus.open(self.corpus_folder)
         if corpus.content_hash != self.origin.corpus:
             raise UserError(
-                f"{self.corpus_folder} is another corpus for the worker than for toklab encode; have one corpus under this path"
+                f"{self.corpus_folder} is another corpus for the worker than for toklab encode; have one corpus under"
+                " this path"
             )
         return corpus
 
@@ -410,7 +421,8 @@ class Encoder:
         representation = tokenizer_lab.load(self.artifact)
         if representation.fingerprint != self.origin.fingerprint:
             raise UserError(
-                f"{self.artifact} is another artifact for the worker than for toklab encode; have one artifact under this path"
+                f"{self.artifact} is another artifact for the worker than for toklab encode; have one artifact under"
+                " this path"
             )
         return representation
 
@@ -418,7 +430,8 @@ class Encoder:
 def _check_origin(out: pathlib.Path, found: Origin, origin: Origin) -> None:
     if found != origin:
         raise UserError(
-            f"{out} holds ids of another {'corpus' if found.corpus != origin.corpus else 'representation'}; choose another --out"
+            f"{out} holds ids of another {'corpus' if found.corpus != origin.corpus else 'representation'}; choose"
+            " another --out"
         )
 
 

@@ -1,10 +1,11 @@
 """How the row streams fill rows for encoders, which see a position's both sides.
 
-The documents and their order are those of `data/rows.py`, and so is the cursor: documents finished per source, and how much of the
-current document is done (ids, or lines of it). Batches hold `ids`, `segment_ids`, `positions`, `types` (0, or 1 for the second
-segment of a pair), all i32[R, T]; `num_bytes` i32[R], the source bytes of the ids; `row_seeds` u32[R], the only chance that an
-objective may use: a function of the run's seed, the row and its cursor, so that devices, microbatches and restarts change nothing;
-and `cursors`.
+The documents and their order are those of `data/rows.py`, and so is the cursor: documents finished per source, and how
+much of the current document is done (ids, or lines of it). Batches hold `ids`, `segment_ids`, `positions`, `types` (0,
+or 1 for the second segment of a pair), all i32[R, T]; `num_bytes` i32[R], the source bytes of the ids; `row_seeds`
+u32[R], the only chance that an
+objective may use: a function of the run's seed, the row and its cursor, so that devices, microbatches and restarts
+change nothing; and `cursors`.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ _SINGLE_SHARE = 0.1  # of those that have one segment only
 
 
 class RowBuilder:
-    """A row that is filled with `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, one after the other, none of which sees another.
+    """A row that is filled with `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, one after the other, none of which sees
+    another.
 
     Attributes:
       arrays: ids, segment_ids, positions and types, i32[T] each.
@@ -78,9 +80,11 @@ class EncoderRow(Row):
 
 
 class PairRow(Row):
-    """ELECTRA's published examples, one a row: `[CLS] a [SEP] b [SEP]` of neighbouring lines (build_pretraining_dataset.py).
+    """ELECTRA's published examples, one a row: `[CLS] a [SEP] b [SEP]` of neighbouring lines
+    (build_pretraining_dataset.py).
 
-    Lines are taken until they fill the row or the document ends, and cut to what fits. What is cut off is not trained on.
+    Lines are taken until they fill the row or the document ends, and cut to what fits. What is cut off is not trained
+    on.
     """
 
     @staticmethod
@@ -147,7 +151,8 @@ def _cut(segment: Encoded, length: int) -> Encoded:
 def held_out_batches(
     documents: Iterable[bytes], representation: Representation, *, batch_rows: int, sequence_length: int
 ) -> Iterator[tuple[Batch, int]]:
-    """Batches that hold every id of every document once, and the source bytes in each; `row_seeds` are the same every time."""
+    """Batches that hold every id of every document once, and the source bytes in each; `row_seeds` are the same every
+    time."""
     row, rows, num_bytes = RowBuilder(representation.vocab_size, sequence_length), [], 0
     for document in documents:
         [(ids, lengths)], start = encode(representation, [document]), 0

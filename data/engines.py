@@ -1,4 +1,5 @@
-"""Where work on many files or documents is done: in this process, or on a Ray cluster. What comes out is the same, in the same order."""
+"""Where work on many files or documents is done: in this process, or on a Ray cluster. What comes out is the same, in
+the same order."""
 
 import collections
 import contextlib
@@ -40,7 +41,8 @@ class Engine(Protocol):
           devices: what each worker has to itself, e.g. {"GPU": 1}; a CPU core by default.
 
         Raises:
-          UserError: of `function` for the first item that has one; or the engine has failed in a way that a person can mend.
+          UserError: of `function` for the first item that has one; or the engine has failed in a way that a person can
+            mend.
         """
 
 
@@ -52,12 +54,14 @@ class EngineOptions:
     """In this process, or on a Ray cluster (pip install 'tokenizer-lab[ray]'); what is written is the same."""
 
     ray_address: str | None = None
-    """HOST:PORT of the Ray cluster to use; RAY_ADDRESS if that is set; else one is started on this machine, for this command alone."""
+    """HOST:PORT of the Ray cluster to use; RAY_ADDRESS if that is set; else one is started on this machine, for this
+    command alone."""
 
     def __post_init__(self):
         if self.ray_address and self.engine != "ray":
             raise UserError(
-                f"--ray-address {self.ray_address} is for --engine ray, and the engine is {self.engine}; add --engine ray"
+                f"--ray-address {self.ray_address} is for --engine ray, and the engine is {self.engine}; add"
+                " --engine ray"
             )
 
     def open(self) -> contextlib.AbstractContextManager[Engine]:
@@ -87,8 +91,8 @@ class LocalEngine:
 class RayEngine:
     """Does the work in actors on the Ray cluster that this process is connected to.
 
-    An actor gets an item when it is idle. It may be ahead of the order by a few items, and of each by a few results: that bounds memory
-    whatever the cluster's size.
+    An actor gets an item when it is idle. It may be ahead of the order by a few items, and of each by a few results:
+    that bounds memory whatever the cluster's size.
     """
 
     def stream(
@@ -124,8 +128,8 @@ class RayEngine:
             raise
         except ray.exceptions.RayError as error:
             raise UserError(
-                f"Ray could not go on: {_reason(error)}; every machine needs enough memory and this version of tokenizer-lab; mend "
-                "that and start again"
+                f"Ray could not go on: {_reason(error)}; every machine needs enough memory and this version of"
+                " tokenizer-lab; mend that and start again"
             ) from error
         finally:
             for call in busy:
@@ -162,29 +166,32 @@ class _Worker:
             os.chdir(self._folder)  # so that paths mean and errors say the same as without Ray
         except OSError as error:
             raise UserError(
-                f"a worker of the Ray cluster cannot enter {self._folder}: {error.strerror}; start where all its machines "
-                "have the same folders"
+                f"a worker of the Ray cluster cannot enter {self._folder}: {error.strerror}; start where all its"
+                " machines have the same folders"
             ) from error
         yield from self._function(item)
 
 
 @contextlib.contextmanager
 def open_ray(address: str | None) -> Iterator[RayEngine]:
-    """A connection to the Ray cluster at an address; without one, to a cluster on this machine's loopback that ends with it.
+    """A connection to the Ray cluster at an address; without one, to a cluster on this machine's loopback that ends
+    with it.
 
     Raises:
       UserError: Ray is not installed, or does not start, or nothing answers at the address.
     """
     if address and "://" in address:
         raise UserError(
-            f"{address} is an address for Ray Client, which cannot do this; run the command on a machine of the cluster, with HOST:PORT"
+            f"{address} is an address for Ray Client, which cannot do this; run the command on a machine of the"
+            " cluster, with HOST:PORT"
         )
     before = signal.getsignal(signal.SIGTERM)
     quiet = dict(log_to_driver=False, logging_level=logging.ERROR)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment(RAY_USAGE_STATS_ENABLED="0", RAY_IGNORE_UNHANDLED_ERRORS="1"))
         if not address:
-            # Ray's own way to stay on the loopback; and the token that it asks for by default, which it would keep in the home folder.
+            # Ray's own way to stay on the loopback; and the token that it asks for by default, which it would keep in
+            # the home folder.
             stack.enter_context(_environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_TOKEN=_token()))
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="toklab-ray-", ignore_cleanup_errors=True))
         try:

@@ -49,7 +49,8 @@ def held_out_documents(corpora: Sequence[Corpus]) -> HeldOut:
 
 
 def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:
-    """Whole documents, taken in a fixed random order where they still fit in `max_bytes` (the first with text in any case)."""
+    """Whole documents, taken in a fixed random order where they still fit in `max_bytes` (the first with text in any
+    case)."""
     subset, total = [], 0
     for number in np.random.default_rng(seed).permutation(len(documents)):
         document = documents[int(number)]

@@ -43,7 +43,8 @@ class IngestOptions:
     r"""Split plain text files at this string, e.g. '\n\n'. Without it, a file is a document."""
 
     test_fraction: float = 1 / 16
-    """Share of the documents to hold out for evaluation, by a fixed rule on a document's hash, so that a copy is on the same side."""
+    """Share of the documents to hold out for evaluation, by a fixed rule on a document's hash, so that a copy is on the
+    same side."""
 
     on_empty: Literal["error", "skip", "keep"] = "error"
     """What to do with a document that has no bytes, or a file without records."""
@@ -100,7 +101,8 @@ def ingest(
 
     Args:
       report: called often with the input bytes (of compressed files, compressed ones) read so far, and those there are.
-      engine: where files are read. This process puts the documents in order, hashes and writes them, whatever the engine.
+      engine: where files are read. This process puts the documents in order, hashes and writes them, whatever the
+        engine.
 
     Raises:
       UserError: for input that is damaged, too large or empty, and for a corpus that cannot take or hold the documents.
@@ -139,7 +141,8 @@ def _embedded_bytes() -> int:
 
 
 def split_of(document: bytes, test_fraction: float) -> Split:
-    """The split of a document, by its bytes alone: none is ever both trained on and held out, however often it is there."""
+    """The split of a document, by its bytes alone: none is ever both trained on and held out, however often it is
+    there."""
     first_bytes = hashlib.sha256(document).digest()[:8]
     return "test" if int.from_bytes(first_bytes) < test_fraction * 2**64 else "train"
 
@@ -156,7 +159,8 @@ def parse_separator(text: str) -> bytes:
 
 
 def _find_all(options: IngestOptions) -> list[SourceFile | None]:
-    """The files of all sources, in the order given; None for the embedded text. Raises UserError for a file that is reached twice."""
+    """The files of all sources, in the order given; None for the embedded text. Raises UserError for a file that is
+    reached twice."""
     if not options.sources:
         raise UserError("no sources are given; name files, directories or globs, or the word embedded")
     found: list[SourceFile | None] = []
@@ -188,7 +192,8 @@ class Portion:
 
 
 def read_portions(options: IngestOptions, file: SourceFile | None) -> Iterator[Portion]:
-    """Yields all documents of a file, or the embedded ones; in portions, which is what an engine's worker sends. Raises UserError."""
+    """Yields all documents of a file, or the embedded ones; in portions, which is what an engine's worker sends. Raises
+    UserError."""
     documents, size_bytes, reached, before = [], 0, 0, 0
 
     def report(num_bytes: int) -> None:

@@ -2,21 +2,27 @@
 
 The way of the data, step by step; each step's state is what the next needs to go on exactly:
 
-1. Every source (a corpus split) is put in a seeded global shuffle, newly shuffled each epoch. State: none, the n-th document is
+1. Every source (a corpus split) is put in a seeded global shuffle, newly shuffled each epoch. State: none, the n-th
+document is
    a pure function of (seed, n).
-2. Row r of a global batch of B rows is its own endless stream. Its d-th draw comes from source `draw_source(seed, r, d)`; from
-   that source it reads documents r, r + B, r + 2B, ... of the shuffled order. State: how many documents of each source it has
-   finished.
-3. A document of n ids is the n + 1 positions (eod -> x1), (x1 -> x2), ..., (xn -> eod): every id, and the document's end, is a
+2. Row r of a global batch of B rows is its own endless stream. Its d-th draw comes from source `draw_source(seed, r,
+d)`; from
+   that source it reads documents r, r + B, r + 2B, ... of the shuffled order. State: how many documents of each source
+   it has finished.
+3. A document of n ids is the n + 1 positions (eod -> x1), (x1 -> x2), ..., (xn -> eod): every id, and the document's
+end, is a
    target exactly once. State: how many of them are done.
-4. A row takes the next T positions of its stream; where a document ends the next begins. Attention stays in a document by
+4. A row takes the next T positions of its stream; where a document ends the next begins. Attention stays in a document
+by
    `segment_ids`, and `num_bytes` says how many source bytes the targets carry.
 
-So the position of a row is S + 1 integers: documents finished per source, and positions done in the current document. It does not know
-how many hosts there are, how long T is, or how many workers encode.
+So the position of a row is S + 1 integers: documents finished per source, and positions done in the current document.
+It does not know how many hosts there are, how long T is, or how many workers encode.
 
-5. A row keeps a running hash of the documents it has finished, of their numbers and their bytes, one after the other: two runs whose hashes
-   agree after n documents have read the same n documents in the same order, whatever they encode them to. State: the hash, two integers.
+5. A row keeps a running hash of the documents it has finished, of their numbers and their bytes, one after the other:
+two runs whose hashes
+   agree after n documents have read the same n documents in the same order, whatever they encode them to. State: the
+   hash, two integers.
 
 Together that is the cursor of a row, `i32[S + 3]`.
 """
@@ -61,7 +67,8 @@ _HASH_WORDS = 2
 
 
 def cursor_width(num_sources: int) -> int:
-    """Integers in a row's cursor: documents finished of each source, positions done in the current document, and the hash."""
+    """Integers in a row's cursor: documents finished of each source, positions done in the current document, and the
+    hash."""
     return num_sources + 1 + _HASH_WORDS
 
 
@@ -81,7 +88,8 @@ def _draw_hash(seed: int, row: int, draw: int, *what: str) -> int:
 
 
 def document_positions(representation: Representation, documents: Sequence[bytes]) -> list[Encoded]:
-    """Documents as positions: i32[n + 2] ids between two end-of-document ids, and i64[n + 1] source bytes of each target."""
+    """Documents as positions: i32[n + 2] ids between two end-of-document ids, and i64[n + 1] source bytes of each
+    target."""
     eod = np.array([representation.eod_id], np.int32)
     return [
         (np.concatenate([eod, ids, eod]), np.append(lengths, 0)) for ids, lengths in encode(representation, documents)
@@ -91,9 +99,9 @@ def document_positions(representation: Representation, documents: Sequence[bytes
 class RowStreams(grain.IterDataset):
     """An endless dataset of batches for some rows of the global batch.
 
-    Each batch is a dict of numpy arrays for the R rows asked for: `ids`, `targets`, `segment_ids` (1, 2, ... within the row),
-    `positions` (from 0 in each piece of a document), all i32[R, T]; `num_bytes` i32[R]; and `cursors` i32[R, S + 3], from which the
-    row goes on *after* this batch.
+    Each batch is a dict of numpy arrays for the R rows asked for: `ids`, `targets`, `segment_ids` (1, 2, ... within the
+    row), `positions` (from 0 in each piece of a document), all i32[R, T]; `num_bytes` i32[R]; and `cursors` i32[R, S +
+    3], from which the row goes on *after* this batch.
     """
 
     def __init__(
@@ -120,9 +128,11 @@ class RowStreams(grain.IterDataset):
           seed: of the shuffles and of the draws.
           rows: which of the B rows to read; all by default.
           cursors: i32[R, S + 3] from where to go on; the beginning by default.
-          piece_length: if not 0, documents are cut, from a random place on, into pieces of at most this many positions, none of
+          piece_length: if not 0, documents are cut, from a random place on, into pieces of at most this many positions,
+            none of
             which sees what is before it: each has a segment id of its own and begins with the end-of-document id.
-          num_workers: threads that read and encode (tokenizers release the interpreter lock); changes nothing but the speed.
+          num_workers: threads that read and encode (tokenizers release the interpreter lock); changes nothing but the
+            speed.
           layout: how rows are filled, `CausalRow` by default; those for encoders are in `data/encoder_rows.py`.
           note_hash: told a row's running hash, by the thread that fills it, where `is_noted` says so.
         """
@@ -141,7 +151,8 @@ class RowStreams(grain.IterDataset):
         self.weights = [source.weight for source in sources]
         if any(len(source.documents) == 0 for source in sources):
             raise UserError(
-                "a corpus without documents cannot be trained on; ingest some text into it, or take it out of the mixture"
+                "a corpus without documents cannot be trained on; ingest some text into it, or take it out of the"
+                " mixture"
             )
         self.shuffled = [
             grain.MapDataset.source(source.documents).shuffle(seed=_shuffle_seed(seed, number))
@@ -226,9 +237,11 @@ NoteHash = Callable[[int, int, bytes], None]  # of a row, the documents it has f
 
 
 def is_noted(num_documents: int) -> bool:
-    """Whether a row's hash after so many documents is noted: where that number has three binary digits and then zeros, or is below 8.
+    """Whether a row's hash after so many documents is noted: where that number has three binary digits and then zeros,
+    or is below 8.
 
-    Few are kept, and of two rows that have come to n documents or further, both have noted one of more than 4/5 n, or of n itself.
+    Few are kept, and of two rows that have come to n documents or further, both have noted one of more than 4/5 n, or
+    of n itself.
     """
     return num_documents % (1 << max(0, num_documents.bit_length() - 3)) == 0
 
@@ -357,10 +370,10 @@ def scoring_batches(
 ) -> Iterator[Batch]:
     """Batches that hold every position of every document exactly once, for evaluation.
 
-    A document is cut from its own beginning into pieces of `sequence_length`, so that its score does not depend on its neighbours;
-    what is left over shares rows with other documents' ends. With a `piece_length` (see `RowStreams`) the pieces are of that.
-    Besides the training batch's arrays there is `documents` i32[B, T], the number given with each document (-1: padding), and
-    `target_bytes` i32[B, T], the source bytes of each target.
+    A document is cut from its own beginning into pieces of `sequence_length`, so that its score does not depend on its
+    neighbours; what is left over shares rows with other documents' ends. With a `piece_length` (see `RowStreams`) the
+    pieces are of that. Besides the training batch's arrays there is `documents` i32[B, T], the number given with each
+    document (-1: padding), and `target_bytes` i32[B, T], the source bytes of each target.
     """
     with concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as workers:
         encoded = _encode_documents(workers, documents, representation, num_workers)
@@ -399,8 +412,9 @@ def _check_lossless(representation: Representation, text: bytes, ids: np.ndarray
     if decoded != text:
         at = next((number for number, (a, b) in enumerate(zip(text, decoded)) if a != b), min(len(text), len(decoded)))
         raise UserError(
-            f"the {representation.kind} representation does not give a document back: from byte {at} on, {decoded[at : at + 20]!r} where the text "
-            f"has {text[at : at + 20]!r}; it drops or changes characters, so that its bits per byte would be of another text; use one that is lossless"
+            f"the {representation.kind} representation does not give a document back: from byte {at} on,"
+            f" {decoded[at : at + 20]!r} where the text has {text[at : at + 20]!r}; it drops or changes characters, so"
+            " that its bits per byte would be of another text; use one that is lossless"
         )
 
 
@@ -446,7 +460,8 @@ def _scoring_row(row: Batch, at: int, segment: int, number: int, ids: np.ndarray
 
 
 def _map_ahead(workers: concurrent.futures.Executor, function, items: Iterable, ahead: int) -> Iterator:
-    """`map(function, items)` in order, at most `ahead` items being worked on: `Executor.map` would take all items at once."""
+    """`map(function, items)` in order, at most `ahead` items being worked on: `Executor.map` would take all items at
+    once."""
     pending: collections.deque = collections.deque()
     for item in items:
         pending.append(workers.submit(function, item))

@@ -95,7 +95,8 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: epath.PathLike) -> Self:
-        """Opens the corpus in `folder`; one in an object store is copied to this machine's cache, a shard when a document of it is first read.
+        """Opens the corpus in `folder`; one in an object store is copied to this machine's cache, a shard when a
+        document of it is first read.
 
         Raises:
           UserError: there is none, or one that is half-written, incomplete, or of another format.
@@ -207,7 +208,8 @@ def _open_reader(path: epath.Path, shard: Shard, remedy: str) -> ArrayRecordRead
     )
     if reader.num_records() != shard.num_documents:
         raise UserError(
-            f"{path} is damaged: {reader.num_records()} documents can be found, {shard.num_documents} should be there; {remedy}"
+            f"{path} is damaged: {reader.num_records()} documents can be found, {shard.num_documents} should be there;"
+            f" {remedy}"
         )
     return reader
 
@@ -223,7 +225,8 @@ def _read_store(folder: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
 
 
 def check_files(folder: epath.Path, shards: Iterable[Shard], again: str) -> None:
-    """Raises UserError, with `again` as what to do, unless all files of the shards are there and as large as they should be."""
+    """Raises UserError, with `again` as what to do, unless all files of the shards are there and as large as they
+    should be."""
     for shard in shards:
         path = folder / shard.file
         if not path.exists():

@@ -35,7 +35,8 @@ def attend(
 
     Args:
       q_bthd: f[B, T, H, h] queries; k_bshd, v_bshd: f[B, T, K, h] with H a multiple of K.
-      segment_ids_bt: i32[B, T]; positions attend only to positions of the same id. 0 marks padding, whose output is unspecified.
+      segment_ids_bt: i32[B, T]; positions attend only to positions of the same id. 0 marks padding, whose output is
+        unspecified.
       causal: whether a position attends only to itself and those before it.
       dropout: of the attention weights (`models.layers.row_dropout`), which are then written to memory.
 
@@ -49,7 +50,8 @@ def attend(
         if (why := _splash_refuses(q_bthd.shape, k_bshd.shape, placement)) is None:
             return _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal)
         warnings.warn(
-            f"splash attention does not take queries of shape {list(q_bthd.shape)}: {why}; attention writes its weights to memory instead",
+            f"splash attention does not take queries of shape {list(q_bthd.shape)}: {why}; attention writes its weights"
+            " to memory instead",
             stacklevel=2,
         )
     if causal and on_one_cpu():
@@ -88,7 +90,8 @@ def _attend_with_dropout(q_bthd, k_bshd, v_bshd, segment_ids_bt, causal, dropout
 
 
 def attend_to_cache(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, first_position: jax.Array) -> jax.Array:
-    """Attention of T new positions, the first at `first_position` (i32[]), to a cache of S >= first_position + T positions."""
+    """Attention of T new positions, the first at `first_position` (i32[]), to a cache of S >= first_position + T
+    positions."""
     position_t = first_position + jnp.arange(q_bthd.shape[1])
     visible_ts = jnp.arange(k_bshd.shape[1])[None, :] <= position_t[:, None]
     return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, mask=visible_ts[None, None])
@@ -130,9 +133,8 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=Tru
     sequence_shards, head_shards = _axis_size(placement, "sequence"), _axis_size(placement, "heads")
     block = splash_block(length // sequence_shards)
     sizes = splash.BlockSizes(
-        **{
-            name: block
-            for name in (
+        **dict.fromkeys(
+            (
                 "block_q",
                 "block_kv",
                 "block_kv_compute",
@@ -141,8 +143,9 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=Tru
                 "block_kv_dkv_compute",
                 "block_q_dq",
                 "block_kv_dq",
-            )
-        }
+            ),
+            block,
+        )
     )
     kernel = splash.make_splash_mha(
         mask=splash_mask.MultiHeadMask(

@@ -1,8 +1,8 @@
 """Logical axis names for arrays, and where the trainer says they live.
 
-Model code names axes ("batch", "embed", ...) and nothing else. Which mesh axis each one maps to is decided by the table in
-`train/sharding.py`, which is put in force around the model by `use_placement`. Without one (unit tests, a notebook) every
-constraint is the identity.
+Model code names axes ("batch", "embed", ...) and nothing else. Which mesh axis each one maps to is decided by the table
+in `train/sharding.py`, which is put in force around the model by `use_placement`. Without one (unit tests, a notebook)
+every constraint is the identity.
 """
 
 import contextlib
@@ -73,7 +73,8 @@ def parameter(value: jax.Array, *axes: str) -> nnx.Param:
 
 
 def parameter_axes(state: nnx.State) -> dict:
-    """The logical axes of every parameter of `nnx.state(model)`, as a nested dict of tuples; stacked layers get "layers" in front."""
+    """The logical axes of every parameter of `nnx.state(model)`, as a nested dict of tuples; stacked layers get
+    "layers" in front."""
 
     def axes(variable: nnx.Param) -> tuple[str, ...]:
         names = variable.get_metadata("axes")

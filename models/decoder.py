@@ -42,7 +42,8 @@ class Decoder(nnx.Module):
     def output_table(self) -> jax.Array:
         """f[V, D], the table that hidden states are projected onto, in their type and in the layout for that."""
         table_vd = self.embedding if self.config.tied_embeddings else self.unembedding
-        # Split over vocab only, so that a loss in chunks gathers it, and sums its gradient up over devices, once and not for every chunk.
+        # Split over vocab only, so that a loss in chunks gathers it, and sums its gradient up over devices, once and
+        # not for every chunk.
         return constrain(table_vd.astype(self.config.compute_dtype), "vocab", None)
 
     def __call__(self, ids_bt: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array) -> jax.Array:
@@ -51,7 +52,8 @@ class Decoder(nnx.Module):
         return hidden_btd
 
     def extend(self, ids_bt: jax.Array, first_position: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """T more ids of one document a row, all rows at `first_position` (i32[]) -> f32[B, V] logits after the last, and the cache."""
+        """T more ids of one document a row, all rows at `first_position` (i32[]) -> f32[B, V] logits after the last,
+        and the cache."""
         positions_bt = jnp.broadcast_to(first_position + jnp.arange(ids_bt.shape[1]), ids_bt.shape)
         hidden_btd, cache = self._run(ids_bt, jnp.ones_like(ids_bt), positions_bt, cache)
         return self.logits(hidden_btd[:, -1]), cache

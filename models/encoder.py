@@ -1,4 +1,5 @@
-"""Bidirectional transformers: the decoder's siblings, and the heads that masked and replaced-token objectives put on them.
+"""Bidirectional transformers: the decoder's siblings, and the heads that masked and replaced-token objectives put on
+them.
 
 Ids of an encoder are those of the representation and, behind them, `MASK`, `CLS` and `SEP`.
 
@@ -37,7 +38,8 @@ class EncoderConfig(TransformerConfig):
 
     kind: Literal["encoder"] = "encoder"
     form: Literal["modern", "bert"] = "modern"
-    """The decoder's layers without their mask; or those of BERT and ELECTRA: post-norm, learned positions, GELU, biases."""
+    """The decoder's layers without their mask; or those of BERT and ELECTRA: post-norm, learned positions, GELU,
+    biases."""
     table_dim: int = 0
     """Width of the embedding tables where it is not embed_dim (ELECTRA's embedding_size); 0: embed_dim."""
     max_positions: int = 512
@@ -53,11 +55,13 @@ class EncoderConfig(TransformerConfig):
             raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")
         if self.form == "modern" and self.dropout:
             raise UserError(
-                f"model.dropout is {self.dropout} and model.form 'modern', which has none; set it to 0, or the form to 'bert'"
+                f"model.dropout is {self.dropout} and model.form 'modern', which has none; set it to 0, or the form to"
+                " 'bert'"
             )
         if self.table_dim < 0 or self.max_positions < 1:
             raise UserError(
-                f"model.table_dim is {self.table_dim} and model.max_positions {self.max_positions}; they must be at least 0 and 1"
+                f"model.table_dim is {self.table_dim} and model.max_positions {self.max_positions}; they must be at"
+                " least 0 and 1"
             )
 
     @property
@@ -69,7 +73,8 @@ class EncoderConfig(TransformerConfig):
         return self.table_dim or self.embed_dim
 
     def scaled(self, share: float) -> "EncoderConfig":
-        """A generator's shape: hidden size, heads and MLP scaled, not the depth nor the shared tables (Clark et al. 2020, section 3.2)."""
+        """A generator's shape: hidden size, heads and MLP scaled, not the depth nor the shared tables (Clark et al.
+        2020, section 3.2)."""
         heads = max(1, round(self.num_heads * share))
         return dataclasses.replace(
             self,
@@ -117,7 +122,8 @@ class Heads:
 
 
 class Embeddings(nnx.Module):
-    """What an id, its position and its segment's type stand for, before any layer; a generator and a discriminator share one."""
+    """What an id, its position and its segment's type stand for, before any layer; a generator and a discriminator
+    share one."""
 
     def __init__(self, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config, width = config, config.table_width
@@ -179,7 +185,8 @@ class Body(nnx.Module):
 
 
 class VocabHead(nnx.Module):
-    """What is projected onto the table: dense, GELU, norm; and the output's bias (Devlin et al. 2019; google-research/electra)."""
+    """What is projected onto the table: dense, GELU, norm; and the output's bias (Devlin et al. 2019;
+    google-research/electra)."""
 
     def __init__(self, config: EncoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.dense = Dense(config, rngs, config.embed_dim, config.table_width, "embed", "table")
@@ -214,8 +221,8 @@ class Clusters(nnx.Module):
         self.confusions = parameter(jnp.ones((num_clusters, num_clusters)), "norm", "norm")
 
     def draw(self, key: jax.Array, ids_n: jax.Array, sharpness: float) -> jax.Array:
-        """For each of N ids another, i32[N]: a cluster by the softmax of `sharpness` times its confusions with the id's own, scaled to
-        [0, 1] in each row; then one of its ids, uniformly (lucadiliello/transformers-framework)."""
+        """For each of N ids another, i32[N]: a cluster by the softmax of `sharpness` times its confusions with the id's
+        own, scaled to [0, 1] in each row; then one of its ids, uniformly (lucadiliello/transformers-framework)."""
         of_id_v, num_clusters = self.of_id.astype(jnp.int32), len(self.confusions[...])
         sizes_c = jnp.bincount(of_id_v, length=num_clusters)
         low, high = (reduce(self.confusions[...], axis=1, keepdims=True) for reduce in (jnp.min, jnp.max))
@@ -229,7 +236,8 @@ class Clusters(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """An encoder with the heads that an objective asks for; with a generator, which shares nothing but the embeddings, ELECTRA's pair."""
+    """An encoder with the heads that an objective asks for; with a generator, which shares nothing but the embeddings,
+    ELECTRA's pair."""
 
     def __init__(self, config: EncoderConfig, vocab_size: int, heads: Heads, *, rngs: nnx.Rngs):
         self.config, self.vocab_size, predictor = config, vocab_size, heads.predictor(config)

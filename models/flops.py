@@ -1,9 +1,9 @@
 """Parameters, FLOPs and cache of a model, per component, from its config alone.
 
-A multiply-add is 2 FLOPs; the backward pass costs twice the forward pass (one product for the inputs' gradient, one for the
-weights'), so training costs 3 x forward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; here with attention and softmax).
-These are the model's FLOPs: what remat computes again and what pads a vocabulary is not in them. Norms, rotary positions and
-other elementwise work are left out; tests hold the whole within 2 % of what XLA counts.
+A multiply-add is 2 FLOPs; the backward pass costs twice the forward pass (one product for the inputs' gradient, one for
+the weights'), so training costs 3 x forward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; here with attention and
+softmax). These are the model's FLOPs: what remat computes again and what pads a vocabulary is not in them. Norms,
+rotary positions and other elementwise work are left out; tests hold the whole within 2 % of what XLA counts.
 """
 
 import jax.numpy as jnp
@@ -67,14 +67,15 @@ def _layer_parameters(config: TransformerConfig) -> dict[str, int]:
 def training_flops_per_token(config: DecoderConfig, vocab_size: int, sequence_length: int) -> dict[str, float]:
     """FLOPs to train on one position of a sequence, by component, and "total".
 
-    Causal attention is counted at half: a position sees (sequence_length + 1) / 2 others on average. That sequences hold
-    several documents, which see less, is not taken off.
+    Causal attention is counted at half: a position sees (sequence_length + 1) / 2 others on average. That sequences
+    hold several documents, which see less, is not taken off.
     """
     return _training(_decoder_flops(config, vocab_size, sequence_length), lookups=config.embed_dim)
 
 
 def generation_flops_per_token(config: DecoderConfig, vocab_size: int, sequence_length: int) -> float:
-    """FLOPs to generate one position of a sequence with a cache of keys and values, on average over the sequence: one forward pass."""
+    """FLOPs to generate one position of a sequence with a cache of keys and values, on average over the sequence: one
+    forward pass."""
     return sum(_decoder_flops(config, vocab_size, sequence_length).values())
 
 
@@ -90,7 +91,8 @@ def _decoder_flops(config: DecoderConfig, vocab_size: int, sequence_length: int)
 def encoder_training_flops_per_token(
     config: EncoderConfig, num_ids: int, sequence_length: int, heads: Heads, predicted_share: float
 ) -> dict[str, float]:
-    """FLOPs to train an encoder, or a generator and a discriminator, on one position of a sequence, by component, and "total".
+    """FLOPs to train an encoder, or a generator and a discriminator, on one position of a sequence, by component, and
+    "total".
 
     Args:
       config: of the encoder, or of a pair's discriminator.

@@ -26,7 +26,8 @@ _VOCAB_MULTIPLE = 128  # a lane tile of a TPU; an unpadded table costs two copie
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """What the shapes of all transformers here have in common. The vocabulary is not in it: that is the representation's."""
+    """What the shapes of all transformers here have in common. The vocabulary is not in it: that is the
+    representation's."""
 
     num_layers: int = 4
     embed_dim: int = 256
@@ -70,7 +71,8 @@ class TransformerConfig:
 
     @property
     def residual_scale(self) -> float:
-        """Of the matrices that write to the residual stream, so that its variance does not grow with depth (GPT-2, section 2.3)."""
+        """Of the matrices that write to the residual stream, so that its variance does not grow with depth (GPT-2,
+        section 2.3)."""
         return (2 * self.num_layers) ** -0.5
 
     def matrix(self, rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> jax.Array:
@@ -90,12 +92,14 @@ def fan_in_normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, scale: fl
 
 
 def published_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> jax.Array:
-    """f32 normal of standard deviation 0.02, truncated at two sigma: all of BERT's matrices (Devlin et al. 2019, arXiv 1810.04805)."""
+    """f32 normal of standard deviation 0.02, truncated at two sigma: all of BERT's matrices (Devlin et al. 2019, arXiv
+    1810.04805)."""
     return 0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = RMS_NORM_EPSILON) -> jax.Array:
-    """Root-mean-square norm over the last axis, computed in float32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+    """Root-mean-square norm over the last axis, computed in float32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq.
+    4)."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
     return (normed * scale).astype(x.dtype)
@@ -132,7 +136,8 @@ def project(x: jax.Array, kernel: jax.Array, num_inner: int = 1) -> jax.Array:
     kernel, placement = kernel[...].astype(x.dtype), current_placement()
     if placement is not None and placement.mesh.size > 1:  # rows and positions may each be split over devices
         return jnp.tensordot(x, kernel, num_inner)
-    # Rows and positions as one axis: of two, XLA's CPU compiler copies the gradient transposed, element by element, before it sums over them.
+    # Rows and positions as one axis: of two, XLA's CPU compiler copies the gradient transposed, element by element,
+    # before it sums over them.
     matrix = kernel.reshape(math.prod(kernel.shape[:num_inner]), -1)
     return (x.reshape(-1, len(matrix)) @ matrix).reshape(*x.shape[: x.ndim - num_inner], *kernel.shape[num_inner:])
 
@@ -183,7 +188,8 @@ def rotary_embedding(x_bthd: jax.Array, places: Places) -> jax.Array:
 class Attention(nnx.Module):
     """Grouped-query self-attention.
 
-    With rotary positions and, as an option, QK-norm (Henry et al. 2020, arXiv 2010.04245); in the published form with biases instead.
+    With rotary positions and, as an option, QK-norm (Henry et al. 2020, arXiv 2010.04245); in the published form with
+    biases instead.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
@@ -284,7 +290,8 @@ class Block(nnx.Module):
 
 
 class PostNormBlock(nnx.Module):
-    """One layer in the published form: attention and a GELU MLP, each added and then normed (Devlin et al. 2019, arXiv 1810.04805)."""
+    """One layer in the published form: attention and a GELU MLP, each added and then normed (Devlin et al. 2019, arXiv
+    1810.04805)."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs=rngs)
@@ -301,9 +308,11 @@ class PostNormBlock(nnx.Module):
 
 
 def over_layers(layer: Callable, x: jax.Array, stacked: Any, remat: str) -> tuple[jax.Array, Any]:
-    """`jax.lax.scan` over stacked layers, each of which the backward pass recomputes as far as `TransformerConfig.remat` says.
+    """`jax.lax.scan` over stacked layers, each of which the backward pass recomputes as far as
+    `TransformerConfig.remat` says.
 
-    A loop compiles once for all layers, but XLA's CPU runtime copies what it slices from and writes to the stack: there they are written out.
+    A loop compiles once for all layers, but XLA's CPU runtime copies what it slices from and writes to the stack: there
+    they are written out.
     """
     match remat:
         case "dots":

@@ -1,4 +1,5 @@
-"""Eight CPU devices for every test, and a corpus, a representation and a recipe so small that a whole run takes seconds."""
+"""Eight CPU devices for every test, and a corpus, a representation and a recipe so small that a whole run takes
+seconds."""
 
 import os
 
@@ -118,7 +119,8 @@ def one_device(monkeypatch, compiled_once):
 
 @pytest.fixture(scope="session")
 def compiled_once(tmp_path_factory):
-    """A context in which a program of one device that a test of this process has compiled before is not compiled again."""
+    """A context in which a program of one device that a test of this process has compiled before is not compiled
+    again."""
     folder = tmp_path_factory.mktemp("compiled")
 
     @contextlib.contextmanager

@@ -1,8 +1,10 @@
-"""Which ids the documents that begin with given bytes may begin with: what exact byte probabilities need of a representation.
+"""Which ids the documents that begin with given bytes may begin with: what exact byte probabilities need of a
+representation.
 
-A document has one sequence of ids, its canonical one, so what a model of ids says about bytes is a sum over *covers* (Phan et al. 2024,
-arXiv 2410.09303): the beginnings of canonical sequences whose bytes begin with the given ones, the last id starting before their end. All
-covers of a text are found by walking along it with one question, `Covers.may_follow`: which ids may stand behind these, in some document?
+A document has one sequence of ids, its canonical one, so what a model of ids says about bytes is a sum over *covers*
+(Phan et al. 2024, arXiv 2410.09303): the beginnings of canonical sequences whose bytes begin with the given ones, the
+last id starting before their end. All covers of a text are found by walking along it with one question,
+`Covers.may_follow`: which ids may stand behind these, in some document?
 """
 
 import abc
@@ -24,13 +26,15 @@ from tokenizer_lab.subword.representation import SubwordRepresentation
 
 Ids = tuple[int, ...]
 
-# Where every common tokenizer begins anew, whatever stands before. Behind the last one in this many ids, texts are encoded to be compared.
+# Where every common tokenizer begins anew, whatever stands before. Behind the last one in this many ids, texts are
+# encoded to be compared.
 _WORD_BORDER = re.compile(rb"(?<=[A-Za-z])(?= [A-Za-z])|(?<=\n)(?=[A-Za-z])")
 _MAX_TAIL_IDS = 64
 _MAX_REMEMBERED = 4096
 
 _CONTINUATION_BYTES = range(0x80, 0xC0)
-# What follows spaces decides how they are divided: by GPT-4's split pattern "  1" is " ", " ", "1", though "  " alone may be one id.
+# What follows spaces decides how they are divided: by GPT-4's split pattern "  1" is " ", " ", "1", though "  " alone
+# may be one id.
 _BEHIND_SPACES = [bytes([byte]) for byte in range(0x21, 0x7F)]
 
 
@@ -73,7 +77,8 @@ class Covers(abc.ABC):
         return np.array(self._in_order[first:after], np.int64)
 
     def borders(self, text: bytes) -> Iterator[list[Ids]]:
-        """For each i from 0 to len(text), the ids of documents that begin with `text` of which the last ends behind just i bytes.
+        """For each i from 0 to len(text), the ids of documents that begin with `text` of which the last ends behind
+        just i bytes.
 
         Mostly one sequence or none; several where what follows decides between them, e.g. inside a UTF-8 character.
         """
@@ -95,7 +100,8 @@ class ByteCovers(Covers):
 
 
 class WindowCovers(Covers):
-    """Of windows of one id each: a window is the longest there is, so the next begins with a byte that it cannot be longer by."""
+    """Of windows of one id each: a window is the longest there is, so the next begins with a byte that it cannot be
+    longer by."""
 
     def __init__(self, representation: EqualInfoRepresentation):
         super().__init__(representation)
@@ -117,9 +123,10 @@ class WindowCovers(Covers):
 class SubwordCovers(Covers):
     """Of a tokenizer, by encoding again: an id may stand where the text up to its end is encoded so that it does.
 
-    Exact where the ids of a text's beginning depend on what follows it in no other way than these: an id that ends inside a UTF-8 character, or
-    with a space, may stand where the text is encoded so with some end of the character, or some character behind the space. Of the text before,
-    only what is behind the last border between words, or 64 ids, is looked at.
+    Exact where the ids of a text's beginning depend on what follows it in no other way than these: an id that ends
+    inside a UTF-8 character, or with a space, may stand where the text is encoded so with some end of the character, or
+    some character behind the space. Of the text before, only what is behind the last border between words, or 64 ids,
+    is looked at.
     """
 
     def __init__(self, representation: SubwordRepresentation):
@@ -167,7 +174,8 @@ class SubwordCovers(Covers):
         return [ids for (ids, _), again in zip(pairs, encoded, strict=True) if tuple(again[: len(ids)]) == ids]
 
     def _from_character(self, ids: Ids) -> Ids:
-        """The ids from that on which holds the first byte of the character that the last one ends inside of; where it ends in none, the last."""
+        """The ids from that on which holds the first byte of the character that the last one ends inside of; where it
+        ends in none, the last."""
         num_begun = len(_begun_character(self._join(ids)))
         if num_begun:
             held = itertools.accumulate(int(self.lengths[id_]) for id_ in reversed(ids))
@@ -175,9 +183,11 @@ class SubwordCovers(Covers):
         return ids[-1:]
 
     def _find_ends(self, ids: Ids) -> list[bytes]:
-        """Ends of the text of `ids`, alone, with which these are its ids: one by a letter, a digit and another character, as far as there are any.
+        """Ends of the text of `ids`, alone, with which these are its ids: one by a letter, a digit and another
+        character, as far as there are any.
 
-        One of a kind is enough: whether ids may stand behind others is settled where they meet, and where the tokenizer cuts a text into words.
+        One of a kind is enough: whether ids may stand behind others is settled where they meet, and where the tokenizer
+        cuts a text into words.
         """
         text, found = self._join(ids), {}
         for ends in _ends_of_character(_begun_character(text)) if _begun_character(text) else [_BEHIND_SPACES]:
@@ -194,14 +204,16 @@ class SubwordCovers(Covers):
 
 
 def _begun_character(text: bytes) -> bytes:
-    """The bytes of the UTF-8 character that `text` ends inside of; none where it ends behind one, or behind what is not UTF-8."""
+    """The bytes of the UTF-8 character that `text` ends inside of; none where it ends behind one, or behind what is not
+    UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     decoder.decode(text)
     return decoder.getstate()[0]
 
 
 def _ends_of_character(begun: bytes) -> Iterator[list[bytes]]:
-    """What completes a UTF-8 character: a part of it, then more; in the end all there is where one or two bytes are missing."""
+    """What completes a UTF-8 character: a part of it, then more; in the end all there is where one or two bytes are
+    missing."""
     num_missing = 2 + (begun[0] >= 0xE0) + (begun[0] >= 0xF0) - len(begun)
     for num_varied in range(1, min(num_missing, 2) + 1):
         ends = (
@@ -228,7 +240,8 @@ def covers_of(representation: Representation) -> Covers:
             covers = SubwordCovers(representation)
             if across := next((bytes_ for bytes_ in covers.id_bytes if _WORD_BORDER.search(bytes_)), None):
                 raise UserError(
-                    f"exact byte probabilities are there for subwords that end where words do, and {across!r} is one id; use others than superwords"
+                    f"exact byte probabilities are there for subwords that end where words do, and {across!r} is one"
+                    " id; use others than superwords"
                 )
             return covers
         case EqualInfoRepresentation() if (
@@ -236,6 +249,6 @@ def covers_of(representation: Representation) -> Covers:
         ):
             return WindowCovers(representation)
     raise UserError(
-        f"of {representation.kind} ids, as they are here, not each stands for bytes of its own, which exact byte probabilities need; they are there "
-        "for byte, subword, and equal_info with --window-bits 16 --id-bits 16"
+        f"of {representation.kind} ids, as they are here, not each stands for bytes of its own, which exact byte"
+        " probabilities need; they are there for byte, subword, and equal_info with --window-bits 16 --id-bits 16"
     )

@@ -33,13 +33,15 @@ def check_name(name: str, what: str) -> str:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is in an object store, such as gs://bucket/folder: no locks, no appending, no renaming of folders in one go."""
+    """Whether a path is in an object store, such as gs://bucket/folder: no locks, no appending, no renaming of folders
+    in one go."""
     return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
 def remote_errors(path: epath.PathLike) -> Iterator[None]:
-    """Turns what an object store, or the library that speaks to it, complains about inside into one line. Nothing for a local path."""
+    """Turns what an object store, or the library that speaks to it, complains about inside into one line. Nothing for a
+    local path."""
     try:
         yield
     except UserError:
@@ -103,7 +105,8 @@ def cache_folder(name: str) -> epath.Path:
 
 
 def files_in(folder: epath.Path) -> dict[str, epath.Path]:
-    """Name relative to the folder -> path, of the files in it and in the folders in it, sorted by name. Raises OSError."""
+    """Name relative to the folder -> path, of the files in it and in the folders in it, sorted by name. Raises
+    OSError."""
     top = os.fspath(folder).rpartition("://")[2]  # `walk` of an object store leaves the gs:// out
     found = {
         os.path.normpath(os.path.join(os.path.relpath(root, top), name))

@@ -1,7 +1,8 @@
 """What ids are like before any model is trained on them: the metrics of `toklab inspect`.
 
-A metric is a number for a representation and documents. `encode` runs the representation once, and what is counted is counted on
-its result. Special ids stand for no text and count for nothing. `docs/metrics.md` says what each metric tells, and what not.
+A metric is a number for a representation and documents. `encode` runs the representation once, and what is counted is
+counted on its result. Special ids stand for no text and count for nothing. `docs/metrics.md` says what each metric
+tells, and what not.
 """
 
 import collections
@@ -43,7 +44,8 @@ class EncodedText:
 
     @functools.cached_property
     def id_counts(self) -> np.ndarray:
-        """i64[V - 1], how often each id occurs, in the order of ids; the end of a document, which is no text, is left out."""
+        """i64[V - 1], how often each id occurs, in the order of ids; the end of a document, which is no text, is left
+        out."""
         counts = np.zeros(self.representation.vocab_size, np.int64)
         for ids in self.ids:
             counts += np.bincount(ids, minlength=len(counts))
@@ -53,8 +55,9 @@ class EncodedText:
     def units(self) -> dict[int, bytes] | None:
         """What each id that occurs stands for; None where ids are no units of the text.
 
-        They are where every id carries the same bytes, one at least, wherever it occurs, and decodes to them whatever is around it:
-        bytes, subwords, windows of one id. The ids of an arithmetic code, or the parts of a window, stand for nothing alone.
+        They are where every id carries the same bytes, one at least, wherever it occurs, and decodes to them whatever
+        is around it: bytes, subwords, windows of one id. The ids of an arithmetic code, or the parts of a window, stand
+        for nothing alone.
         """
         pieces: dict[int, bytes] = {}
         for document, ids, lengths in zip(self.documents, self.ids, self.lengths, strict=True):
@@ -77,7 +80,8 @@ def encode(
 
 
 def script(text: bytes) -> str:
-    """The script of most letters of a text by their Unicode names, e.g. "Latin", "Cyrillic", "CJK" or "Hiragana"; "none" without letters."""
+    """The script of most letters of a text by their Unicode names, e.g. "Latin", "Cyrillic", "CJK" or "Hiragana";
+    "none" without letters."""
     letters = collections.Counter(
         unicodedata.name(letter, "none").split()[0] for letter in text.decode(errors="ignore") if letter.isalpha()
     )
@@ -102,15 +106,16 @@ def bytes_per_token(num_bytes: int, num_tokens: int) -> float:
 def fertility(text: EncodedText) -> float | None:
     """tokens / words: tokens a word takes on average (Rust+ 2021, arXiv 2012.15613). None for a text without words.
 
-    A word is a piece between whitespace, by Unicode, with what punctuation is on it. The tokens are those of the text as it is,
-    so that whitespace counts too.
+    A word is a piece between whitespace, by Unicode, with what punctuation is on it. The tokens are those of the text
+    as it is, so that whitespace counts too.
     """
     num_words = sum(len(document.decode("utf-8", "surrogateescape").split()) for document in text.documents)
     return text.num_tokens / num_words if num_words else None
 
 
 def premium(num_tokens: int, num_pivot_tokens: int) -> float | None:
-    """tokens / tokens of the same sentences in the pivot language: the "tokenization premium" of Petrov+ 2023 (arXiv 2305.15425).
+    """tokens / tokens of the same sentences in the pivot language: the "tokenization premium" of Petrov+ 2023 (arXiv
+    2305.15425).
 
     1 is parity. Both are totals over all lines, each encoded by itself.
     """
@@ -121,10 +126,11 @@ def premium(num_tokens: int, num_pivot_tokens: int) -> float | None:
 
 
 def renyi_efficiency(id_counts: np.ndarray, alpha: float = RENYI_ALPHA) -> float | None:
-    """H_alpha(p) / log2(ids seen), with H_alpha = log2(sum p^alpha) / (1 - alpha): 1 where all ids seen are equally frequent.
+    """H_alpha(p) / log2(ids seen), with H_alpha = log2(sum p^alpha) / (1 - alpha): 1 where all ids seen are equally
+    frequent.
 
-    Zouhar+ 2023 (arXiv 2306.16842), whose scorer takes the ids that occur for the vocabulary; alpha 1 is Shannon's entropy. None where
-    fewer than two ids occur.
+    Zouhar+ 2023 (arXiv 2306.16842), whose scorer takes the ids that occur for the vocabulary; alpha 1 is Shannon's
+    entropy. None where fewer than two ids occur.
     """
     share = _shares(id_counts)
     if len(share) < 2:
@@ -134,7 +140,8 @@ def renyi_efficiency(id_counts: np.ndarray, alpha: float = RENYI_ALPHA) -> float
 
 
 def uniform_bits_per_byte(id_counts: np.ndarray, num_bytes: int) -> float:
-    """tokens * log2(V) / bytes: the code length of a model to which all V ids are equally likely (Lester+ 2024, arXiv 2404.03626)."""
+    """tokens * log2(V) / bytes: the code length of a model to which all V ids are equally likely (Lester+ 2024, arXiv
+    2404.03626)."""
     return float(np.log2(len(id_counts))) * int(id_counts.sum()) / num_bytes
 
 
@@ -144,7 +151,8 @@ def unigram_bits_per_byte(id_counts: np.ndarray, num_bytes: int) -> float:
 
 
 class VocabularyUse(NamedTuple):
-    """How many ids may stand for text, special ids left out, and how many of them occur; the others are "dead" in this text."""
+    """How many ids may stand for text, special ids left out, and how many of them occur; the others are "dead" in this
+    text."""
 
     size: int
     used: int
@@ -181,7 +189,8 @@ class MorphItem(NamedTuple):
 
 
 class MorphScore(NamedTuple):
-    """`share`: of `num_scored` words with a boundary of tokens, those that have one at the morpheme boundary. None where there are none."""
+    """`share`: of `num_scored` words with a boundary of tokens, those that have one at the morpheme boundary. None
+    where there are none."""
 
     share: float | None
     num_scored: int
@@ -192,8 +201,9 @@ def morph_score(
 ) -> MorphScore:
     """The share of words with a token boundary at the boundary of morphemes, whatever others there are: MorphScore.
 
-    Arnett & Bergen 2024 (arXiv 2411.14198). A word is encoded by itself, and one that is a single token does not count. Boundaries
-    are places in bytes; the published script compares decoded tokens, and so misses one where another token holds part of a character.
+    Arnett & Bergen 2024 (arXiv 2411.14198). A word is encoded by itself, and one that is a single token does not count.
+    Boundaries are places in bytes; the published script compares decoded tokens, and so misses one where another token
+    holds part of a character.
     """
     text = encode(representation, [item.word for item in items], on_progress)
     hits = [
@@ -224,7 +234,8 @@ class Speed(NamedTuple):
 
 
 def speed(representation: Representation, documents: Sequence[bytes]) -> Speed:
-    """Times encoding and decoding of some documents, after a pass that does not count; a library underneath may use more threads."""
+    """Times encoding and decoding of some documents, after a pass that does not count; a library underneath may use
+    more threads."""
     ids = encode(representation, documents).ids
     num_bytes = sum(map(len, documents))
     batches = list(_batches(documents, representation.batch_documents))

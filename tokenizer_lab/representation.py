@@ -99,7 +99,8 @@ class Representation(abc.ABC):
     def open_prompt(self, text: bytes) -> "OpenPrompt":
         """What is certain of the ids of all documents that begin with `text`.
 
-        By default its ids as they stand: exact where an id does not depend on the text behind it, else an approximation.
+        By default its ids as they stand: exact where an id does not depend on the text behind it, else an
+        approximation.
         """
         return OpenPrompt(self.encode(text), (), ())
 

@@ -1,7 +1,8 @@
 """How `toklab` ends: its exit codes, and what Ctrl-C and SIGTERM do until a command takes them over.
 
-0 done, 1 a bug, 2 the person can mend it (one line on stderr), 75 stopped by a signal after what was trained was saved, 76 another host
-was lost or something took longer than its deadline, 130 interrupted. After 75 and 76 the same command goes on.
+0 done, 1 a bug, 2 the person can mend it (one line on stderr), 75 stopped by a signal after what was trained was saved,
+76 another host was lost or something took longer than its deadline, 130 interrupted. After 75 and 76 the same command
+goes on.
 
 This module imports nothing but the standard library: it is loaded before anything that takes time.
 """

@@ -90,7 +90,8 @@ def train(
         over = bool(setup.meter(state.step, state.bytes_seen, state.seconds)[1])
         if processes.first_decides("nothing left to do", over and is_summarized(run, first_step)):
             console.print(
-                f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g. {recipe.budget.twice}",
+                f"{run.path} has spent its budget at step {first_step:,}; raise it to train on, e.g."
+                f" {recipe.budget.twice}",
                 soft_wrap=True,
             )
             return FINISHED
@@ -197,8 +198,9 @@ def train(
                 summary | {"goodput": account(run.times), "save_memory_growth_bytes": checkpoints.memory_growth_bytes},
             )
         console.print(
-            f"{recipe.name} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen, {summary['flops']:.3g} FLOPs, "
-            f"{seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the step), {summary['skipped_steps']} steps skipped",
+            f"{recipe.name} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen,"
+            f" {summary['flops']:.3g} FLOPs, {seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the"
+            f" step), {summary['skipped_steps']} steps skipped",
             soft_wrap=True,
         )
     return outcome
@@ -264,7 +266,8 @@ def refuse_another_run(run: RunFolder, stored: dict[str, Any], wanted: dict[str,
             differences.append(f"{what}: {_short(stored[what])} -> {_short(wanted[what])}")
     if differences:
         raise UserError(
-            f"{run.path} holds another run: {'; '.join(differences)}; choose another --run-dir, or undo the change to go on with this one"
+            f"{run.path} holds another run: {'; '.join(differences)}; choose another --run-dir, or undo the change to"
+            " go on with this one"
         )
 
 
@@ -277,7 +280,8 @@ def _short(fingerprints: str | list[str]) -> str:
 
 
 def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Callable[[], dict[str, jax.Array]]:
-    """A function that gives the next global batch, from where the state's cursors stand; rows tell `note_hash` what they have read."""
+    """A function that gives the next global batch, from where the state's cursors stand; rows tell `note_hash` what
+    they have read."""
     data, mesh = setup.recipe.data, setup.mesh
     rows = local_rows(mesh, data.batch_rows)
     weights = data.weights or (1.0,) * len(setup.corpora)
@@ -312,7 +316,8 @@ def _rows_of(cursors: jax.Array, rows: list[int]) -> np.ndarray:
 
 
 def make_on_clock(setup: Setup, state: TrainState, clock: Stopwatch) -> Callable[[TrainState], TrainState]:
-    """A function that tells a state how long has been trained, where the budget is in seconds; `state` is the one that is gone on from."""
+    """A function that tells a state how long has been trained, where the budget is in seconds; `state` is the one that
+    is gone on from."""
     if setup.budget.seconds is None:
         return lambda state: state
     before, shared = float(state.seconds), processes.make_first_number(setup.mesh)
@@ -344,8 +349,9 @@ def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog, clock: St
         log.step(numbers, clock.seconds.get("data", 0.0))
     if numbers["skipped_in_a_row"] >= setup.recipe.optimizer.max_skipped_in_a_row:
         raise UserError(
-            f"the last {numbers['skipped_in_a_row']} steps, up to step {numbers['step']}, were skipped because their gradients were not "
-            f"finite or spiked (last norm {numbers['grad_norm']:.3g}); lower --optimizer.learning-rate or raise --optimizer.skip-above"
+            f"the last {numbers['skipped_in_a_row']} steps, up to step {numbers['step']}, were skipped because their"
+            f" gradients were not finite or spiked (last norm {numbers['grad_norm']:.3g}); lower"
+            " --optimizer.learning-rate or raise --optimizer.skip-above"
         )
     budget = setup.recipe.budget
     if budget.seconds is not None:
@@ -365,15 +371,16 @@ def describe(setup: Setup, compile_seconds: float, console: rich.console.Console
         else f"{budget.bytes:,} bytes of text"
     )
     console.print(
-        f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters; {setup.flops_per_step:.3g} FLOPs "
-        f"a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size} x {jax.devices()[0].device_kind}; "
-        f"compiled in {compile_seconds:.1f} s",
+        f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters;"
+        f" {setup.flops_per_step:.3g} FLOPs a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size}"
+        f" x {jax.devices()[0].device_kind}; compiled in {compile_seconds:.1f} s",
         soft_wrap=True,
     )
 
 
 def is_summarized(run: RunFolder, step: int) -> bool:
-    """Whether summary.json says that the run finished at this step; a crash can come between a run's last checkpoint and that."""
+    """Whether summary.json says that the run finished at this step; a crash can come between a run's last checkpoint
+    and that."""
     if not run.summary.exists():
         return False
     summary = read_json(run.summary, "run's summary")
@@ -389,7 +396,8 @@ def summarize(
     loop_seconds: float,
     seconds_by_part: dict[str, float],
 ) -> dict[str, Any]:
-    """What goes into summary.json: what the run was, what it has seen and spent, and where the time of its last part went."""
+    """What goes into summary.json: what the run was, what it has seen and spent, and where the time of its last part
+    went."""
     recipe, step, bytes_seen = setup.recipe, int(state.step), from_limbs(state.bytes_seen)
     stepping = max(1e-9, loop_seconds - seconds_by_part.get("evaluation", 0.0))
     tokens_seen = step * setup.tokens_per_step
@@ -425,6 +433,7 @@ def summarize(
             for path, corpus in zip(recipe.data.corpora, setup.corpora)
         ],
         "device": f"{setup.mesh.size} x {jax.devices()[0].device_kind}",
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
+        "versions": (
+            {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+        ),
     }

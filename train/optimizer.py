@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules and how long a run is.
 
-Everything is a function of progress, the share of the budget that is spent (0 to 1), whatever the budget is counted in: so two
-arms with equal budgets in bytes are at the same point of their schedules when they have seen the same text.
+Everything is a function of progress, the share of the budget that is spent (0 to 1), whatever the budget is counted in:
+so two arms with equal budgets in bytes are at the same point of their schedules when they have seen the same text.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class Budget:
     flops: float | None = None
     """Training FLOPs of the model, everything included."""
     seconds: float | None = None
-    """Time spent in steps and waiting for their data, by the clock of the first process; start-up, compiling, evaluations and saves are
-    not in it. How many steps that is, and so every number, differs from run to run."""
+    """Time spent in steps and waiting for their data, by the clock of the first process; start-up, compiling,
+    evaluations and saves are not in it. How many steps that is, and so every number, differs from run to run."""
 
     def __post_init__(self):
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
@@ -63,7 +63,8 @@ Meter = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def make_meter(budget: Budget, flops_per_step: float) -> Meter:
-    """The function (steps i32[], bytes seen i32[2] of `limbs`, seconds f32[]) -> (share of the budget spent f32[], whether it is all spent bool[])."""
+    """The function (steps i32[], bytes seen i32[2] of `limbs`, seconds f32[]) -> (share of the budget spent f32[],
+    whether it is all spent bool[])."""
     if budget.seconds is not None:
         return lambda step, bytes_seen, seconds: (jnp.minimum(1.0, seconds / budget.seconds), seconds >= budget.seconds)
     steps = total_steps(budget, flops_per_step)
@@ -101,8 +102,8 @@ class OptimizerConfig:
     learning_rate: float = 3e-3
     """At the schedule's top."""
     schedule: Literal["cosine", "wsd", "linear"] = "cosine"
-    """Warm-up, then cosine decay; warm-up, stable, linear decay (WSD; Hu et al. 2024, arXiv 2404.06395, section 4); or linear decay
-    over the whole run, multiplied by the warm-up (google-research/electra)."""
+    """Warm-up, then cosine decay; warm-up, stable, linear decay (WSD; Hu et al. 2024, arXiv 2404.06395, section 4); or
+    linear decay over the whole run, multiplied by the warm-up (google-research/electra)."""
     warmup_share: float = 0.05
     """Share of the budget over which the learning rate rises linearly."""
     decay_share: float = 0.2
@@ -129,11 +130,13 @@ class OptimizerConfig:
                 raise UserError(f"optimizer.{name} is {value}; a share is between 0 and 1")
         if self.kind == "muon" and not self.bias_correction:
             raise UserError(
-                "optimizer.bias_correction false is an option of optimizer.kind 'adamw'; set it to true, or the kind to 'adamw'"
+                "optimizer.bias_correction false is an option of optimizer.kind 'adamw'; set it to true, or the kind to"
+                " 'adamw'"
             )
         if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1:
             raise UserError(
-                f"optimizer.warmup_share {self.warmup_share} + decay_share {self.decay_share} is more than the whole run; lower one"
+                f"optimizer.warmup_share {self.warmup_share} + decay_share {self.decay_share} is more than the whole"
+                " run; lower one"
             )
 
 
@@ -177,7 +180,8 @@ def make_optimizer(config: OptimizerConfig, axes: Any) -> optax.GradientTransfor
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam's update from moments that are not corrected for having begun at 0 (optimization.py of google-research/bert)."""
+    """Adam's update from moments that are not corrected for having begun at 0 (optimization.py of
+    google-research/bert)."""
 
     def init(params: Any) -> optax.ScaleByAdamState:
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
@@ -195,7 +199,8 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
 
 
 def _is_matrix(names: tuple[str, ...]) -> bool:
-    """Whether a parameter of these axes, layers apart, is one; every matrix reads or writes the residual stream, biases of heads do not."""
+    """Whether a parameter of these axes, layers apart, is one; every matrix reads or writes the residual stream, biases
+    of heads do not."""
     return "embed" in names and len([name for name in names if name != "layers"]) > 1
 
 

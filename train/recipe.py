@@ -1,7 +1,7 @@
 """A run's configuration: typed, complete, stored with the run, and read back from there.
 
-A recipe is one Python file, in `configs/` or anywhere, with a function `recipe() -> Recipe` whose docstring gives the command, what
-it costs and what came out.
+A recipe is one Python file, in `configs/` or anywhere, with a function `recipe() -> Recipe` whose docstring gives the
+command, what it costs and what came out.
 """
 
 import dataclasses
@@ -40,17 +40,18 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """Share of the documents drawn from each corpus; equal shares if none are given."""
     encoded: tuple[str, ...] = ()
-    """Folders made by 'toklab encode': documents of their corpora are read with their ids, not encoded; changes nothing but the speed."""
+    """Folders made by 'toklab encode': documents of their corpora are read with their ids, not encoded; changes nothing
+    but the speed."""
     batch_rows: int = 32
     """Rows of the global batch, over all devices and microbatches."""
     sequence_length: int = 512
     """Positions of a row."""
     piece_length: int = 0
-    """If not 0, documents are cut from random places on into pieces of at most this many positions that do not see each other: how
-    a compressor of windows is trained."""
+    """If not 0, documents are cut from random places on into pieces of at most this many positions that do not see each
+    other: how a compressor of windows is trained."""
     segment_pairs: bool = False
-    """For encoders: one example a row, two segments of neighbouring lines, as ELECTRA was trained; else rows are filled with pieces of
-    documents."""
+    """For encoders: one example a row, two segments of neighbouring lines, as ELECTRA was trained; else rows are filled
+    with pieces of documents."""
     num_microbatches: int = 1
     """Gradient accumulation: the batch is computed in this many parts."""
     num_workers: int = 2
@@ -69,11 +70,13 @@ class DataConfig:
             raise UserError("data.corpora is empty; name at least one folder made by 'toklab ingest'")
         if self.weights and (len(self.weights) != len(self.corpora) or not all(weight > 0 for weight in self.weights)):
             raise UserError(
-                f"data.weights {self.weights} do not fit {len(self.corpora)} corpora; give one number above 0 for each, or none"
+                f"data.weights {self.weights} do not fit {len(self.corpora)} corpora; give one number above 0 for each,"
+                " or none"
             )
         if self.encoded and self.segment_pairs:
             raise UserError(
-                f"data.encoded {self.encoded} holds ids of whole documents and data.segment_pairs encodes lines; leave one of the two out"
+                f"data.encoded {self.encoded} holds ids of whole documents and data.segment_pairs encodes lines; leave"
+                " one of the two out"
             )
 
 
@@ -105,7 +108,8 @@ class Recipe:
     logging: LoggingConfig = LoggingConfig()
     deadlines: Deadlines = Deadlines()
     kernels: Literal["auto", "reference"] = "auto"
-    """"reference": plain JAX in place of every kernel; the same numbers up to rounding, with logits and attention weights in memory."""
+    """"reference": plain JAX in place of every kernel; the same numbers up to rounding, with logits and attention
+    weights in memory."""
     seed: int = 0
 
     def __post_init__(self):
@@ -116,14 +120,14 @@ class Recipe:
                 raise UserError(f"{name} is {value}; it must be a finite number")
         if self.model.kind != self.objective.model_kind:
             raise UserError(
-                f"objective {self.objective.kind!r} trains a model of kind {self.objective.model_kind!r} and the recipe's is of kind "
-                f"{self.model.kind!r}; change one of the two in the recipe"
+                f"objective {self.objective.kind!r} trains a model of kind {self.objective.model_kind!r} and the"
+                f" recipe's is of kind {self.model.kind!r}; change one of the two in the recipe"
             )
         self.objective.check(self.model, self.data.sequence_length)
         if self.objective.layout is not CausalRow and self.data.piece_length:
             raise UserError(
-                f"data.piece_length is {self.data.piece_length}, which is for causal objectives; objective {self.objective.kind!r} "
-                "sees whole rows, set it to 0"
+                f"data.piece_length is {self.data.piece_length}, which is for causal objectives; objective"
+                f" {self.objective.kind!r} sees whole rows, set it to 0"
             )
         if self.objective.layout is CausalRow and self.data.segment_pairs:
             raise UserError(
@@ -136,7 +140,8 @@ class Recipe:
         return PairRow if self.data.segment_pairs else self.objective.layout
 
     def check_devices(self, num_devices: int, num_slices: int = 1) -> None:
-        """Raises UserError where the mesh does not cover so many devices in TPU slices, or the batch cannot be split over it."""
+        """Raises UserError where the mesh does not cover so many devices in TPU slices, or the batch cannot be split
+        over it."""
         sizes = mesh_sizes(self.mesh, num_devices, num_slices)
         check_batch(
             AbstractMesh(tuple(sizes.values()), tuple(sizes)),
@@ -146,7 +151,8 @@ class Recipe:
         )
 
 
-# What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run longer.
+# What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run
+# longer.
 MAY_CHANGE_ON_RESUME = (
     "budget",
     "mesh",
@@ -180,7 +186,8 @@ def config_names(function: str) -> list[str]:
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """The recipe of a name in `configs/`, of a Python file, or of a .json file with a resolved one, as a run's config.json. Raises UserError."""
+    """The recipe of a name in `configs/`, of a Python file, or of a .json file with a resolved one, as a run's
+    config.json. Raises UserError."""
     if name_or_path.endswith(".json"):
         return from_json(Recipe, read_json(name_or_path, "recipe"), name_or_path)
     return load_config(name_or_path, "recipe", Recipe)
@@ -212,9 +219,13 @@ def load_config(name_or_path: str, function: str, kind: type) -> Any:
     path = _configs_folder() / f"{name_or_path}.py" if name_or_path in names else pathlib.Path(name_or_path)
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
-            f"no {function} {name_or_path!r}{nearest(name_or_path, names)}; there are {', '.join(names)}, or give the path of a Python file"
+            f"no {function} {name_or_path!r}{nearest(name_or_path, names)}; there are {', '.join(names)}, or give the"
+            " path of a Python file"
         )
-    what = f"{'an' if function[0] in 'aeiou' else 'a'} {function} is a file with a function '{function}() -> {kind.__module__}.{kind.__name__}'"
+    what = (
+        f"{'an' if function[0] in 'aeiou' else 'a'} {function} is a file with a function '{function}() ->"
+        f" {kind.__module__}.{kind.__name__}'"
+    )
     spec = importlib.util.spec_from_file_location(f"{function}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:

@@ -36,7 +36,8 @@ class Setup:
 
     @property
     def flops_per_token(self) -> dict[str, float]:
-        """FLOPs a position, by component: the model's training, and what its representation takes to encode the text."""
+        """FLOPs a position, by component: the model's training, and what its representation takes to encode the
+        text."""
         flops = model_flops_per_token(self.recipe, self.representation.vocab_size)
         encode = self.representation.costs.get("encode_flops_per_id", 0.0)
         return flops | {"encode": encode, "total": flops["total"] + encode}
@@ -99,15 +100,16 @@ class LoadedRun:
 
 
 def set_up(recipe: Recipe) -> Setup:
-    """Opens what a recipe names and lays its state out over the mesh. Raises UserError before anything is allocated or written."""
+    """Opens what a recipe names and lays its state out over the mesh. Raises UserError before anything is allocated or
+    written."""
     data = recipe.data
     representation = tokenizer_lab.load(recipe.representation)
     if recipe.budget.flops is not None and recipe.budget.flops <= (
         fit_flops := representation.costs.get("fit_flops", 0.0)
     ):
         raise UserError(
-            f"budget.flops {recipe.budget.flops:.3g} is no more than the {fit_flops:.3g} that fitting {recipe.representation} has "
-            "spent, which counts too; raise it, or give the budget in steps or bytes"
+            f"budget.flops {recipe.budget.flops:.3g} is no more than the {fit_flops:.3g} that fitting"
+            f" {recipe.representation} has spent, which counts too; raise it, or give the budget in steps or bytes"
         )
     corpora = bring_ids([Corpus.open(path) for path in data.corpora], data.encoded, representation)
     mesh = make_mesh(recipe.mesh)
@@ -135,7 +137,7 @@ def abstract_batch(recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
     seeds = jax.ShapeDtypeStruct((rows,), jnp.uint32, sharding=batch_sharding(mesh, 1))
     positions = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=batch_sharding(mesh, 2))
     return {
-        **{name: positions for name in ("ids", "types" if for_encoder else "targets", "segment_ids", "positions")},
+        **dict.fromkeys(("ids", "types" if for_encoder else "targets", "segment_ids", "positions"), positions),
         **({"row_seeds": seeds} if for_encoder else {}),
         "num_bytes": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(mesh, 1)),
         "cursors": jax.ShapeDtypeStruct((rows, cursor_width(num_sources)), jnp.int32, sharding=cursor_sharding(mesh)),
@@ -178,7 +180,8 @@ def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
 
 
 def _for_reading(recipe: Recipe, run: RunFolder) -> Recipe:
-    """The recipe on the devices that are here, with batches they divide: how many rows are scored at a time changes no number."""
+    """The recipe on the devices that are here, with batches they divide: how many rows are scored at a time changes no
+    number."""
     rows = -(-recipe.evaluation.batch_rows // jax.device_count()) * jax.device_count()
     return dataclasses.replace(
         recipe,

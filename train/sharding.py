@@ -1,7 +1,7 @@
 """Where every tensor lives: the mesh, and one table from logical axes to mesh axes.
 
-Mesh axes: `replica` (between slices, over DCN), `fsdp` (parameters and batch rows), `tensor` (heads, mlp, vocab), `sequence`
-(positions of a sequence).
+Mesh axes: `replica` (between slices, over DCN), `fsdp` (parameters and batch rows), `tensor` (heads, mlp, vocab),
+`sequence` (positions of a sequence).
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ ACTIVATION_AXES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices each mesh axis has; their product is the number of devices. One of them may be -1: all that are left."""
+    """How many devices each mesh axis has; their product is the number of devices. One of them may be -1: all that are
+    left."""
 
     replica: int = 1
     fsdp: int = -1
@@ -55,12 +56,14 @@ class MeshConfig:
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise UserError(
-                f"mesh {dict(zip(MESH_AXES, sizes))}: every axis is at least 1, and at most one of them is -1 (all that are left)"
+                f"mesh {dict(zip(MESH_AXES, sizes))}: every axis is at least 1, and at most one of them is -1 (all that"
+                " are left)"
             )
 
 
 def mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int) -> dict[str, int]:
-    """The size of each mesh axis over so many devices in TPU slices. Raises UserError where the sizes do not fit them."""
+    """The size of each mesh axis over so many devices in TPU slices. Raises UserError where the sizes do not fit
+    them."""
     sizes = list(dataclasses.astuple(config))
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and num_devices % fixed == 0:
@@ -68,18 +71,20 @@ def mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int) -> dict[st
     if math.prod(sizes) != num_devices:
         named = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes))
         raise UserError(
-            f"a mesh of {named} does not cover {num_devices} devices; make the sizes multiply to {num_devices}, or set one to -1"
+            f"a mesh of {named} does not cover {num_devices} devices; make the sizes multiply to {num_devices}, or set"
+            " one to -1"
         )
     if sizes[0] % num_slices:
         raise UserError(
-            f"the devices are {num_slices} TPU slices, which only the replica axis may span, and mesh.replica is {sizes[0]}; "
-            f"make it a multiple of {num_slices}"
+            f"the devices are {num_slices} TPU slices, which only the replica axis may span, and mesh.replica is"
+            f" {sizes[0]}; make it a multiple of {num_slices}"
         )
     return dict(zip(MESH_AXES, sizes))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The named mesh over `devices` (all by default), `replica` between TPU slices. Raises UserError where the sizes do not fit them."""
+    """The named mesh over `devices` (all by default), `replica` between TPU slices. Raises UserError where the sizes do
+    not fit them."""
     devices = jax.devices() if devices is None else list(devices)
     num_slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     sizes = list(mesh_sizes(config, len(devices), num_slices).values())
@@ -106,11 +111,13 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_rows: int, sequence_length: int
             f"{num_microbatches} microbatches over {shards} devices" if num_microbatches > 1 else f"{shards} devices"
         )
         raise UserError(
-            f"a batch of {batch_rows} rows cannot be split into {split} (replica x fsdp); use a multiple of {needed}, e.g. {nearest}"
+            f"a batch of {batch_rows} rows cannot be split into {split} (replica x fsdp); use a multiple of {needed},"
+            f" e.g. {nearest}"
         )
     if sequence_length % mesh.shape["sequence"]:
         raise UserError(
-            f"a sequence length of {sequence_length} cannot be split over a sequence axis of {mesh.shape['sequence']}; use a multiple of it"
+            f"a sequence length of {sequence_length} cannot be split over a sequence axis of {mesh.shape['sequence']};"
+            " use a multiple of it"
         )
 
 
@@ -147,8 +154,8 @@ def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
             if mesh_axis and size % mesh.shape[mesh_axis]:
                 where = ".".join(str(key.key) for key in path)
                 raise UserError(
-                    f"axis {name!r} of {where} has size {size}, which a {mesh_axis} axis of {mesh.shape[mesh_axis]} does not divide; "
-                    f"use a smaller mesh.{mesh_axis} or a multiple of it"
+                    f"axis {name!r} of {where} has size {size}, which a {mesh_axis} axis of {mesh.shape[mesh_axis]}"
+                    f" does not divide; use a smaller mesh.{mesh_axis} or a multiple of it"
                 )
         return NamedSharding(mesh, PartitionSpec(*spec))
 

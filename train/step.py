@@ -1,6 +1,7 @@
 """One training step: the state it changes and the jitted function that changes it.
 
-The state is everything a run needs to go on exactly, as one tree of arrays that is donated to each step, sharded over the mesh
+The state is everything a run needs to go on exactly, as one tree of arrays that is donated to each step, sharded over
+the mesh
 and saved as one unit: weights, optimizer, counters, random key and the data's cursors.
 """
 
@@ -37,7 +38,8 @@ class TrainState:
     cursors: jax.Array
     """i32[B, S + 3], from where each row's stream goes on (`data/rows.py`)."""
     seconds: jax.Array
-    """f32[], training time up to the start of the last step, where the budget is in seconds; else 0. The loop sets it."""
+    """f32[], training time up to the start of the last step, where the budget is in seconds; else 0. The loop sets
+    it."""
     mean_grad_norm: jax.Array
     """f32[], running mean over steps that were not skipped."""
     skipped_steps: jax.Array
@@ -73,7 +75,8 @@ def build_program(
     batch_rows: int,
     num_sources: int,
 ) -> StepProgram:
-    """Lays a model's training state out over a mesh without allocating any of it. Raises UserError where it does not fit the mesh."""
+    """Lays a model's training state out over a mesh without allocating any of it. Raises UserError where it does not
+    fit the mesh."""
     model_def, abstract = nnx.split(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), nnx.Param)
     axes = parameter_axes(abstract)
     optimizer = make_optimizer(config, axes)
@@ -107,7 +110,8 @@ def build_program(
 
 
 def _optimizer_shardings(opt_state: Any, params: Any, by_parameter: Any, otherwise: NamedSharding) -> Any:
-    """Moments live where their parameter does: they are found by the parameter's path at the end of theirs, and its shape."""
+    """Moments live where their parameter does: they are found by the parameter's path at the end of theirs, and its
+    shape."""
     shapes, shardings = (dict(jax.tree_util.tree_flatten_with_path(tree)[0]) for tree in (params, by_parameter))
 
     def sharding(path, leaf):

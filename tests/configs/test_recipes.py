@@ -4,8 +4,8 @@ If a change is meant, write the new goldens with
 
     UPDATE_GOLDENS=1 make test TESTS=tests/configs; UPDATE_GOLDENS=1 make test-slow TESTS=tests/configs
 
-and look at their diff: a config that changed makes old runs another recipe's; losses that changed mean that the data order, the
-initialization, the model or the optimizer is no longer what it was.
+and look at their diff: a config that changed makes old runs another recipe's; losses that changed mean that the data
+order, the initialization, the model or the optimizer is no longer what it was.
 """
 
 import dataclasses
@@ -31,7 +31,10 @@ from train.recipe import Recipe, from_json, load_recipe, recipe_names, to_json
 from train.run.folder import RunFolder, read_lines
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-HOW_TO_UPDATE = "if this is meant, write it anew with UPDATE_GOLDENS=1 make test TESTS=tests/configs (and make test-slow), and say in the commit why"
+HOW_TO_UPDATE = (
+    "if this is meant, write it anew with UPDATE_GOLDENS=1 make test TESTS=tests/configs (and make test-slow), and say"
+    " in the commit why"
+)
 NUM_STEPS = 3
 
 
@@ -60,7 +63,8 @@ def byte_counts(corpus: Corpus):
 
 
 def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> list[float]:
-    """The losses of the first steps of a recipe, on the fixed corpus instead of its own, and no more rows than a CPU can."""
+    """The losses of the first steps of a recipe, on the fixed corpus instead of its own, and no more rows than a CPU
+    can."""
     recipe = dataclasses.replace(
         recipe,
         model=dataclasses.replace(

@@ -1,4 +1,5 @@
-"""Ids made beforehand: the same rows as encoding on the fly, and only of the corpus and the representation they were made for."""
+"""Ids made beforehand: the same rows as encoding on the fly, and only of the corpus and the representation they were
+made for."""
 
 import dataclasses
 import itertools
@@ -183,14 +184,19 @@ def test_what_ids_are_of_is_checked(tmp_path, make_corpus, corpus, artifacts, id
             [ids_of("byte")],
             subword,
             corpora,
-            "byte holds ids of another representation: its fingerprint is [0-9a-f]{12}, that of the run's is "
-            f"{subword.fingerprint[:12]}; encode it again with the run's, or leave it out",
+            (
+                "byte holds ids of another representation: its fingerprint is [0-9a-f]{12}, that of the run's is "
+                f"{subword.fingerprint[:12]}; encode it again with the run's, or leave it out"
+            ),
         ),
         (
             [ids_of("byte")],
             ByteRepresentation(),
             [Corpus.open(make_corpus(tmp_path / "other", num_documents=9, seed=2))],
-            f"byte holds ids of another corpus: of the one with content hash {corpora[0].content_hash[:12]}, and .*/other has",
+            (
+                f"byte holds ids of another corpus: of the one with content hash {corpora[0].content_hash[:12]}, and"
+                " .*/other has"
+            ),
         ),
         ([corpus], subword, corpora, "manifest.json is damaged, was changed by hand or is of another version"),
         ([tmp_path], subword, corpora, "holds no ids of a corpus: it has no manifest.json; run toklab encode ARTIFACT"),
@@ -249,7 +255,10 @@ def test_ids_of_other_documents_are_refused(tmp_path, corpus, artifacts, monkeyp
     [with_ids] = bring_ids([Corpus.open(corpus)], [tmp_path / "ids"], ByteRepresentation())
     with pytest.raises(
         UserError,
-        match="ids-.*, record 0, holds ids up to 256 for 3 bytes, for a document of .* bytes and 257 ids there are; remove",
+        match=(
+            "ids-.*, record 0, holds ids up to 256 for 3 bytes, for a document of .* bytes and 257 ids there are;"
+            " remove"
+        ),
     ):
         list(with_ids.documents("train"))
 
@@ -262,8 +271,7 @@ class CutOff(LocalEngine):
 
     def stream(self, function, items, devices=None):
         self.items = items
-        for portion in itertools.islice(super().stream(function, items, devices), self.num_portions):
-            yield portion
+        yield from itertools.islice(super().stream(function, items, devices), self.num_portions)
         raise KeyboardInterrupt
 
 

@@ -19,8 +19,9 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 
 ORDER_CHANGED = (
-    "the order in which documents are trained on has changed, by this code or by a new version of grain: a run that was begun before "
-    "goes on with other data, and its numbers no longer compare with new runs'. If that is what you want, copy the new order from below."
+    "the order in which documents are trained on has changed, by this code or by a new version of grain: a run that was"
+    " begun before goes on with other data, and its numbers no longer compare with new runs'. If that is what you want,"
+    " copy the new order from below."
 )
 
 
@@ -88,7 +89,8 @@ class Setting:
 
 
 class Remembered:
-    """Grain's shuffle takes milliseconds for each of a handful of documents (microseconds of a million): ask it once."""
+    """Grain's shuffle takes milliseconds for each of a handful of documents (microseconds of a million): ask it
+    once."""
 
     def __init__(self, shuffled):
         self._shuffled, self._documents = shuffled, {}
@@ -663,7 +665,7 @@ def test_scoring_stops_at_a_damaged_document():
 def hashes_of(representation, length: int, texts=None, batches: int = 40, **options) -> dict[tuple[int, int], bytes]:
     """(row, documents finished) -> the hash that was noted there."""
     noted = {}
-    documents = [text.encode() for text in (texts or ["one", "two and", "three", "", "five is here", "six", "7"])]
+    documents = [text.encode() for text in texts or ["one", "two and", "three", "", "five is here", "six", "7"]]
     streams = RowStreams(
         [Source(documents)],
         representation,

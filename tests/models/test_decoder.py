@@ -32,7 +32,8 @@ LENGTH = 16
 
 
 def build(config=TINY, vocab_size=VOCAB) -> Decoder:
-    """A decoder with random numbers in every parameter, scales of norms included. (Its own initialization takes long to compile.)"""
+    """A decoder with random numbers in every parameter, scales of norms included. (Its own initialization takes long to
+    compile.)"""
     rng = np.random.default_rng(0)
     model_def, state = nnx.split(nnx.eval_shape(lambda: config.build(vocab_size, nnx.Rngs(0))))
     return nnx.merge(
@@ -328,7 +329,8 @@ def test_before_training_all_ids_are_about_as_likely(tied_embeddings):
     ids, targets = random_ids(2, 4, 64)
     segments, positions = (np.broadcast_to(x, ids.shape) for x in pack(64, length=64))
     nats = nnx.jit(mean_nats)(model, ids, segments, positions, targets)
-    # Table rows of length 1 and hidden states of variance 1 give logits of variance 1, which cost 1/2 nat more than equal ones.
+    # Table rows of length 1 and hidden states of variance 1 give logits of variance 1, which cost 1/2 nat more than
+    # equal ones.
     assert math.log(VOCAB) <= nats <= math.log(VOCAB) + 0.7
 
 

@@ -196,8 +196,8 @@ def test_flops_are_within_2_percent_of_xla(config):
 
 
 def published_flops(width, layers, generator_width, table_width, length, batch_rows, steps):
-    """What flops_computation.py of google-research/electra counts for a pair: lookups as products, every elementwise operation,
-    and the backward pass like the forward one."""
+    """What flops_computation.py of google-research/electra counts for a pair: lookups as products, every elementwise
+    operation, and the backward pass like the forward one."""
     vocab, predicted = 30_522, 0.15625
 
     def forward(h, *, detects):
@@ -228,8 +228,8 @@ def published_flops(width, layers, generator_width, table_width, length, batch_r
 
 
 def test_flops_of_the_small_size_are_near_the_published_ones():
-    """The released script's count comes to 1.29e18 for a million steps, the paper prints 1.4e18. Ours leaves out lookups and elementwise
-    work, and counts the backward pass twice."""
+    """The released script's count comes to 1.29e18 for a million steps, the paper prints 1.4e18. Ours leaves out
+    lookups and elementwise work, and counts the backward pass twice."""
     released = published_flops(256, 12, 64, 128, 128, 128, 1_000_000)
     assert released == pytest.approx(1.2937e18, rel=1e-3) and released == pytest.approx(1.4e18, rel=0.1)
     heads = Heads(predicts=True, detects=True, generator_share=0.25)

@@ -58,7 +58,8 @@ def test_count_parameters(options, vocab_size):
 
 @functools.cache
 def lowered_training(config, vocab_size, length):
-    """The program of loss and gradients for one row. On one CPU device layers are written out; XLA counts the body of a loop once."""
+    """The program of loss and gradients for one row. On one CPU device layers are written out; XLA counts the body of a
+    loop once."""
     model_def, params = abstract_model(config, vocab_size)
     row = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
@@ -80,7 +81,8 @@ def xla_flops(config, vocab_size=VOCAB, length=LENGTH):
 
 
 def our_flops(config, vocab_size=VOCAB, length=LENGTH):
-    """By component, and "total"; attention's scores as XLA's plain attention computes them, which is the whole square."""
+    """By component, and "total"; attention's scores as XLA's plain attention computes them, which is the whole
+    square."""
     counts = flops.training_flops_per_token(config, vocab_size, length)
     assert counts["total"] == pytest.approx(sum(count for name, count in counts.items() if name != "total"))
     whole_square = counts["attention_scores"] * length / ((length + 1) / 2)
@@ -130,7 +132,8 @@ def test_components_are_within_2_percent_of_xla(component, vocab_size, length, o
 
 
 def test_attention_scores_are_within_2_percent_of_xla():
-    """Twice the length: what a position costs more is attention's scores. Large heads, as the softmax of a score is not counted."""
+    """Twice the length: what a position costs more is attention's scores. Large heads, as the softmax of a score is not
+    counted."""
     config = dataclasses.replace(CONFIG, num_heads=2, num_kv_heads=2, head_dim=512)
     short, long = (our_flops(config, length=length) for length in (LENGTH, 2 * LENGTH))
     assert long["attention_scores"] - short["attention_scores"] == long["total"] - short["total"] > 0

@@ -49,8 +49,8 @@ def unigram() -> SubwordRepresentation:
     )
 
 
-# (representation, the bytes of the documents, how long these are): what follows a beginning shows only in documents that are longer by the
-# longest id and the end of a character, `MARGIN_BYTES`.
+# (representation, the bytes of the documents, how long these are): what follows a beginning shows only in documents
+# that are longer by the longest id and the end of a character, `MARGIN_BYTES`.
 MARGIN_BYTES = 4
 CASES = {
     "bpe": lambda: (bpe([(b"a", b"b"), (b"ab", b"a"), (b"b", b"b"), (b"a", b"a")]), b"ab", 8),

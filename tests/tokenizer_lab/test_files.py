@@ -161,9 +161,11 @@ def test_a_header_by_hand_is_read():
 @pytest.mark.parametrize("content", [
     b"", b"\x93NUMPY", b"PK\x03\x04", WHOLE[:-1], WHOLE + b"\0", WHOLE[:40], WHOLE[:6] + b"\x03\x00" + WHOLE[8:],
     b"\0" * 200, npy(np.array([{}, []], dtype=object), allow_pickle=True), npy(np.array(["text"])),
-    npy(np.asfortranarray(np.zeros((2, 3), np.int32))), npy(np.array([True])), npy(np.zeros(3, "i4,f4")), npy(np.zeros(2, "M8[s]")), npy(np.zeros(2, complex)),
+    npy(np.asfortranarray(np.zeros((2, 3), np.int32))), npy(np.array([True])), npy(np.zeros(3, "i4,f4")),
+    npy(np.zeros(2, "M8[s]")), npy(np.zeros(2, complex)),
     header(shape="(7,)"), header(shape="(-6,)"), header(shape="(-2, -3)"), header(shape="(1" + "0" * 30 + ",)"),
-    header(shape="(4611686018427387904, 4)"), header(shape="(10**30,)"), header(shape="6"), header(shape="(6.0,)"), header(descr="'O'"), header(descr="'|O8'"), header(descr="'nonsense'"),
+    header(shape="(4611686018427387904, 4)"), header(shape="(10**30,)"), header(shape="6"), header(shape="(6.0,)"),
+    header(descr="'O'"), header(descr="'|O8'"), header(descr="'nonsense'"),
     header(descr="[]"), header(descr="'<i4'", order="True"), header(descr="'<i4'", order="2"), header(descr="'<V4'"),
     with_header("__import__('os').getcwd()"), with_header("{"), with_header("[" * 5000), with_header("{}"),
     with_header("\n"),

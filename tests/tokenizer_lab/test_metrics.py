@@ -94,7 +94,8 @@ def test_premium_is_a_ratio_of_totals():
 
 
 def test_morph_score_by_hand():
-    """In the order of the published examples: at the boundary, elsewhere, at it and elsewhere, and a word that is one token."""
+    """In the order of the published examples: at the boundary, elsewhere, at it and elsewhere, and a word that is one
+    token."""
     items = [MorphItem(b"abc", 2), MorphItem(b"abcd", 1), MorphItem(b"dabcd", 3), MorphItem(b"ab", 1)]
     assert metrics.morph_score(merged("a b"), items) == (2 / 3, 3)  # ab c | ab c d | d ab c d | ab
     assert metrics.morph_score(merged("a b"), items[3:]) == (None, 0)

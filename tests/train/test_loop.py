@@ -263,7 +263,8 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_bi
     assert command_line.run(["eval", str(tmp_path / "run")]) == 0
     assert (
         capsys.readouterr().err.count(
-            "checkpoints/12 is damaged: rest/manifest.ocdbt is not what was saved; the one before, of step 10, is used\n"
+            "checkpoints/12 is damaged: rest/manifest.ocdbt is not what was saved; the one before, of step 10, is"
+            " used\n"
         )
         == 1
     )
@@ -355,7 +356,8 @@ def crash_and_compare(recipe, recipe_file: str, tmp_path, crashes: list[tuple[in
     arguments = command(recipe_file, tmp_path / "crashed")
     codes = [train_and_kill(arguments, tmp_path / "crashed", *crash) for crash in crashes]
     for (num_steps, _, how), code in zip(crashes, codes):
-        # Before Python runs our first line a signal does what it does to every process; later, but before the loop, 130.
+        # Before Python runs our first line a signal does what it does to every process; later, but before the loop,
+        # 130.
         early = () if num_steps else (-how, cli.EXIT_INTERRUPTED)
         assert code in (-how if how == signal.SIGKILL else cli.EXIT_STOPPED, 0, *early), codes
     finished = run_command(arguments)
@@ -408,7 +410,10 @@ def test_a_signal_before_training_has_begun_asks_for_another_start(moment):
     assert "the same command starts again" in stopped.stderr
 
 
-LIMIT_FILE_SIZE = "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes})); os.execv(sys.argv[1], sys.argv[1:])"
+LIMIT_FILE_SIZE = (
+    "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes})); os.execv(sys.argv[1],"
+    " sys.argv[1:])"
+)
 
 
 @pytest.mark.usefixtures("one_device")

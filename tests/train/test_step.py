@@ -148,7 +148,8 @@ def test_every_mesh_every_number_of_microbatches_and_every_kernel_trains_the_sam
 
 
 def demo_losses(recipe: Recipe, vocab_size: int, kernels: str, num_microbatches: int = 1) -> np.ndarray:
-    """f32[100], of the first steps of a recipe on two rows of its length; ids are drawn more often the lower they are, so that there is something to learn."""
+    """f32[100], of the first steps of a recipe on two rows of its length; ids are drawn more often the lower they are,
+    so that there is something to learn."""
     rows, length, mesh = 2, recipe.data.sequence_length, mesh_of(devices=1)
     recipe = dataclasses.replace(
         recipe, budget=Budget(steps=200), data=dataclasses.replace(recipe.data, batch_rows=rows)
@@ -188,7 +189,8 @@ def demo_losses(recipe: Recipe, vocab_size: int, kernels: str, num_microbatches:
 @pytest.mark.slow
 @pytest.mark.parametrize("name, vocab_size", [("demo_byte", 257), ("demo_subword", 2048), ("demo_equal_info", 257)])
 def test_a_hundred_steps_with_the_kernel_lose_what_they_lose_without(name, vocab_size):
-    """Model, sequence length, vocabulary, optimizer and schedule are the demo's; batches have two rows of its eight, and drawn ids.
+    """Model, sequence length, vocabulary, optimizer and schedule are the demo's; batches have two rows of its eight,
+    and drawn ids.
 
     `benchmarks/loss_curves.py` compares the recipes as they are, on their text.
     """
@@ -196,7 +198,8 @@ def test_a_hundred_steps_with_the_kernel_lose_what_they_lose_without(name, vocab
     plain, by_kernel, in_halves = losses("reference"), losses("interpreted"), losses("reference", num_microbatches=2)
     assert plain[-1] < 0.9 * plain[0]
     np.testing.assert_allclose(by_kernel[:10], plain[:10], rtol=1e-4)
-    # Weights part a little with every step, however their gradients are rounded: no further by the kernel than by adding up two halves.
+    # Weights part a little with every step, however their gradients are rounded: no further by the kernel than by
+    # adding up two halves.
     apart, apart_in_halves = (np.max(np.abs(other / plain - 1)) for other in (by_kernel, in_halves))
     assert apart < max(1e-4, 3 * apart_in_halves)
 

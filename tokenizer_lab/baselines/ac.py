@@ -1,8 +1,9 @@
 """Arithmetic coding under a byte language model, without windows: "AC", a baseline of Lester+ 2024 (arXiv 2404.03626).
 
-A document is coded in pieces of 10,240 bytes, as in the paper, each with an end of its own, and the bits of a piece are cut
-into ids. The language model goes through a piece in contexts of its own length. The integers of `tokenizer_lab/equal_info/byte_lm.py`
-make the code the same on every machine; a model that trains on it finds nothing to learn, which is what it is there to show.
+A document is coded in pieces of 10,240 bytes, as in the paper, each with an end of its own, and the bits of a piece are
+cut into ids. The language model goes through a piece in contexts of its own length. The integers of
+`tokenizer_lab/equal_info/byte_lm.py` make the code the same on every machine; a model that trains on it finds nothing
+to learn, which is what it is there to show.
 """
 
 import dataclasses
@@ -43,7 +44,8 @@ class ACRepresentation(Representation):
         return bytes(byte for byte, _ in self._decoded(ids))
 
     def byte_lengths(self, ids: npt.ArrayLike) -> np.ndarray:
-        """A byte counts for the id that completes the bits which determine it. The language model decodes to know it."""
+        """A byte counts for the id that completes the bits which determine it. The language model decodes to know
+        it."""
         return np.bincount([place for _, place in self._decoded(ids)], minlength=len(np.asarray(ids)))
 
     def to_files(self) -> dict[str, bytes]:

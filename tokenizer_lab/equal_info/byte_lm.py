@@ -150,7 +150,8 @@ def _shares_at(weights: dict[str, jax.Array], ids_nt: jax.Array, position: jax.A
 
 
 def all_shares(weights: dict[str, jax.Array], ids_nt: jax.Array) -> jax.Array:
-    """i32[N, T] contexts that begin with START -> i32[N, T, 256], the next byte's probabilities behind each position."""
+    """i32[N, T] contexts that begin with START -> i32[N, T, 256], the next byte's probabilities behind each
+    position."""
     return _next_shares(weights, _run(weights, ids_nt, None, None)[0])
 
 

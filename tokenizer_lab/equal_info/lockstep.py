@@ -17,8 +17,8 @@ NUM_LANES = 64
 
 Result = TypeVar("Result")
 Walk = Generator[tuple[int, int], np.ndarray, Result]
-"""Yields (depth, last byte) of a context of `depth` bytes, the last of which is new, or which is empty; is sent the next
-byte's probabilities, i32[256] summing to 2^16; returns what it is for."""
+"""Yields (depth, last byte) of a context of `depth` bytes, the last of which is new, or which is empty; is sent the
+next byte's probabilities, i32[256] summing to 2^16; returns what it is for."""
 
 _step = jax.jit(byte_lm.step, donate_argnums=3)
 

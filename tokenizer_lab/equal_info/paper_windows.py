@@ -1,14 +1,15 @@
 """The published rule of equal-info windows (Lester+ 2024, arXiv 2404.03626), for fidelity to the paper.
 
-Bytes are arithmetic-coded from the window's beginning, with probabilities of 14 bits, exactly (fractions, no rounding). The
-code of a prefix is the shortest string of bits whose dyadic interval lies in the prefix's. A window takes as many bytes as
-have a code of at most W bits; its number is that code and zeros up to W bits.
+Bytes are arithmetic-coded from the window's beginning, with probabilities of 14 bits, exactly (fractions, no rounding).
+The code of a prefix is the shortest string of bits whose dyadic interval lies in the prefix's. A window takes as many
+bytes as have a code of at most W bits; its number is that code and zeros up to W bits.
 
-- `paper`: the decoder takes the longest prefix whose code, padded, is the window. That loses bytes: where the byte that did
+- `paper`: the decoder takes the longest prefix whose code, padded, is the window. That loses bytes: where the byte that
+did
   not fit is another than the one the decoder finds at the zeros' edge, two texts share a window.
 - `delay`: a window gives back the bytes that its padded code does not need, to the next one, and the decoder takes the
-  shortest prefix. That loses nothing, and windows hold less. The paper names a variant so without saying how it is made;
-  this is our reading.
+  shortest prefix. That loses nothing, and windows hold less. The paper names a variant so without saying how it is
+  made; this is our reading.
 """
 
 from collections.abc import Generator, Sequence
@@ -111,7 +112,8 @@ class PaperCode:
 
 
 def paper_shares(shares: np.ndarray) -> np.ndarray:
-    """i32[256] probabilities of 16 bits -> i64[256] of 14 bits, each at least 1, what rounding leaves to the likeliest."""
+    """i32[256] probabilities of 16 bits -> i64[256] of 14 bits, each at least 1, what rounding leaves to the
+    likeliest."""
     spread, of = (1 << PAPER_BITS) - 256, (1 << PROBABILITY_BITS) - 256
     shares = 1 + (shares.astype(np.int64) - 1) * spread // of
     shares[shares.argmax()] += (1 << PAPER_BITS) - shares.sum()

@@ -1,11 +1,12 @@
 """Neurally compressed text: windows of equal information under a byte language model ("EqualInfoAC" of Lester+ 2024,
-arXiv 2404.03626, in the exact code of `tokenizer_lab/equal_info/window_code.py`; or by the paper's own rule, for fidelity to it).
+arXiv 2404.03626, in the exact code of `tokenizer_lab/equal_info/window_code.py`; or by the paper's own rule, for
+fidelity to it).
 
-A window is a number of W bits, cut into ids of N bits, the high ones first. Up to W = 24 the artifact is the table of all
-windows, and encoding needs no language model; for 32, 64 and 128 bits it is the language model.
+A window is a number of W bits, cut into ids of N bits, the high ones first. Up to W = 24 the artifact is the table of
+all windows, and encoding needs no language model; for 32, 64 and 128 bits it is the language model.
 
-The bytes of a window count for its last id, with which they become certain. What follows no whole window, as in a sequence
-of ids cut short, stands for no bytes.
+The bytes of a window count for its last id, with which they become certain. What follows no whole window, as in a
+sequence of ids cut short, stands for no bytes.
 """
 
 import dataclasses
@@ -123,7 +124,8 @@ class EqualInfoRepresentation(Representation):
         return lengths
 
     def open_prompt(self, text: bytes) -> OpenPrompt:
-        """All windows but the last, which may become longer: its number is one of a node of the tree and those below."""
+        """All windows but the last, which may become longer: its number is one of a node of the tree and those
+        below."""
         if self.rule != "exact":
             return super().open_prompt(text)
         [(numbers, lengths)] = self._code.encode([text])
@@ -186,8 +188,8 @@ def check_window(window_bits: int, id_bits: int) -> None:
     """Raises UserError unless windows of `window_bits` can be cut into ids of `id_bits`."""
     if window_bits not in WINDOW_BITS or id_bits not in ID_BITS or window_bits % id_bits:
         raise UserError(
-            f"windows of {window_bits} bits in ids of {id_bits}: a window has {', '.join(map(str, WINDOW_BITS))} bits, an "
-            f"id {' or '.join(map(str, ID_BITS))}, and ids fill windows; e.g. --window-bits 16 --id-bits 16"
+            f"windows of {window_bits} bits in ids of {id_bits}: a window has {', '.join(map(str, WINDOW_BITS))} bits,"
+            f" an id {' or '.join(map(str, ID_BITS))}, and ids fill windows; e.g. --window-bits 16 --id-bits 16"
         )
 
 
@@ -209,11 +211,13 @@ class EqualInfoFit:
     """Options of `toklab fit equal_info`."""
 
     window_bits: int = 16
-    """Information in a window: 16 or 24 (then the artifact is a table), or 32, 64, 128 (it keeps the language model)."""
+    """Information in a window: 16 or 24 (then the artifact is a table), or 32, 64, 128 (it keeps the language
+    model)."""
     id_bits: int = 16
     """Bits of a window in an id, 8 or 16."""
     rule: Rule = "exact"
-    """The exact window code; or the paper's, which loses some bytes, or its variant that delays bytes; for comparisons."""
+    """The exact window code; or the paper's, which loses some bytes, or its variant that delays bytes; for
+    comparisons."""
     lm: epath.Path | None = None
     """The run of a byte language model to compress with; by default one is trained into the folder OUT-lm."""
     lm_recipe: str = "compressor_3m"
@@ -273,10 +277,11 @@ def _sample(documents: Iterable[bytes], num_bytes: int) -> list[bytes]:
 
 
 def _measure(representation: EqualInfoRepresentation, lm: ByteLM, texts: Sequence[bytes]) -> dict[str, float]:
-    """Bytes per id of some texts, the share of windows that do not come back, and the bits per byte that no byte has taken.
+    """Bytes per id of some texts, the share of windows that do not come back, and the bits per byte that no byte has
+    taken.
 
-    A byte of probability p takes -log2 p bits of a window, and STOP, at a node of R points, -log2(1 - 1 / R). What is left
-    when the window closes is lost to closing.
+    A byte of probability p takes -log2 p bits of a window, and STOP, at a node of R points, -log2(1 - 1 / R). What is
+    left when the window closes is lost to closing.
     """
     window_bits, num_windows, num_lost, num_bytes, byte_bits, stop_bits = representation.window_bits, 0, 0, 0, 0.0, 0.0
     for text, (ids, lengths) in zip(texts, representation.encode_many(texts), strict=True):

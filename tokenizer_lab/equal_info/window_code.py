@@ -1,14 +1,14 @@
 """The exact window code: a tree that gives every number of W bits its own byte string.
 
-A window has a grid of 2^W points. A node of the tree is the bytes since the window began and a range of points; the root
-has them all. At a node with two points or more, the first is STOP, and the others are divided among the 256 next bytes in
-proportion to a language model's probabilities. At the root there is no STOP, and every byte has a point at least. A node
-with one point is a leaf.
+A window has a grid of 2^W points. A node of the tree is the bytes since the window began and a range of points; the
+root has them all. At a node with two points or more, the first is STOP, and the others are divided among the 256 next
+bytes in proportion to a language model's probabilities. At the root there is no STOP, and every byte has a point at
+least. A node with one point is a leaf.
 
 Encoding walks down from the root along the text; the window ends at a leaf, or where the next byte has no points, or
-where the text ends. Its number is the first point of the node reached. Since that is the node's STOP point (or the leaf's
-only one), every number stands for one node, in the order of a walk that takes a node before its children: so the tree is
-two arrays, and encoding is the longest match with a set of byte strings that has every prefix of its members.
+where the text ends. Its number is the first point of the node reached. Since that is the node's STOP point (or the
+leaf's only one), every number stands for one node, in the order of a walk that takes a node before its children: so the
+tree is two arrays, and encoding is the longest match with a set of byte strings that has every prefix of its members.
 
 The tables here are for windows of at most 24 bits. In wider ones the language model stays in the loop:
 `tokenizer_lab/equal_info/window_stream.py`.
@@ -166,8 +166,8 @@ def check_memory(window_bits: int) -> None:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > free:
         raise UserError(
-            f"a table for windows of {window_bits} bits takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are "
-            "free; use --window-bits 16, or 32, which needs no table"
+            f"a table for windows of {window_bits} bits takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of"
+            " memory are free; use --window-bits 16, or 32, which needs no table"
         )
 
 
@@ -191,7 +191,8 @@ def _children(shares: Shares, contexts: np.ndarray, first: np.ndarray, points: n
 
 
 class Matcher:
-    """Texts <-> numbers. Finds the longest match of a tree's strings: (number, next byte) -> number, in a hash table of 2^(W + 1) slots."""
+    """Texts <-> numbers. Finds the longest match of a tree's strings: (number, next byte) -> number, in a hash table of
+    2^(W + 1) slots."""
 
     def __init__(self, tree: Tree):
         self._roots = np.flatnonzero(tree.depths == 1).astype(np.int32)

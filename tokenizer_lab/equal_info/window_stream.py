@@ -2,8 +2,9 @@
 
 Texts are laid into lanes, one after the other, and all lanes walk the tree together, a byte at a time: the coder's step
 (`kernels/window_coder`), then one step of the byte language model with a cache of its own for each lane. A window's end
-only sets its lane back to the root: what the cache holds beyond a lane's position is never looked at. The top of the tree,
-the root's 256 children, is a table. Decoding walks the same way, a window a lane, and needs no order between windows.
+only sets its lane back to the root: what the cache holds beyond a lane's position is never looked at. The top of the
+tree, the root's 256 children, is a table. Decoding walks the same way, a window a lane, and needs no order between
+windows.
 
 All of it is integer arithmetic, so a text has the same windows whatever the lanes, and on every machine.
 

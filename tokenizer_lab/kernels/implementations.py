@@ -20,11 +20,12 @@ def choose(
 
     Args:
       operation: what messages call it.
-      name: of `implementations`; or "auto": "pallas", the TPU kernel, where it is compiled for a TPU and `elsewhere` on other platforms.
-        GPU kernels are nowhere chosen, only named, until one has been measured against `elsewhere`.
+      name: of `implementations`; or "auto": "pallas", the TPU kernel, where it is compiled for a TPU and `elsewhere` on
+        other platforms. GPU kernels are nowhere chosen, only named, until one has been measured against `elsewhere`.
       implementations: functions of the same arrays.
       elsewhere: the one for platforms without a kernel, and for what the TPU kernel refuses.
-      refusals: of kernels' names, why the kernel does not take these arguments, with their shape; None: it does. "auto" says so once.
+      refusals: of kernels' names, why the kernel does not take these arguments, with their shape; None: it does. "auto"
+        says so once.
       platform: where it is going to run, as far as that is known; by default where this process computes.
 
     Raises:
@@ -36,13 +37,15 @@ def choose(
         if refusal := refusals.get(name):
             chip = "GPU" if name.endswith("_gpu") else "TPU"
             raise ValueError(
-                f"the {chip} kernel of {operation} does not take {refusal}; use the implementation 'auto' or {elsewhere!r}"
+                f"the {chip} kernel of {operation} does not take {refusal}; use the implementation 'auto' or"
+                f" {elsewhere!r}"
             )
         return implementations[name]
     if refusal := refusals.get("pallas"):
         if (platform or jax.default_backend()) == "tpu":
             warn_once(
-                f"the TPU kernel of {operation} does not take {refusal}; it is computed by the {elsewhere} implementation instead"
+                f"the TPU kernel of {operation} does not take {refusal}; it is computed by the {elsewhere}"
+                " implementation instead"
             )
         return implementations[elsewhere]
     return functools.partial(

@@ -37,16 +37,19 @@ TOKENIZER_FILE = "tokenizer.json"
 MAX_TOKENIZER_BYTES = 1 << 30
 MAX_VOCAB_SIZE = 1 << 24
 
-# The split patterns under their usual names, DIGITS for one of those below. Each keeps every character; what it yields is
-# then spelled in bytes.
+# The split patterns under their usual names, DIGITS for one of those below. Each keeps every character; what it yields
+# is then spelled in bytes.
 PRETOKENIZATIONS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+",
+    "gpt4": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ),
     "whitespace": r" ?\S+|\s+(?!\S)|\s+",
 }
 
-# How a run of digits is cut. From the right only its first group has to look for the end: behind it all groups are full.
+# How a run of digits is cut. From the right only its first group has to look for the end: behind it all groups are
+# full.
 DIGITS = {
     "free": r" ?\p{N}+",
     "single": r"\p{N}",
@@ -104,7 +107,8 @@ class SubwordRepresentation(Representation):
         )
 
     def encode_segments(self, segments: Sequence[bytes]) -> list[list[int]]:
-        """The ids of texts of at most `SEGMENT_BYTES` each, in one call of the library: for many short texts far faster than `encode`."""
+        """The ids of texts of at most `SEGMENT_BYTES` each, in one call of the library: for many short texts far faster
+        than `encode`."""
         runs_of_segments = [_runs(segment) for segment in segments]
         of_valid_run = iter(
             self._encode_texts([run for runs in runs_of_segments for run in runs if not _is_invalid(run)])
@@ -174,16 +178,19 @@ class SubwordFit:
     """Options of `toklab fit subword`."""
 
     algorithm: Literal["bpe", "unigram", "character"] = "bpe"
-    """How the vocabulary is learned: byte-level BPE merges, a Unigram language model, or the most frequent characters."""
+    """How the vocabulary is learned: byte-level BPE merges, a Unigram language model, or the most frequent
+    characters."""
     vocab_size: int = 4096
     """Number of ids in the end: the 256 bytes, the learned tokens and the end-of-document id."""
     pretokenization: Literal["gpt2", "gpt4", "whitespace"] = "gpt4"
     """Where tokens may not cross: GPT-2's pattern, GPT-4's (at most three digits a token), or whitespace only."""
     digits: Literal["free", "single", "ltr3", "rtl3"] | None = None
-    """How a number is cut: not, into digits, or into groups of three from the left or from the right (1|234|567); as the
+    """How a number is cut: not, into digits, or into groups of three from the left or from the right (1|234|567); as
+    the
     pretokenization was published if not given: gpt2 free, gpt4 ltr3."""
     superword_transition: int | None = None
-    """Number of ids from which on BPE may merge across spaces (SuperBPE's t, below --vocab-size); never if not given."""
+    """Number of ids from which on BPE may merge across spaces (SuperBPE's t, below --vocab-size); never if not
+    given."""
     superword_sample_bytes: int = 64 << 20
     """Text that merges across spaces are learned from, a random part of the corpus; takes 15 times as much memory."""
     from_file: pathlib.Path | None = None
@@ -207,8 +214,8 @@ class SubwordFit:
     def _check_superwords(self, smallest: int) -> None:
         if self.algorithm != "bpe" or self.pretokenization == "whitespace":
             raise UserError(
-                f"--superword-transition goes on with BPE merges of gpt2 or gpt4, not with --algorithm {self.algorithm} "
-                f"--pretokenization {self.pretokenization}; choose --algorithm bpe --pretokenization gpt4"
+                f"--superword-transition goes on with BPE merges of gpt2 or gpt4, not with --algorithm {self.algorithm}"
+                f" --pretokenization {self.pretokenization}; choose --algorithm bpe --pretokenization gpt4"
             )
         if not smallest <= self.superword_transition < self.vocab_size:
             raise UserError(

@@ -1,9 +1,9 @@
 """Superword BPE: merges that go on across spaces (SuperBPE; Liu et al. 2025, arXiv 2503.13423).
 
-Its first stage is ordinary BPE, up to the transition. The second is here: the text is cut anew by the first stage's merges,
-now only at digits, runs of punctuation and trailing spaces, and merging goes on. `tokenizers` trains from single
-characters only (the authors use a fork), and so this stage has a trainer of its own; what it adds is an ordinary BPE
-vocabulary, and the library encodes with it.
+Its first stage is ordinary BPE, up to the transition. The second is here: the text is cut anew by the first stage's
+merges, now only at digits, runs of punctuation and trailing spaces, and merging goes on. `tokenizers` trains from
+single characters only (the authors use a fork), and so this stage has a trainer of its own; what it adds is an ordinary
+BPE vocabulary, and the library encodes with it.
 
 The rules are those of the published code (`SUPERWORD_SPLIT`, `is_allowed`). Tokens are strings in the byte-level
 alphabet throughout, where "Ġ" is a space.
@@ -30,7 +30,8 @@ _BATCH_TEXTS = 16
 
 
 class TextSample:
-    """Of many texts, so many that they have at most `max_bytes`: those with the lowest hashes, in whatever order they come."""
+    """Of many texts, so many that they have at most `max_bytes`: those with the lowest hashes, in whatever order they
+    come."""
 
     def __init__(self, max_bytes: int):
         self._free_bytes = max_bytes
@@ -76,7 +77,8 @@ def add_superwords(tokenizer: tokenizers.Tokenizer, texts: Iterable[str], vocab_
 
 
 def is_allowed(token: str) -> bool:
-    """Whether the second stage may make this token: four words at most, and none that goes on behind a colon and a space."""
+    """Whether the second stage may make this token: four words at most, and none that goes on behind a colon and a
+    space."""
     return ":Ġ" not in token and sum(map(bool, token.split("Ġ"))) <= MAX_WORDS
 
 
@@ -139,7 +141,8 @@ class _Text:
         return positions[(self._ids[positions] == left) & (self._ids[self._after[positions]] == right)]
 
     def merge(self, left: int, right: int, positions: np.ndarray, new: int) -> Iterator[_QueueEntry]:
-        """Writes `new` for the pair at `positions`, from left to right where they overlap; yields the pairs this makes."""
+        """Writes `new` for the pair at `positions`, from left to right where they overlap; yields the pairs this
+        makes."""
         if left == right:
             positions = positions[_is_even_in_run(self._after[positions[:-1]] == positions[1:])]
         right_parts = self._after[positions]

@@ -37,7 +37,8 @@ def leave_out_absent_tpus() -> None:
 def keep_memory() -> None:
     """Has glibc keep what is freed; to be called before there are threads.
 
-    XLA's CPU runtime allocates a step's temporaries anew each step. Blocks of that size glibc gives back to the system at once, which
+    XLA's CPU runtime allocates a step's temporaries anew each step. Blocks of that size glibc gives back to the system
+    at once, which
     then zeroes them page by page the next time: a fifth of a step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -2,8 +2,9 @@
 
 What takes seconds to import (jax) is imported by the commands that need it.
 
-Exit codes: 0 done, 2 the person can mend it (one line on stderr), 75 stopped by a signal, what was trained is saved (start it again),
-76 another host was lost, or something took longer than its deadline (start it again), 130 interrupted.
+Exit codes: 0 done, 2 the person can mend it (one line on stderr), 75 stopped by a signal, what was trained is saved
+(start it again), 76 another host was lost, or something took longer than its deadline (start it again), 130
+interrupted.
 """
 
 import contextlib
@@ -41,18 +42,21 @@ class EvalOptions:
     max_bytes: int = 4096
     """With --exact-bytes: how much text; each byte costs about a forward pass over its context."""
     ensemble: tuple[epath.Path, ...] = ()
-    """With --exact-bytes: other runs to score the same text with, and all of them as one by averaging the next byte's probabilities."""
+    """With --exact-bytes: other runs to score the same text with, and all of them as one by averaging the next byte's
+    probabilities."""
     noise: bool = False
     """Then also score some text and pairs of lines with wrong characters in them (see docs/comparison.md)."""
     tasks: pathlib.Path | None = None
-    """Run these tasks of EleutherAI's lm-evaluation-harness instead: a task's .yaml file, or a folder of them (see docs/export.md)."""
+    """Run these tasks of EleutherAI's lm-evaluation-harness instead: a task's .yaml file, or a folder of them (see
+    docs/export.md)."""
 
     def __post_init__(self):
         if self.tasks is not None and (self.exact_bytes or self.ensemble):
             raise UserError("--tasks is one way to evaluate and --exact-bytes another; give one of them")
         if self.noise and (self.exact_bytes or self.tasks is not None):
             raise UserError(
-                "--noise goes with the evaluation of all held-out text; leave out --exact-bytes and --tasks, or run them by themselves"
+                "--noise goes with the evaluation of all held-out text; leave out --exact-bytes and --tasks, or run"
+                " them by themselves"
             )
         if self.ensemble and not self.exact_bytes:
             raise UserError("--ensemble averages next bytes; give --exact-bytes with it")
@@ -67,9 +71,11 @@ class SampleOptions:
     run: tyro.conf.Positional[epath.Path]
     """The run's folder."""
     prompt: str
-    """The text to go on from; with subwords, best ended where a word ends (see train/evaluate/sampling.py), or use --exact-bytes."""
+    """The text to go on from; with subwords, best ended where a word ends (see train/evaluate/sampling.py), or use
+    --exact-bytes."""
     exact_bytes: bool = False
-    """Draw byte by byte with exact probabilities, wherever the prompt ends; the other options are then of bytes (see docs/byte_probabilities.md)."""
+    """Draw byte by byte with exact probabilities, wherever the prompt ends; the other options are then of bytes (see
+    docs/byte_probabilities.md)."""
     max_tokens: int = 200
     """Ids to draw at most."""
     temperature: float = 0.8
@@ -223,7 +229,8 @@ def fit(arguments: list[str]) -> int:
     representation.save(options.out)
     measured = "".join(f", {name} {value:.4g}" for name, value in representation.statistics.items())
     console.print(
-        f"{options.out}: {kind}, {representation.vocab_size:,} ids{measured}, fingerprint {representation.fingerprint[:12]}",
+        f"{options.out}: {kind}, {representation.vocab_size:,} ids{measured}, fingerprint"
+        f" {representation.fingerprint[:12]}",
         soft_wrap=True,
         highlight=False,
     )
@@ -231,7 +238,8 @@ def fit(arguments: list[str]) -> int:
 
 
 def byte_language_model(options: Any, console: rich.console.Console) -> Any:
-    """The compressor of `toklab fit`'s options and the FLOPs it took, trained first if need be; None where a signal stopped that."""
+    """The compressor of `toklab fit`'s options and the FLOPs it took, trained first if need be; None where a signal
+    stopped that."""
     with interruptible_import():
         from train.export.compressor import load_byte_lm, train_byte_lm
 
@@ -290,7 +298,8 @@ def parse_with_recipe(command: str, fields: Sequence[Any], usage: str, arguments
         if arguments and arguments[0] not in ("-h", "--help"):
             raise UserError(f"the recipe comes first: toklab {command} RECIPE {usage} [--field value ...]")
         print(
-            f"usage: toklab {command} RECIPE {usage} [--field value ...]; toklab {command} RECIPE --help shows every field"
+            f"usage: toklab {command} RECIPE {usage} [--field value ...]; toklab {command} RECIPE --help shows every"
+            " field"
         )
         return None
     name, *arguments = arguments
@@ -356,7 +365,8 @@ def submit(arguments: list[str]) -> int:
         raise UserError(f"--to is missing: toklab submit RECIPE {usage} [--field value ...]")
     if kind is None:
         print(
-            f"usage: toklab submit RECIPE {usage} [--field value ...]; toklab submit RECIPE --to KIND --help shows every field"
+            f"usage: toklab submit RECIPE {usage} [--field value ...]; toklab submit RECIPE --to KIND --help shows"
+            " every field"
         )
         return 0
     target = target_class(kind)
@@ -397,7 +407,10 @@ def compare(arguments: list[str]) -> int:
         kw_only=True,
         frozen=True,
     )
-    command.__doc__ = f"{CompareOptions.__doc__}\n\nRuns go to --submit KIND, a place of `toklab submit`, whose options are options here; by default to processes on this machine."
+    command.__doc__ = (
+        f"{CompareOptions.__doc__}\n\nRuns go to --submit KIND, a place of `toklab submit`, whose options are options"
+        " here; by default to processes on this machine."
+    )
     parsed = parse(command, arguments, "compare")
     return run_comparison(parsed.options, parsed.target, rich.console.Console())
 
@@ -447,7 +460,8 @@ def evaluate(arguments: list[str]) -> None:
         )
     if seen := result["num_documents_in_training"]:
         lines.append(
-            f"{seen:,} of the {result['num_documents']:,} held-out documents are also among those trained on, byte for byte"
+            f"{seen:,} of the {result['num_documents']:,} held-out documents are also among those trained on, byte for"
+            " byte"
         )
     if options.noise:
         lines += evaluate_noise(options, console)
@@ -487,13 +501,15 @@ def evaluate_exact_bytes(options: EvalOptions, console: rich.console.Console) ->
     size = f"{result['num_documents']:,} documents, {result['num_bytes']:,} bytes"
     for run in result["runs"]:
         console.print(
-            f"{run['run']}  {run['bits_per_byte']:.4f} bits/byte by exact bytes  {run['bits_per_byte_of_ids']:.4f} by ids  {size}",
+            f"{run['run']}  {run['bits_per_byte']:.4f} bits/byte by exact bytes  {run['bits_per_byte_of_ids']:.4f} by"
+            f" ids  {size}",
             soft_wrap=True,
             highlight=False,
         )
     if options.ensemble:
         console.print(
-            f"ensemble of {len(result['runs'])}  {result['ensemble_bits_per_byte']:.4f} bits/byte by exact bytes  {size}",
+            f"ensemble of {len(result['runs'])}  {result['ensemble_bits_per_byte']:.4f} bits/byte by exact bytes "
+            f" {size}",
             soft_wrap=True,
             highlight=False,
         )
@@ -542,8 +558,8 @@ def finetune(arguments: list[str]) -> None:
         result = run_finetuning(options, update)
     for metric, values in result["metrics"].items():
         console.print(
-            f"{options.run}  {result['task']:12} {metric:10} median {values['median']:.4f}  [{values['low']:.4f}, {values['high']:.4f}]  "
-            f"{len(values['values'])} seeds, {result['num_dev']:,} examples",
+            f"{options.run}  {result['task']:12} {metric:10} median {values['median']:.4f}  [{values['low']:.4f},"
+            f" {values['high']:.4f}]  {len(values['values'])} seeds, {result['num_dev']:,} examples",
             soft_wrap=True,
             highlight=False,
         )
@@ -586,7 +602,8 @@ def export(arguments: list[str]) -> None:
         )
     if result.needs_code:
         console.print(
-            f"{options.out}  its tokenizer is a Python file in the folder: AutoTokenizer.from_pretrained(..., trust_remote_code=True)",
+            f"{options.out}  its tokenizer is a Python file in the folder: AutoTokenizer.from_pretrained(...,"
+            " trust_remote_code=True)",
             soft_wrap=True,
             highlight=False,
         )
@@ -670,7 +687,8 @@ def show_config(config: dict[str, Any], console: rich.console.Console) -> None:
 
 
 def silence_libraries() -> None:
-    """What goes wrong reaches a person as our one line; the tracebacks that libraries log or print from their threads do not."""
+    """What goes wrong reaches a person as our one line; the tracebacks that libraries log or print from their threads
+    do not."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     threading.excepthook = lambda _: None

@@ -1,15 +1,15 @@
 """`toklab compare EXPERIMENT`: plans the runs of an experiment, does what is missing, and ends in one report.
 
     OUT/artifacts/KIND-HASH            fitted once for all arms with the same options
-    OUT/runs/ARM-SIZE-sSEED-HASH/      run folders (`train/run/folder.py`); the hash is of all that decides a run's numbers
+    OUT/runs/ARM-SIZE-sSEED-HASH/      run folders (`train/run/folder.py`); the hash is of what decides a run's numbers
     OUT/recipes/                       their resolved recipes, which `toklab train` takes
     OUT/trial/                         a few steps of one run, where nothing else tells how fast this machine is
-    OUT/plan.json                      the plan, as the last command found it: every run, its arm, size, seed, folder and state
+    OUT/plan.json                      as the last command found it: every run, its arm, size, seed, folder and state
     OUT/report/                        of all runs that are done
 
-This process plans and waits; fits, training and evaluation are processes of their own, so that it holds no device and no model's memory.
-A run is known by its hash alone. So a change of an arm makes new runs of that arm and leaves all others done, and what was cut off
-goes on by the same command.
+This process plans and waits; fits, training and evaluation are processes of their own, so that it holds no device and
+no model's memory. A run is known by its hash alone. So a change of an arm makes new runs of that arm and leaves all
+others done, and what was cut off goes on by the same command.
 """
 
 import dataclasses
@@ -178,7 +178,8 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def toklab(words: Sequence[str], logs: epath.Path, console: rich.console.Console) -> int:
-    """Runs a command of `toklab` in a process of its own and shows what it says; returns its exit code. Raises UserError where it fails."""
+    """Runs a command of `toklab` in a process of its own and shows what it says; returns its exit code. Raises
+    UserError where it fails."""
     logs = epath.Path("toklab-logs") / logs.name if is_remote(logs) else logs
     return launch([sys.executable, "-m", "train.commands.cli", *words], Local(max_restarts=0), logs, lambda: 0, console)
 
@@ -192,7 +193,8 @@ def path_of(arm: Arm, text: Text, out: epath.Path) -> str:
 
 
 def fit_all(experiment: Experiment, text: Text, out: epath.Path, console: rich.console.Console) -> bool:
-    """Fits the artifacts that are missing; whether no signal stopped that. Raises UserError where one cannot be fitted."""
+    """Fits the artifacts that are missing; whether no signal stopped that. Raises UserError where one cannot be
+    fitted."""
     for fit in dict.fromkeys(fit_of(arm, text) for arm in experiment.arms if arm.fit is not None):
         folder = out / "artifacts" / fit.folder_name
         if (folder / "manifest.json").exists():
@@ -210,7 +212,8 @@ def fit_all(experiment: Experiment, text: Text, out: epath.Path, console: rich.c
 
 
 def measure(path: str, text: Text, recipe: Recipe) -> Measured:
-    """An artifact, and how much text its ids hold: in a fixed sample of each corpus, weighted as rows draw from them."""
+    """An artifact, and how much text its ids hold: in a fixed sample of each corpus, weighted as rows draw from
+    them."""
     representation = tokenizer_lab.load(path)
     weights = recipe.data.weights or (1.0,) * len(text.corpora)
     num_bytes, num_positions = np.average(
@@ -252,7 +255,8 @@ def other_runs_there(runs: Sequence[Run], out: epath.Path) -> list[str]:
             differing.append(f"budget: {stored.get('budget')} -> {wanted['budget']}")
         if differing:
             problems.append(
-                f"{folder.path} holds another run than the experiment's ({'; '.join(differing)}); remove or rename the folder"
+                f"{folder.path} holds another run than the experiment's ({'; '.join(differing)}); remove or rename the"
+                " folder"
             )
     return problems
 
@@ -273,13 +277,15 @@ def make_plan(
         planned.append(PlannedRun(run=run, folder=folder, state=state, step=step, cost=cost, seconds=seconds))
     notes += notes_on_code(planned)
     notes += [
-        f"arm {arm.name}: objective {arm.recipe.objective.kind!r} has no bits per byte; the report has it among the encoders, not in the ranking"
+        f"arm {arm.name}: objective {arm.recipe.objective.kind!r} has no bits per byte; the report has it among the"
+        " encoders, not in the ranking"
         for arm in experiment.arms
         if arm.recipe.objective.layout is not CausalRow
     ]
     own = len({(run.arm, run.size) for run in runs} & rates.keys())
     clock = (
-        f"the speed of {own} of {len({(run.arm, run.size) for run in runs})} arms x sizes, measured in {out}; of the others, their median in FLOPs"
+        f"the speed of {own} of {len({(run.arm, run.size) for run in runs})} arms x sizes, measured in {out}; of the"
+        " others, their median in FLOPs"
         if own
         else ""
     )
@@ -348,15 +354,17 @@ def notes_on_code(planned: Sequence[PlannedRun]) -> list[str]:
         if run.folder.job.exists():
             by_code.setdefault(str(read_json(run.folder.job, "job").get("code")), []).append(run.run.recipe.name)
     return [
-        f"{len(names)} of {len(planned)} runs are of another version of the code ({code[:12]}, here {here[:12]}): {', '.join(names[:3])}"
-        f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}; remove their folders to run them again"
+        f"{len(names)} of {len(planned)} runs are of another version of the code ({code[:12]}, here {here[:12]}):"
+        f" {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}; remove their folders to run"
+        " them again"
         for code, names in by_code.items()
         if code != here
     ]
 
 
 def try_out(plan: Plan, out: epath.Path, console: rich.console.Console) -> bool:
-    """A few steps of the first run that is missing, to learn how fast this machine is; whether no signal stopped that."""
+    """A few steps of the first run that is missing, to learn how fast this machine is; whether no signal stopped
+    that."""
     run = next(planned.run for planned in plan.runs if planned.state != DONE)
     console.print(f"{_TRIAL_STEPS} steps of {run.recipe.name}, to estimate the time", soft_wrap=True)
     trial = dataclasses.replace(
@@ -383,12 +391,13 @@ def refuse_longer(plan: Plan, max_hours: float | None) -> None:
         return
     if plan.seconds is None:
         raise UserError(
-            f"--max-hours {max_hours:g} is given and nothing has been measured of how long the runs take; leave it out, or run one first"
+            f"--max-hours {max_hours:g} is given and nothing has been measured of how long the runs take; leave it out,"
+            " or run one first"
         )
     if plan.seconds > 3600 * max_hours:
         raise UserError(
-            f"what is missing would take about {duration(plan.seconds)}, more than --max-hours {max_hours:g}; raise it, or take away arms, seeds, "
-            "sizes or budget"
+            f"what is missing would take about {duration(plan.seconds)}, more than --max-hours {max_hours:g}; raise it,"
+            " or take away arms, seeds, sizes or budget"
         )
 
 
@@ -525,7 +534,8 @@ def describe(experiment: Experiment, text: Text, plan: Plan) -> dict[str, Any]:
 
 
 def run_all(plan: Plan, design: Design, out: epath.Path, target: Target, console: rich.console.Console) -> int:
-    """Does what is missing, one run after the other, and writes the report on `design`; the exit code. Raises UserError naming runs that failed."""
+    """Does what is missing, one run after the other, and writes the report on `design`; the exit code. Raises UserError
+    naming runs that failed."""
     failed, done = [], []
     for number, planned in enumerate(plan.runs, 1):
         if planned.state != DONE:
@@ -551,8 +561,8 @@ def run_all(plan: Plan, design: Design, out: epath.Path, target: Target, console
         console.print(str(report.index), soft_wrap=True)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(plan.runs)} runs failed, for the reasons above: {', '.join(failed)}; mend that and run the same command again; "
-            f"the report is of the {len(done)} that are done"
+            f"{len(failed)} of {len(plan.runs)} runs failed, for the reasons above: {', '.join(failed)}; mend that and"
+            f" run the same command again; the report is of the {len(done)} that are done"
         )
     if missing := len(plan.runs) - len(done):
         console.print(

@@ -1,8 +1,10 @@
-"""What the runs of an experiment say: arms with their seeds together, differences that hold, laws, costs, and a summary in plain words.
+"""What the runs of an experiment say: arms with their seeds together, differences that hold, laws, costs, and a summary
+in plain words.
 
-A difference between two arms is called clear if zero is outside of two 95 % intervals: over documents, both arms on the same ones drawn again
-with replacement and each with its mean over seeds; and over seeds, by Student's t of what runs of the same seed differ by. The first says
-whether other text would say the same, the second whether other runs would. Neither says anything of other sizes, texts or settings.
+A difference between two arms is called clear if zero is outside of two 95 % intervals: over documents, both arms on the
+same ones drawn again with replacement and each with its mean over seeds; and over seeds, by Student's t of what runs of
+the same seed differ by. The first says whether other text would say the same, the second whether other runs would.
+Neither says anything of other sizes, texts or settings.
 """
 
 import dataclasses
@@ -138,7 +140,8 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A domain or a script of the held-out text at the largest size: bits per byte of each arm, and what arms are behind the best, over documents.
+    """A domain or a script of the held-out text at the largest size: bits per byte of each arm, and what arms are
+    behind the best, over documents.
 
     A part of few documents has the numbers and no intervals, and is not spoken of in the summary.
     """
@@ -204,8 +207,8 @@ class Decision:
         for ranking in self.rankings:
             if open_ := [arm for arm, difference in ranking.behind.items() if not difference.clear]:
                 lines.append(
-                    f"Size {ranking.size}: whether {ranking.cells[0].arm} is better than {_listed(open_)} is not settled by "
-                    f"{'one seed' if seeds == 1 else f'{seeds} seeds'} and this text."
+                    f"Size {ranking.size}: whether {ranking.cells[0].arm} is better than {_listed(open_)} is not"
+                    f" settled by {'one seed' if seeds == 1 else f'{seeds} seeds'} and this text."
                 )
         most = max((cell.average("flops") or 0 for ranking in self.rankings for cell in ranking.cells), default=0)
         lines += [
@@ -224,7 +227,8 @@ class Decision:
         lines.append("All arms have the recipes' learning rates and shapes; an arm may gain from its own.")
         if encoders := sorted({cell.arm for cell in self.encoders}):
             lines.append(
-                f"Encoders have no bits per byte and are not ranked ({_listed(encoders)}); `toklab finetune` and `toklab blimp` put them and decoders on one axis."
+                f"Encoders have no bits per byte and are not ranked ({_listed(encoders)}); `toklab finetune` and"
+                " `toklab blimp` put them and decoders on one axis."
             )
         domains = [part.name for part in self.parts if part.kind == "domain"]
         lines.append(
@@ -238,8 +242,9 @@ class Decision:
         best, behind = ranking.cells[0], ranking.behind
         clear = [f"{arm} by {difference.bits:.3f}" for arm, difference in behind.items() if difference.clear]
         found = (
-            f"Size {ranking.size}, equal {_BUDGETS[self.design.budget]}: {best.arm} has the lowest bits per byte of {len(ranking.cells)} arms, "
-            f"{best.mean:.3f}{_range(best.interval)} over {len(best.runs)} seed{'s' if len(best.runs) > 1 else ''}."
+            f"Size {ranking.size}, equal {_BUDGETS[self.design.budget]}: {best.arm} has the lowest bits per byte of"
+            f" {len(ranking.cells)} arms, {best.mean:.3f}{_range(best.interval)} over {len(best.runs)}"
+            f" seed{'s' if len(best.runs) > 1 else ''}."
         )
         if self.design.num_seeds == 1:
             return f"{found} With one seed, no difference can be called clear."
@@ -285,7 +290,8 @@ def _cells(design: Design, runs: Sequence[RunRead], left_out: list[str]) -> list
     for (size, arm), by_seed in found.items():
         if len(by_seed) < design.num_seeds:
             left_out.append(
-                f"{arm} of size {size} is in no table yet: {len(by_seed)} of its {design.num_seeds} runs are finished and evaluated."
+                f"{arm} of size {size} is in no table yet: {len(by_seed)} of its {design.num_seeds} runs are finished"
+                " and evaluated."
             )
     return [
         Cell(arm=arm, size=size, runs=dict(sorted(by_seed.items())))
@@ -377,9 +383,14 @@ def _on_compute(decision: Decision) -> list[str]:
         return []
     leaders = [ranking.cells[0].arm for ranking in decision.rankings]
     lines = [
-        f"The same arm leads at every size, {leaders[0]}."
-        if len(set(leaders)) == 1
-        else f"The leader changes with compute: {', '.join(f'{leader} at {ranking.size}' for leader, ranking in zip(leaders, decision.rankings))}."
+        (
+            f"The same arm leads at every size, {leaders[0]}."
+            if len(set(leaders)) == 1
+            else (
+                "The leader changes with compute:"
+                f" {', '.join(f'{leader} at {ranking.size}' for leader, ranking in zip(leaders, decision.rankings))}."
+            )
+        )
     ]
     for (one, other), point in decision.crossings.items():
         if point.measured:
@@ -404,8 +415,8 @@ def _on_parts(decision: Decision) -> list[str]:
         others = [f"{part.best} in {part.name}" for part in parts if part.best != best]
         if len(parts) > 1:
             lines.append(
-                f"At size {decision.largest.size}, {best} is best in {len(parts) - len(others)} of {len(parts)} {whose} with {_FEW_DOCUMENTS} documents or more"
-                + (f"; {_listed(others)}." if others else ".")
+                f"At size {decision.largest.size}, {best} is best in {len(parts) - len(others)} of {len(parts)} {whose}"
+                f" with {_FEW_DOCUMENTS} documents or more" + (f"; {_listed(others)}." if others else ".")
             )
     return lines
 
@@ -420,7 +431,8 @@ def _on_costs(decision: Decision) -> list[str]:
         if len(costs) > 1:
             least, most = min(costs, key=costs.get), max(costs, key=costs.get)
             lines.append(
-                f"To {what}, {least} needs least, {si(costs[least], unit)}, and {most} {costs[most] / costs[least]:.1f} times that."
+                f"To {what}, {least} needs least, {si(costs[least], unit)}, and {most} {costs[most] / costs[least]:.1f}"
+                " times that."
             )
     return lines
 
@@ -433,7 +445,8 @@ def _on_noise(decision: Decision) -> list[str]:
     rise = {cell.arm: cell.noise[rates[-1]]["bits_per_byte"] - cell.noise[rates[0]]["bits_per_byte"] for cell in cells}
     least, most = min(rise, key=rise.get), max(rise, key=rise.get)
     return [
-        f"With {percent(rates[-1])} of the characters wrong, bits per byte rise least for {least}, by {rise[least]:.3f}, and most for {most}, by {rise[most]:.3f}."
+        f"With {percent(rates[-1])} of the characters wrong, bits per byte rise least for {least}, by"
+        f" {rise[least]:.3f}, and most for {most}, by {rise[most]:.3f}."
     ]
 
 
@@ -509,9 +522,11 @@ def as_json(decision: Decision) -> dict[str, Any]:
         "unsupported": decision.unsupported,
         "arms": rows(decision),
         "laws": {
-            arm: None
-            if law is None
-            else {"slope": law.slope, "slope_interval": law.slope_interval, "level": law.level, "flops": law.flops}
+            arm: (
+                None
+                if law is None
+                else {"slope": law.slope, "slope_interval": law.slope_interval, "level": law.level, "flops": law.flops}
+            )
             for arm, law in decision.laws.items()
         },
         "crossings": [{"arms": list(arms), **dataclasses.asdict(point)} for arms, point in decision.crossings.items()],

@@ -1,4 +1,5 @@
-"""The part of a report's page that is about an experiment: its summary, its arms with their seeds together, charts, laws, parts and costs."""
+"""The part of a report's page that is about an experiment: its summary, its arms with their seeds together, charts,
+laws, parts and costs."""
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -27,7 +28,10 @@ _AXES = (Axis("flops", "FLOPs spent", ""), Axis("bytes_seen", "bytes seen", "B")
 def opening(decision: Decision) -> Opening:
     """What the report of an experiment begins with."""
     design = decision.design
-    title = f"{design.name}: {_some(len(design.arms), 'arm')}, {_some(len(design.sizes), 'size')}, {_some(design.num_seeds, 'seed')}"
+    title = (
+        f"{design.name}: {_some(len(design.arms), 'arm')}, {_some(len(design.sizes), 'size')},"
+        f" {_some(design.num_seeds, 'seed')}"
+    )
     return Opening(title=title, html=_sections(decision), data=as_json(decision))
 
 
@@ -120,8 +124,9 @@ def _charts(decision: Decision, styles: dict[str, int]) -> str:
 <ul class="legend">{legend}</ul>
 <label class="log"><input type="checkbox"> logarithmic x axis</label>
 <div class="charts">{figures}</div>
-<p class="caption">All held-out documents: means over seeds with their 95&nbsp;% intervals, a mark for each size. While training: means over seeds on a fixed
-subset of the held-out documents, so that the two need not meet. A compressor's fit is in its arm's FLOPs from the beginning.</p>
+<p class="caption">All held-out documents: means over seeds with their 95&nbsp;% intervals, a mark for each size.
+While training: means over seeds on a fixed subset of the held-out documents, so that the two need not meet. A
+compressor's fit is in its arm's FLOPs from the beginning.</p>
 """
 
 
@@ -190,8 +195,8 @@ def _laws(decision: Decision, styles: dict[str, int]) -> str:
     shape = "Two sizes cannot tell whether it is a line." if sizes == 2 else "That it has no limit is an assumption."
     return (
         _table("Bits per byte as a power of FLOPs, and where arms cross", columns, rows)
-        + f'<p class="caption">A line through the logarithms of all runs of an arm. {shape} Crossings in brackets are outside of what was measured; '
-        "without an interval, the runs leave open whether the lines cross at all.</p>"
+        + f'<p class="caption">A line through the logarithms of all runs of an arm. {shape} Crossings in brackets are'
+        " outside of what was measured; without an interval, the runs leave open whether the lines cross at all.</p>"
     )
 
 
@@ -239,9 +244,11 @@ def _part_of(part: Part, arm: str) -> str:
     bits = part.bits_per_byte[arm]
     return _td(
         bits,
-        f"<strong>{bits:.3f}</strong><small>best</small>"
-        if arm == part.best
-        else f"{bits:.3f}{_small(part.behind.get(arm))}",
+        (
+            f"<strong>{bits:.3f}</strong><small>best</small>"
+            if arm == part.best
+            else f"{bits:.3f}{_small(part.behind.get(arm))}"
+        ),
     )
 
 
@@ -349,7 +356,8 @@ def _noise(decision: Decision, styles: dict[str, int]) -> str:
         )
     return (
         _table(f"Size {_e(decision.largest.size)} on text with wrong characters", columns, rows)
-        + '<p class="caption">Bits per byte of a fixed part of the held-out text, with noise in the share of its characters that is given. Told apart: how often a '
-        "line of it has a better score than the same with two neighbouring words exchanged, both with the same noise; half is chance. Encoders score "
-        "by their own objective.</p>"
+        + '<p class="caption">Bits per byte of a fixed part of the held-out text, with noise in the share of its'
+        " characters that is given. Told apart: how often a line of it has a better score than the same with two"
+        " neighbouring words exchanged, both with the same noise; half is chance. Encoders score by their own"
+        " objective.</p>"
     )

@@ -14,7 +14,8 @@ from train.report.runs import read_arms
 
 
 def write_decision(run_dirs: Sequence[epath.PathLike], out: epath.PathLike, design: Design) -> tuple[Report, Decision]:
-    """Writes what `train.report.report.write_report` writes, on an experiment's runs, and `decision.csv` with the decision as numbers.
+    """Writes what `train.report.report.write_report` writes, on an experiment's runs, and `decision.csv` with the
+    decision as numbers.
 
     Args:
       run_dirs: the runs' folders.

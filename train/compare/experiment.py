@@ -1,7 +1,8 @@
 """An experiment: arms x sizes x seeds, at equal budgets, as a typed Python file; and the runs that it stands for.
 
-Such a file is in `configs/` or anywhere and has a function `experiment() -> Experiment`. What is compared is the experiment's, and overrides
-what the arms' recipes say: the text, the budget, the seeds and, matched in bytes, the length of rows.
+Such a file is in `configs/` or anywhere and has a function `experiment() -> Experiment`. What is compared is the
+experiment's, and overrides what the arms' recipes say: the text, the budget, the seeds and, matched in bytes, the
+length of rows.
 """
 
 import collections
@@ -32,9 +33,11 @@ class Arm:
 
     name: str
     recipe: Recipe
-    """Its objective, model, optimizer and rows. Where nothing is fitted, its representation is the artifact that is used."""
+    """Its objective, model, optimizer and rows. Where nothing is fitted, its representation is the artifact that is
+    used."""
     fit: Any = None
-    """Options of `toklab fit`, e.g. `SubwordFit(vocab_size=4096)`: the representation is fitted on the experiment's text."""
+    """Options of `toklab fit`, e.g. `SubwordFit(vocab_size=4096)`: the representation is fitted on the experiment's
+    text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +148,8 @@ def _resolve(experiment: Experiment, arm: Arm, size: Size, seed: int, text: Text
     fit_flops = measured.costs.get("fit_flops", 0.0)
     if size.budget.flops is not None and size.budget.flops <= fit_flops:
         raise UserError(
-            f"its budget of {size.budget.flops:.3g} FLOPs is no more than the {fit_flops:.3g} that fitting its representation has spent; raise it"
+            f"its budget of {size.budget.flops:.3g} FLOPs is no more than the {fit_flops:.3g} that fitting its"
+            " representation has spent; raise it"
         )
     return Run(arm.name, size.name, seed, recipe, _identity(recipe, measured.fingerprint, text.content_hash))
 
@@ -210,7 +214,8 @@ def _fit_kind(options: Any) -> str:
         if sys.modules[kind_class(kind).__module__].FIT_OPTIONS is type(options):
             return kind
     raise UserError(
-        f"its fit is a {type(options).__name__}; it must be the options of a kind that 'toklab fit' has: {', '.join(KINDS)}"
+        f"its fit is a {type(options).__name__}; it must be the options of a kind that 'toklab fit' has:"
+        f" {', '.join(KINDS)}"
     )
 
 
@@ -244,8 +249,8 @@ def check(experiment: Experiment) -> list[str]:
     kinds = {size.name: size.budget.kind for size in experiment.sizes}
     if "steps" in kinds.values() or len(set(kinds.values())) > 1:
         problems.append(
-            f"the budgets are in {', '.join(f'{kind} ({name})' for name, kind in kinds.items())}; they must all be in FLOPs, all in bytes or all in "
-            "seconds, as equal steps are not equal anything"
+            f"the budgets are in {', '.join(f'{kind} ({name})' for name, kind in kinds.items())}; they must all be in"
+            " FLOPs, all in bytes or all in seconds, as equal steps are not equal anything"
         )
     problems += _differences(experiment.arms, "data.batch_rows", "data.weights")
     for arm in experiment.arms:
@@ -278,12 +283,13 @@ def open_text(experiment: Experiment, paths: Sequence[str], problems: list[str])
             found += [f"arm {arm.name}: {line}" for line in _complaint(fit_of, arm, text)]
         if arm.fit is not None and len(text.paths) > 1:
             found.append(
-                f"arm {arm.name} is to be fitted on {len(text.paths)} corpora, and a fit reads one; ingest them into one corpus as its domains, "
-                "or fit it before and name the artifact in its recipe"
+                f"arm {arm.name} is to be fitted on {len(text.paths)} corpora, and a fit reads one; ingest them into"
+                " one corpus as its domains, or fit it before and name the artifact in its recipe"
             )
         if arm.recipe.data.weights and len(arm.recipe.data.weights) != len(text.paths):
             found.append(
-                f"arm {arm.name}: data.weights {arm.recipe.data.weights} do not fit {len(text.paths)} corpora; give one for each, or none"
+                f"arm {arm.name}: data.weights {arm.recipe.data.weights} do not fit {len(text.paths)} corpora; give one"
+                " for each, or none"
             )
     problems += found
     return None if found else text
@@ -295,8 +301,8 @@ def _differences(arms: Sequence[Arm], *fields: str) -> Iterator[str]:
         by_arm = {arm.name: flatten(to_json(arm.recipe))[field] for arm in arms}
         if len({str(value) for value in by_arm.values()}) > 1:
             yield (
-                f"{field} differs ({', '.join(f'{name}: {value}' for name, value in by_arm.items())}), so that rows would not read the same documents; "
-                "give all arms the same"
+                f"{field} differs ({', '.join(f'{name}: {value}' for name, value in by_arm.items())}), so that rows"
+                " would not read the same documents; give all arms the same"
             )
 
 

@@ -1,7 +1,7 @@
 """Exact bits per byte over held-out documents.
 
-Every byte is scored exactly once, which is asserted; sums are float64 on the host; bits per byte is the whole text's nats over its
-bytes, never an average of averages. The nats of end-of-document ids count, although they carry no bytes.
+Every byte is scored exactly once, which is asserted; sums are float64 on the host; bits per byte is the whole text's
+nats over its bytes, never an average of averages. The nats of end-of-document ids count, although they carry no bytes.
 """
 
 import dataclasses
@@ -64,7 +64,8 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
     """nats / ln 2 / bytes, the code length of a text per byte of it."""
     if num_bytes == 0:
         raise UserError(
-            "0 bytes were scored, so that there are no bits per byte; evaluate on a corpus with non-empty held-out documents"
+            "0 bytes were scored, so that there are no bits per byte; evaluate on a corpus with non-empty held-out"
+            " documents"
         )
     return float(nats) / math.log(2) / int(num_bytes)
 
@@ -138,7 +139,8 @@ def score_documents(
 
 
 def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
-    """A function (documents, params) -> the figures of held-out text and its `num_bytes`, of what the run's objective is about."""
+    """A function (documents, params) -> the figures of held-out text and its `num_bytes`, of what the run's objective
+    is about."""
     if setup.recipe.objective.layout is not CausalRow:
         return encoders.make_judge(setup)
     score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
@@ -172,7 +174,8 @@ def score_run_documents(
 def text_statistics(id_counts: np.ndarray, num_bytes: int, eod_id: int) -> dict[str, float]:
     """What the ids are like, whatever the model: the code lengths of two that know no context, in bits per byte.
 
-    "uniform" takes all ids but the end of document for equally likely, "unigram" each as often as it is in the text itself.
+    "uniform" takes all ids but the end of document for equally likely, "unigram" each as often as it is in the text
+    itself.
     """
     counts = np.delete(id_counts, eod_id)
     return {
@@ -207,9 +210,11 @@ def summarize(scores: Scores, domains: Sequence[str]) -> dict[str, Any]:
 
 
 def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
-    """What a byte of held-out text costs, by the ids it takes: FLOPs to train and to generate it, and of its keys and values the bytes that are kept.
+    """What a byte of held-out text costs, by the ids it takes: FLOPs to train and to generate it, and of its keys and
+    values the bytes that are kept.
 
-    None where the model generates nothing. Windows of a compressor are read by walking its model again, as when they were written.
+    None where the model generates nothing. Windows of a compressor are read by walking its model again, as when they
+    were written.
     """
     recipe, per_id = setup.recipe, setup.flops_per_token
     generation = cache = None
@@ -230,8 +235,8 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
 
 
 def count_in_training(documents: HeldOut, run: RunFolder) -> int | None:
-    """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much text to read, far away, or
-    cannot be read any more, which does not concern what is evaluated."""
+    """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much
+    text to read, far away, or cannot be read any more, which does not concern what is evaluated."""
     paths, held_out = (
         read_recipe(run).data.corpora,
         [_document_hash(documents[number]) for number in range(len(documents))],
@@ -255,7 +260,8 @@ def _document_hash(document: bytes) -> bytes:
 
 
 def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Scores all held-out documents with a run's newest checkpoint; writes `eval.json`, and document by document `eval_documents.json`.
+    """Scores all held-out documents with a run's newest checkpoint; writes `eval.json`, and document by document
+    `eval_documents.json`.
 
     Args:
       run_dir: the run's folder.

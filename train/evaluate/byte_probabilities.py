@@ -1,9 +1,12 @@
-"""Exact probabilities of the next byte from a model of ids, so that a prompt may end anywhere and runs compare byte by byte.
+"""Exact probabilities of the next byte from a model of ids, so that a prompt may end anywhere and runs compare byte by
+byte.
 
-The byte-token representation lemma (Phan et al. 2024, arXiv 2410.09303): the probability that a document begins with some bytes is the sum over
-their covers (`tokenizer_lab/covers.py`) of the probability that its ids begin so. Every document has one sequence of ids. What the model holds
-possible besides, it was never trained on: ids that may not stand there get no probability, and the others are scaled up to sum to one. That makes
-the model one of documents, about which everything here is exact. (The paper scales the bytes up instead, one step later.)
+The byte-token representation lemma (Phan et al. 2024, arXiv 2410.09303): the probability that a document begins with
+some bytes is the sum over their covers (`tokenizer_lab/covers.py`) of the probability that its ids begin so. Every
+document has one sequence of ids. What the model holds
+possible besides, it was never trained on: ids that may not stand there get no probability, and the others are scaled up
+to sum to one. That makes the model one of documents, about which everything here is exact. (The paper scales the bytes
+up instead, one step later.)
 
 Legend: V vocab.
 """
@@ -54,11 +57,13 @@ class _Open:
 class ByteWalk:
     """A document's bytes, one after the other, and what may come next.
 
-    A byte costs the model's next-id probabilities behind the ids that end just there: one sequence of ids mostly, sometimes none or several.
+    A byte costs the model's next-id probabilities behind the ids that end just there: one sequence of ids mostly,
+    sometimes none or several.
     """
 
     def __init__(self, covers: Covers, next_ids: NextIds, beginning: bytes = b""):
-        """`beginning`: bytes to begin behind; costs the model's probabilities along the ids that lead to its covers, all in one call.
+        """`beginning`: bytes to begin behind; costs the model's probabilities along the ids that lead to its covers,
+        all in one call.
 
         Raises UserError where the model holds it impossible that a document begins so.
         """
@@ -89,7 +94,8 @@ class ByteWalk:
     def _begin(self, text: bytes) -> None:
         """The lemma as it stands: finds the covers of `text` and their probabilities."""
         covers, longest = self._covers, int(self._covers.lengths.max())
-        covering = []  # ids that end inside of the text, those that may follow to cover it, and where the first of the latter begins
+        # Ids that end inside of the text, those that may follow to cover it, and where the first of the latter begins.
+        covering = []
         for start, sequences in enumerate(covers.borders(text)):
             for ids in sequences if len(text) - longest <= start < len(text) else ():
                 reaching = covers.starting_with(text[start:])
@@ -141,8 +147,8 @@ class ByteWalk:
 
 def _impossible(what: str) -> UserError:
     return UserError(
-        f"the model gives no probability to {what}; either it is broken, or this tokenizer's ids depend on what follows them in a way "
-        "that exact byte probabilities do not know (docs/byte_probabilities.md)"
+        f"the model gives no probability to {what}; either it is broken, or this tokenizer's ids depend on what follows"
+        " them in a way that exact byte probabilities do not know (docs/byte_probabilities.md)"
     )
 
 
@@ -246,7 +252,8 @@ def byte_model(loaded: LoadedRun) -> ByteModel:
     setup, recipe = loaded.setup, loaded.setup.recipe
     if recipe.model.kind != "decoder":
         raise UserError(
-            f"{recipe.name} trained an {recipe.model.kind}, which gives no next id; only decoders have probabilities of bytes"
+            f"{recipe.name} trained an {recipe.model.kind}, which gives no next id; only decoders have probabilities of"
+            " bytes"
         )
     representation = setup.representation
     return ByteModel(
@@ -284,12 +291,14 @@ def evaluate_bytes(
     max_bytes: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Scores some held-out text byte by byte with one run or more, and writes `exact_bytes.json` into the first one's folder.
+    """Scores some held-out text byte by byte with one run or more, and writes `exact_bytes.json` into the first one's
+    folder.
 
     Args:
       run_dirs: the runs' folders.
       corpus: a corpus store in place of the first run's, whose held-out text all of them score.
-      max_bytes: how much text: `data.held_out.fixed_subset`; a first document longer than that is cut off there, as if it ended.
+      max_bytes: how much text: `data.held_out.fixed_subset`; a first document longer than that is cut off there, as if
+        it ended.
       on_progress: called with the bytes scored and the bytes there are.
 
     Raises:

@@ -23,7 +23,8 @@ def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
 
 
 def make_scorer(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """The jitted function (params, batch) -> what the objective scores, the weights of chosen positions, and segment ids."""
+    """The jitted function (params, batch) -> what the objective scores, the weights of chosen positions, and segment
+    ids."""
     objective, mesh = setup.recipe.objective, setup.mesh
 
     def score(params, batch):
@@ -71,7 +72,8 @@ def figures(scored: dict[str, np.ndarray]) -> dict[str, float | None]:
     """Means over positions, and the area under the detector's ROC curve; None where there is nothing to tell from.
 
     Args:
-      scored: `predicted_nats` and `predicted_right` of chosen positions; `logits` and `replaced` of all; or one of the two pairs.
+      scored: `predicted_nats` and `predicted_right` of chosen positions; `logits` and `replaced` of all; or one of the
+        two pairs.
     """
     result: dict[str, float | None] = {}
     if "logits" in scored:

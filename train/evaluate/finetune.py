@@ -1,9 +1,10 @@
 """Fine-tuning: a trained model with a new head, on a task of labelled sentences or pairs.
 
-The protocol is ELECTRA's (configure_finetuning.py of google-research/electra) and the same for every arm: AdamW without bias correction,
-a rate that falls linearly after a warm-up and is lower the further a layer is from the head, a few epochs, several seeds. An encoder is
-asked at `[CLS]`; a decoder, which sees to the left only, at the text's last position. A run's own heads are not used: a causal run gets
-the same new head as a discriminator.
+The protocol is ELECTRA's (configure_finetuning.py of google-research/electra) and the same for every arm: AdamW without
+bias correction, a rate that falls linearly after a warm-up and is lower the further a layer is from the head, a few
+epochs, several seeds. An encoder is asked at `[CLS]`; a decoder, which sees to the left only, at the text's last
+position. A run's own
+heads are not used: a causal run gets the same new head as a discriminator.
 """
 
 import dataclasses
@@ -71,8 +72,8 @@ class FinetuneOptions:
             raise UserError(f"sequence_length is {self.sequence_length}; it must be at least {MIN_LENGTH}")
         if not (self.learning_rate > 0 and 0 < self.layer_decay <= 1 and 0 <= self.dropout < 1):
             raise UserError(
-                f"learning_rate {self.learning_rate}, layer_decay {self.layer_decay} and dropout {self.dropout}: the first is more than 0, "
-                "the second more than 0 and at most 1, the third at least 0 and less than 1"
+                f"learning_rate {self.learning_rate}, layer_decay {self.layer_decay} and dropout {self.dropout}: the"
+                " first is more than 0, the second more than 0 and at most 1, the third at least 0 and less than 1"
             )
 
 
@@ -101,7 +102,8 @@ def finetune(
     """Fine-tunes a run and writes `finetune/TASK.json` into its folder.
 
     Returns:
-      What was written: the task, `metrics` with values, median, low and high over the seeds, FLOPs of one seed, and the settings.
+      What was written: the task, `metrics` with values, median, low and high over the seeds, FLOPs of one seed, and the
+        settings.
 
     Raises:
       UserError: the run or the task is none, or a label is unknown.
@@ -139,10 +141,9 @@ def finetune(
         "num_dev": len(task.dev),
         **loaded.counters,
         "metrics": {metric: spread([values[metric] for values in by_seed]) for metric in by_seed[0]},
-        "finetune_flops": num_steps
-        * batch_rows
-        * train["ids"].shape[1]
-        * trainer.flops_per_token(train["ids"].shape[1]),
+        "finetune_flops": (
+            num_steps * batch_rows * train["ids"].shape[1] * trainer.flops_per_token(train["ids"].shape[1])
+        ),
         "settings": {
             key: value for key, value in dataclasses.asdict(options).items() if key not in ("run", "task", "dev")
         },
@@ -157,7 +158,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def encode_examples(examples: Sequence[Example], loaded: LoadedRun, sequence_length: int) -> Batch:
-    """One row an example, as wide as the longest: `RowBuilder`'s arrays i32[n, T], and the position that is `asked` i32[n]."""
+    """One row an example, as wide as the longest: `RowBuilder`'s arrays i32[n, T], and the position that is `asked`
+    i32[n]."""
     representation, is_encoder = loaded.setup.representation, loaded.setup.recipe.model.kind == "encoder"
     flat = iter(
         [ids for ids, _ in encode(representation, [text.encode() for example in examples for text in example.texts])]
@@ -236,9 +238,10 @@ class _Trainer:
             params, opt_state = state
             updates, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state, params)
             rate = learning_rate(config, number / num_steps)
-            return jax.tree.map(
-                lambda param, update, scale: param + rate * scale * update, params, updates, rates
-            ), opt_state
+            return (
+                jax.tree.map(lambda param, update, scale: param + rate * scale * update, params, updates, rates),
+                opt_state,
+            )
 
         self._init_head = jax.jit(
             lambda key: nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param)), out_shardings=self._shardings
@@ -284,8 +287,10 @@ class _Trainer:
 
 
 def layer_rates(shapes: Any, num_layers: int, decay: float) -> Any:
-    """What each parameter's learning rate is multiplied by: decay ** (layers + 2 - depth), with the tables at depth 0, the layers from
-    1 on, the final norm behind them and the head at layers + 2 (`_get_layer_lrs` of google-research/electra, optimization.py)."""
+    """What each parameter's learning rate is multiplied by: decay ** (layers + 2 - depth), with the tables at depth 0,
+    the layers from 1 on, the final norm behind them and the head at layers + 2 (`_get_layer_lrs` of
+    google-research/electra, optimization.py).
+    """
 
     def rate(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
         names = [key.key for key in path]

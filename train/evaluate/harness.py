@@ -30,7 +30,8 @@ def evaluate_tasks(
     """
     if not tasks.exists():
         raise UserError(f"{tasks} does not exist; give a task's .yaml file, or a folder of them")
-    # The harness and its data sets would otherwise ask servers; its own processes for intervals would be forked from this one.
+    # The harness and its data sets would otherwise ask servers; its own processes for intervals would be forked from
+    # this one.
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
@@ -48,7 +49,8 @@ def evaluate_tasks(
     names = manager.all_subtasks if tasks.is_dir() else [str(tasks)]
     if not names:
         raise UserError(
-            f"{tasks} has no tasks; a task is a .yaml file with 'task', 'dataset_path: json' and what else the harness needs"
+            f"{tasks} has no tasks; a task is a .yaml file with 'task', 'dataset_path: json' and what else the harness"
+            " needs"
         )
     try:
         made = list(manager.load(names)["tasks"].values())

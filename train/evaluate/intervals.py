@@ -12,7 +12,8 @@ Interval = tuple[float, float]
 
 
 def resampled_bits_per_byte(nats_an: np.ndarray, num_bytes_n: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Bits per byte of A arms over documents drawn again with replacement, the same ones for all arms (Efron & Tibshirani 1993, ch. 13).
+    """Bits per byte of A arms over documents drawn again with replacement, the same ones for all arms (Efron &
+    Tibshirani 1993, ch. 13).
 
     Args:
       nats_an: f64[A, N], what N documents cost each arm.
@@ -37,7 +38,8 @@ def middle_95(values: np.ndarray) -> Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """95 % interval of the mean of what seeds gave, by Student's t; None for a single one, which says nothing of others."""
+    """95 % interval of the mean of what seeds gave, by Student's t; None for a single one, which says nothing of
+    others."""
     if len(values) < 2:
         return None
     half = _t(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
@@ -51,7 +53,8 @@ def _t(degrees: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """bits per byte = exp(level) * FLOPs^slope, least squares in logarithms (Kaplan et al. 2020, arXiv 2001.08361, without a limit).
+    """bits per byte = exp(level) * FLOPs^slope, least squares in logarithms (Kaplan et al. 2020, arXiv 2001.08361,
+    without a limit).
 
     Attributes:
       level, slope: of the line.

@@ -1,13 +1,15 @@
 """How likely a run's decoder finds texts, and how one text goes on with another, wherever a text ends.
 
-The probability of a text is that of all documents that begin with it: the ids that are certain, times the share of the choices for the
-next ids that go on with the text's end (`Representation.open_prompt`). Of bytes and equal-info windows that is exact, up to ids
-that encoding never gives (another division of the text into windows, the end of a document inside one), on which a trained model sets
-next to nothing. Subwords count with the division that the text has on its own.
+The probability of a text is that of all documents that begin with it: the ids that are certain, times the share of the
+choices for the next ids that go on with the text's end (`Representation.open_prompt`). Of bytes and equal-info windows
+that is exact, up to ids that encoding never gives (another division of the text into windows, the end of a document
+inside one), on which a trained model sets next to nothing. Subwords count with the division that the text has on its
+own.
 
-The log-likelihood of a continuation is log p(context + continuation) - log p(context). Where the ids of the context are also the first
-ids of the whole, as with bytes, that is the usual sum over the ids behind the context's; where an id lies across the border, every byte
-of the continuation still counts once, and what continuations of one context are compared by is right.
+The log-likelihood of a continuation is log p(context + continuation) - log p(context). Where the ids of the context are
+also the first ids of the whole, as with bytes, that is the usual sum over the ids behind the context's; where an id
+lies across the border, every byte of the continuation still counts once, and what continuations of one context are
+compared by is right.
 """
 
 import functools
@@ -34,7 +36,8 @@ _POSITIONS_AT_ONCE = 16  # whose logits are in memory
 
 
 def boxes(low: Sequence[int], high: Sequence[int], last: int) -> list[Box]:
-    """Boxes that together hold each tuple from `low` to `high`, in the order of tuples of ids from 0 to `last`, once."""
+    """Boxes that together hold each tuple from `low` to `high`, in the order of tuples of ids from 0 to `last`,
+    once."""
     if all(id_ == 0 for id_ in low) and all(id_ == last for id_ in high):
         return [()]
     if len(low) == 1:
@@ -48,14 +51,16 @@ def boxes(low: Sequence[int], high: Sequence[int], last: int) -> list[Box]:
 
 
 def beginnings(representation: Representation, text: bytes) -> tuple[int, list[Box]]:
-    """How many ids of a text are certain, and the boxes of ids, from a document's first one on, of all documents that begin with it."""
+    """How many ids of a text are certain, and the boxes of ids, from a document's first one on, of all documents that
+    begin with it."""
     certain, low, high = representation.open_prompt(text)
     fixed = tuple((id_, id_) for id_ in certain.tolist())
     return len(fixed), [fixed + box for box in boxes(low, high, representation.eod_id - 1)]
 
 
 def score_intervals(model: nnx.Module, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """For each position, log p(`first` <= next id <= `last`) f32[B, T], and whether the likeliest id is one of them bool[B, T]."""
+    """For each position, log p(`first` <= next id <= `last`) f32[B, T], and whether the likeliest id is one of them
+    bool[B, T]."""
     hidden_btd = model(batch["ids"], batch["segment_ids"], batch["positions"])
 
     def at_position(inputs):
@@ -80,7 +85,8 @@ class Likelihoods:
         setup = loaded.setup
         if setup.recipe.model.kind != "decoder":
             raise UserError(
-                f"{setup.recipe.name} is a run of an {setup.recipe.model.kind}, which gives no next id; only decoders say how likely a text is"
+                f"{setup.recipe.name} is a run of an {setup.recipe.model.kind}, which gives no next id; only decoders"
+                " say how likely a text is"
             )
         self._loaded, self._representation = loaded, setup.representation
         self._length = setup.recipe.data.sequence_length
@@ -97,7 +103,8 @@ class Likelihoods:
     ) -> list[tuple[float, bool]]:
         """For each (context, continuation), its log-likelihood in nats, and whether the likeliest ids say just that.
 
-        A text of more ids than the run's rows is cut from its left. Raises UserError where that cuts into the continuation.
+        A text of more ids than the run's rows is cut from its left. Raises UserError where that cuts into the
+        continuation.
         """
         questions, rows = [], {}
         for context, continuation in pairs:
@@ -133,7 +140,8 @@ class Likelihoods:
     def _score_rows(
         self, rows: list[tuple[int, Box]], on_progress: Callable[[int, int], None]
     ) -> dict[tuple[int, Box], tuple[float, np.ndarray]]:
-        """(start, box) -> the log-probability of the box's ids from `start` on, and at which of them the likeliest id is one of the box."""
+        """(start, box) -> the log-probability of the box's ids from `start` on, and at which of them the likeliest id
+        is one of the box."""
         setup, scores = self._loaded.setup, {}
         batch_rows = setup.recipe.evaluation.batch_rows
         rows = sorted(rows, key=lambda row: len(row[1]) - row[0])

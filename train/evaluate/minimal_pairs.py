@@ -1,8 +1,9 @@
-"""Minimal pairs such as BLiMP's (Warstadt et al. 2020, arXiv 1912.00582): how often a run gives the better sentence the better score.
+"""Minimal pairs such as BLiMP's (Warstadt et al. 2020, arXiv 1912.00582): how often a run gives the better sentence the
+better score.
 
-The score is what the run's objective can say of a sentence: a decoder's log-likelihood; the sum of the log-probabilities of its ids,
-each masked in its turn, of a model of masked ids (pseudo-likelihood; Salazar et al. 2020, arXiv 1910.14659); or the sum of a detector's
-log-probabilities that an id is real.
+The score is what the run's objective can say of a sentence: a decoder's log-likelihood; the sum of the
+log-probabilities of its ids, each masked in its turn, of a model of masked ids (pseudo-likelihood; Salazar et al. 2020,
+arXiv 1910.14659); or the sum of a detector's log-probabilities that an id is real.
 """
 
 import dataclasses
@@ -39,14 +40,15 @@ class MinimalPairsOptions:
     pairs: pathlib.Path
     """A .jsonl file with the fields 'sentence_good' and 'sentence_bad', or a folder of them, one for each paradigm."""
     max_pairs: int = 0
-    """Of each paradigm, its first ones; 0: all. Masking one id after the other takes as many passes as a sentence has ids."""
+    """Of each paradigm, its first ones; 0: all. Masking one id after the other takes as many passes as a sentence has
+    ids."""
 
 
 def score_minimal_pairs(
     options: MinimalPairsOptions, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Scores every pair and writes `blimp.json` into the run's folder: the share of pairs, by paradigm and their mean, with the better
-    sentence's score above the other's, a tie counted half. Raises UserError."""
+    """Scores every pair and writes `blimp.json` into the run's folder: the share of pairs, by paradigm and their mean,
+    with the better sentence's score above the other's, a tie counted half. Raises UserError."""
     paradigms = read_pairs(options.pairs, options.max_pairs)
     loaded = load_run(str(options.run))
     name, score = choose_score(loaded)
@@ -78,7 +80,8 @@ def read_pairs(path: pathlib.Path, max_pairs: int) -> dict[str, list[tuple[bytes
     paradigms = {file.stem: _read_file(file)[: max_pairs or None] for file in files}
     if not any(paradigms.values()):
         raise UserError(
-            f"{path} has no pairs; give a .jsonl file with 'sentence_good' and 'sentence_bad' in each line, or a folder of such files"
+            f"{path} has no pairs; give a .jsonl file with 'sentence_good' and 'sentence_bad' in each line, or a folder"
+            " of such files"
         )
     return {name: pairs for name, pairs in paradigms.items() if pairs}
 
@@ -96,7 +99,8 @@ def _read_file(path: pathlib.Path) -> list[tuple[bytes, bytes]]:
                 pairs.append((record["sentence_good"].encode(), record["sentence_bad"].encode()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"{path}, line {number}: no object with texts 'sentence_good' and 'sentence_bad' ({type(error).__name__}: {error})"
+                    f"{path}, line {number}: no object with texts 'sentence_good' and 'sentence_bad'"
+                    f" ({type(error).__name__}: {error})"
                 ) from error
     return pairs
 
@@ -166,8 +170,8 @@ def _row_scorer(
         for number, (ids, _) in enumerate(encode(setup.representation, texts)):
             if len(ids) > length - 2:
                 raise UserError(
-                    f"a sentence has {len(ids)} ids and the run's rows take {length - 2}: {texts[number][:80].decode('utf-8', 'replace')!r}; "
-                    "take it out, or use a run with longer rows"
+                    f"a sentence has {len(ids)} ids and the run's rows take {length - 2}:"
+                    f" {texts[number][:80].decode('utf-8', 'replace')!r}; take it out, or use a run with longer rows"
                 )
             builder = RowBuilder(vocab_size, length)
             builder.add(ids)

@@ -1,12 +1,15 @@
-"""What noise does to a run: bits per byte of held-out text with wrong characters in it, and how well a run still tells sentences apart.
+"""What noise does to a run: bits per byte of held-out text with wrong characters in it, and how well a run still tells
+sentences apart.
 
-Each character is hit with the same chance, and a hit leaves it out, doubles it, exchanges it with the next one, or changes its case, or takes
-another letter where it has none (the kinds of noise of Belinkov & Bisk 2018, arXiv 1711.02173, and Xue et al. 2021, arXiv 2105.13626). All runs on a
-text see the same noise. Text with noise holds more information than text without, so that its bits per byte are compared between runs
-and not with those of the text as it was.
+Each character is hit with the same chance, and a hit leaves it out, doubles it, exchanges it with the next one, or
+changes its case, or takes another letter where it has none (the kinds of noise of Belinkov & Bisk 2018, arXiv
+1711.02173, and Xue et al. 2021, arXiv 2105.13626). All runs on a text see the same noise. Text with noise holds more
+information than text without, so that its bits per byte are compared between runs and not with those of the text as it
+was.
 
-A pair is a line of held-out text and the same line with two neighbouring words exchanged. A run tells them apart if it gives the line
-as it was the better score (`train/evaluate/minimal_pairs.py`), which encoders have too. Both lines of a pair have the same noise.
+A pair is a line of held-out text and the same line with two neighbouring words exchanged. A run tells them apart if it
+gives the line as it was the better score (`train/evaluate/minimal_pairs.py`), which encoders have too. Both lines of a
+pair have the same noise.
 """
 
 import random
@@ -50,7 +53,8 @@ def add_noise(text: str, rate: float, rng: random.Random) -> str:
 
 
 def find_pairs(documents: Sequence[bytes], max_pairs: int) -> list[tuple[list[str], int]]:
-    """Words of lines of held-out text, and which of them to exchange with the next, another word: at most so many, from all over the text."""
+    """Words of lines of held-out text, and which of them to exchange with the next, another word: at most so many, from
+    all over the text."""
     rng, found = random.Random(0), []
     for document in documents:
         for line in document.decode(errors="ignore").splitlines():

@@ -1,10 +1,12 @@
 """Text from a trained model: jitted sampling with a key/value cache.
 
-A prompt may end anywhere. What that means is the representation's (`open_prompt`): with bytes nothing, as an id never depends on what
-follows it. With equal-info windows the prompt's last window may become longer, so the model draws it among the windows that begin with
-the rest of the prompt: exact. With subwords the prompt's ids are taken as they stand, even if training text would have had a longer id
-at its end ("hel" + "lo"), so that a prompt cut inside a word is continued from a division into ids that the model has seldom seen; end
-prompts where words end, or draw byte by byte (`sample_bytes`), which is exact wherever a prompt ends.
+A prompt may end anywhere. What that means is the representation's (`open_prompt`): with bytes nothing, as an id never
+depends on what follows it. With equal-info windows the prompt's last window may become longer, so the model draws it
+among the windows that begin with
+the rest of the prompt: exact. With subwords the prompt's ids are taken as they stand, even if training text would have
+had a longer id at its end ("hel" + "lo"), so that a prompt cut inside a word is continued from a division into ids that
+the model has seldom seen; end prompts where words end, or draw byte by byte (`sample_bytes`), which is exact wherever a
+prompt ends.
 """
 
 import functools
@@ -59,7 +61,8 @@ def sample_text(
       max_tokens: ids to draw at most.
       temperature: logits are divided by it; 0 takes the likeliest id.
       top_k: only the k likeliest ids; 0 for all.
-      top_p: only the likeliest ids that together hold this much probability (Holtzman et al. 2020, arXiv 1904.09751, section 3.1).
+      top_p: only the likeliest ids that together hold this much probability (Holtzman et al. 2020, arXiv 1904.09751,
+        section 3.1).
       seed: the same seed draws the same text.
 
     Raises:
@@ -92,7 +95,8 @@ def sample_text(
 def _generate(
     model_def, params, prompt_ids_t, low_c, high_c, key, temperature, top_p, *, max_tokens: int, top_k: int, eod_id: int
 ) -> jax.Array:
-    """i32[max_tokens] drawn ids; behind the first `eod_id` they are all `eod_id`. The first C are between low and high, as tuples."""
+    """i32[max_tokens] drawn ids; behind the first `eod_id` they are all `eod_id`. The first C are between low and high,
+    as tuples."""
     model = nnx.merge(model_def, nnx.State(params))
     num_prompt = prompt_ids_t.shape[0]
     logits_bv, cache = model.extend(prompt_ids_t[None], jnp.int32(0), model.empty_cache(1, num_prompt + max_tokens))
@@ -115,7 +119,8 @@ def _generate(
 def _within(
     logits_v: jax.Array, drawn_t: jax.Array, number: jax.Array, low_c: jax.Array, high_c: jax.Array, eod_id: int
 ) -> jax.Array:
-    """Logits f32[V] of the `number`-th id, given those drawn before it, so that the first C are between low and high, as tuples."""
+    """Logits f32[V] of the `number`-th id, given those drawn before it, so that the first C are between low and high,
+    as tuples."""
     before_c = jnp.arange(len(low_c)) < number
     place, drawn_c = jnp.minimum(number, len(low_c) - 1), drawn_t[: len(low_c)]
     on_low, on_high = ((jnp.where(before_c, drawn_c, end_c) == end_c).all() for end_c in (low_c, high_c))
@@ -147,7 +152,8 @@ def sample_bytes(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> bytes:
-    """`sample_text`, drawn byte by byte from the exact probabilities of `train/evaluate/byte_probabilities.py`; the options are of bytes then, not of ids."""
+    """`sample_text`, drawn byte by byte from the exact probabilities of `train/evaluate/byte_probabilities.py`; the
+    options are of bytes then, not of ids."""
     check_sampling(prompt, max_bytes, temperature, top_k, top_p)
     walk, key, text = model.walk(prompt), jax.random.key(seed), bytearray()
     draw = jax.jit(_draw, static_argnums=3)
@@ -182,7 +188,8 @@ def sample_run(
     loaded = load_run(run_dir)
     if loaded.setup.recipe.model.kind != "decoder":
         raise UserError(
-            f"{run_dir} is a run of an {loaded.setup.recipe.model.kind}, which gives no next id; only decoders can be sampled from"
+            f"{run_dir} is a run of an {loaded.setup.recipe.model.kind}, which gives no next id; only decoders can be"
+            " sampled from"
         )
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if exact_bytes:

@@ -1,7 +1,7 @@
 """Tasks to fine-tune on: files of labelled sentences and pairs, and the metrics of what was predicted.
 
-A file is jsonl, an object a line with the fields `label` and `sentence` or `text`, or `sentence1` and `sentence2`; or tab-separated, with
-those names in its first line, or without names and with the label last.
+A file is jsonl, an object a line with the fields `label` and `sentence` or `text`, or `sentence1` and `sentence2`; or
+tab-separated, with those names in its first line, or without names and with the label last.
 """
 
 import csv
@@ -57,7 +57,8 @@ class Task:
             if example.label not in known:
                 shown = ", ".join(map(repr, self.labels[:8]))
                 raise UserError(
-                    f"{example.where}: label {example.label!r} is in no training example, which have {shown}; correct it, or train on such a label"
+                    f"{example.where}: label {example.label!r} is in no training example, which have {shown}; correct"
+                    " it, or train on such a label"
                 )
         return np.array([known[example.label] for example in examples], np.int32)
 
@@ -86,7 +87,8 @@ def read_task(train: pathlib.Path, dev: pathlib.Path | None, kind: str = "auto")
     lengths = {len(example.texts) for example in learned + judged}
     if len(lengths) > 1:
         raise UserError(
-            f"{dev or train} has single sentences and {train} has pairs, or the other way round; give both files the same columns"
+            f"{dev or train} has single sentences and {train} has pairs, or the other way round; give both files the"
+            " same columns"
         )
     is_regression = kind == "regression" or (
         kind == "auto"
@@ -138,7 +140,8 @@ def _from_columns(path: pathlib.Path, text: str) -> list[Example]:
     width = len(rows[0])
     if not named and width not in (2, 3):
         raise UserError(
-            f"{path} has {width} columns and no names; columns are a text (or two) and a label, or named in the first line, one of them 'label'"
+            f"{path} has {width} columns and no names; columns are a text (or two) and a label, or named in the first"
+            " line, one of them 'label'"
         )
     names = rows[0] if named else [*_FIELDS[-1][: width - 1], "label"] if width == 3 else ["sentence", "label"]
     examples = []
@@ -157,7 +160,8 @@ def _example(record: dict, where: str) -> Example:
     label = record.get("label")
     if fields is None or isinstance(label, bool) or not isinstance(label, str | int | float):
         raise UserError(
-            f"{where}: there should be 'label' and 'sentence', 'text', or 'sentence1' and 'sentence2'; there is {', '.join(record) or 'nothing'}"
+            f"{where}: there should be 'label' and 'sentence', 'text', or 'sentence1' and 'sentence2'; there is"
+            f" {', '.join(record) or 'nothing'}"
         )
     texts = tuple(record[field] for field in fields)
     if not any(text.strip() for text in texts):
@@ -175,7 +179,8 @@ def _is_number(label: str) -> bool:
 def _number(example: Example) -> float:
     if not _is_number(example.label):
         raise UserError(
-            f"{example.where}: label {example.label!r} is no number, as the labels of the training examples are; correct it, or use --kind classification"
+            f"{example.where}: label {example.label!r} is no number, as the labels of the training examples are;"
+            " correct it, or use --kind classification"
         )
     return float(example.label)
 
@@ -191,8 +196,8 @@ def metrics(predicted: np.ndarray, targets: np.ndarray, num_classes: int) -> dic
       predicted, targets: classes i[n], or numbers f[n] with num_classes 0.
 
     Returns:
-      accuracy, f1 (of class 1 where there are two classes, else the mean over classes) and matthews; or pearson and spearman. 0 where a
-      metric is not defined because all predictions are the same.
+      accuracy, f1 (of class 1 where there are two classes, else the mean over classes) and matthews; or pearson and
+      spearman. 0 where a metric is not defined because all predictions are the same.
     """
     if not num_classes:
         constant = np.ptp(predicted) == 0 or np.ptp(targets) == 0

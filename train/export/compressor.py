@@ -30,8 +30,8 @@ def train_byte_lm(
     needed, there = recipe.data.batch_rows * recipe.data.sequence_length, corpus.documents("train").num_bytes
     if there < needed:
         raise UserError(
-            f"{corpus_path} has {there:,} bytes to train on, less than one batch ({needed:,}) of the recipe {recipe_name}; "
-            "ingest more text, or choose a smaller --lm-recipe"
+            f"{corpus_path} has {there:,} bytes to train on, less than one batch ({needed:,}) of the recipe"
+            f" {recipe_name}; ingest more text, or choose a smaller --lm-recipe"
         )
     representation = RunFolder(run_dir).representation
     ByteRepresentation().save(representation)
@@ -50,7 +50,8 @@ def load_byte_lm(run_dir: epath.Path) -> tuple[ByteLM, float]:
     recipe, kind = loaded.setup.recipe, loaded.setup.representation.kind
     if kind != ByteRepresentation.kind or recipe.model.kind != "decoder":
         raise UserError(
-            f"{run_dir} is a run of a {recipe.model.kind} over {kind} ids; a compressor is a decoder over bytes, e.g. toklab train compressor_3m"
+            f"{run_dir} is a run of a {recipe.model.kind} over {kind} ids; a compressor is a decoder over bytes, e.g."
+            " toklab train compressor_3m"
         )
     params = _flat(loaded.params)
     if recipe.model.tied_embeddings:

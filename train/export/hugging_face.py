@@ -26,8 +26,8 @@ library_name: transformers
 ---
 # {name}
 
-Step {step} of a run of tokenizer-lab, {seen:,} bytes of text seen. Input representation: {kind}, {vocab_size:,} ids, fingerprint
-{fingerprint}.
+Step {step} of a run of tokenizer-lab, {seen:,} bytes of text seen. Input representation: {kind}, {vocab_size:,} ids,
+fingerprint {fingerprint}.
 
 ```python
 from transformers import AutoTokenizer, {auto_class}
@@ -39,7 +39,8 @@ model = {auto_class}.from_pretrained(FOLDER)
 {notes}
 """
 _DECODER_NOTES = """\
-- A document begins with the id {eod}, which the tokenizer puts first, and ends with it. `add_special_tokens=False` leaves it out.
+- A document begins with the id {eod}, which the tokenizer puts first, and ends with it.
+  `add_special_tokens=False` leaves it out.
 - The model has seen rows of {length} ids.
 - The tokenizer takes text: bytes that are not UTF-8 cannot be given to it, although the model has ids for them."""
 _ENCODER_NOTES = """\
@@ -48,8 +49,8 @@ _ENCODER_NOTES = """\
 - Class 1 of a detector is "this id was replaced". A model of masked ids gives the marks no probability.
 - The tokenizer takes text: bytes that are not UTF-8 cannot be given to it, although the model has ids for them."""
 _CODE_NOTE = """
-- `trust_remote_code=True` runs `{file}`, which lies in this folder: a window of this representation is several ids, and no
-  tokenizer.json can say that."""
+- `trust_remote_code=True` runs `{file}`, which lies in this folder: a window of this representation is
+  several ids, and no tokenizer.json can say that."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,8 @@ class Exported:
 
 
 def export_run(options: ExportOptions) -> Exported:
-    """Writes the newest checkpoint of a run, whole or not at all. Raises UserError where no class of transformers computes the same."""
+    """Writes the newest checkpoint of a run, whole or not at all. Raises UserError where no class of transformers
+    computes the same."""
     if options.out.exists():
         raise UserError(f"{options.out} already exists; choose another --out or remove it")
     loaded = load_run(str(options.run))
@@ -109,7 +111,8 @@ def export_run(options: ExportOptions) -> Exported:
 
 
 def pretrained(loaded: LoadedRun) -> dict[str, Pretrained]:
-    """A run's models by folder: "" for what the run is about, "generator" for ELECTRA's. Raises UserError where no class fits."""
+    """A run's models by folder: "" for what the run is about, "generator" for ELECTRA's. Raises UserError where no
+    class fits."""
     recipe, representation = loaded.setup.recipe, loaded.setup.representation
     if recipe.model.kind == "decoder":
         return {

@@ -4,11 +4,12 @@ Most are a tokenizer.json, which loads without any code of ours:
 
 - bytes: BPE without merges;
 - subwords: the artifact's own, as it is used here;
-- equal-info windows of one id each: encoding is the longest match with a set of byte strings that has every prefix of its members, so
+- equal-info windows of one id each: encoding is the longest match with a set of byte strings that has every prefix of
+its members, so
   one pattern, the tree of the windows with every branch optional, cuts text into windows, and a lookup gives their ids.
 
-Where a window is several ids, no tokenizer.json can say it: then a Python file goes along (`tokenization_windows.py`), which
-`transformers` runs only if told to trust it.
+Where a window is several ids, no tokenizer.json can say it: then a Python file goes along (`tokenization_windows.py`),
+which `transformers` runs only if told to trust it.
 
 A tokenizer of transformers takes text, so that what is not UTF-8 cannot be given to it.
 """
@@ -38,13 +39,14 @@ def check_tokenizer(representation: Representation) -> None:
     kind = representation.kind
     if kind == "equal_info" and "depths.npy" not in representation.to_files():
         raise UserError(
-            f"windows of {representation.window_bits} bits by the {representation.rule} rule are encoded by a language model, which no "
-            f"tokenizer of transformers has; only tables can be exported, of windows of up to {MAX_TABLE_BITS} bits by the exact rule"
+            f"windows of {representation.window_bits} bits by the {representation.rule} rule are encoded by a language"
+            " model, which no tokenizer of transformers has; only tables can be exported, of windows of up to"
+            f" {MAX_TABLE_BITS} bits by the exact rule"
         )
     if kind == "subword" and not representation.spells_every_byte:
         raise UserError(
-            "the subword tokenizer lacks ids for some of the 256 bytes; what it cannot say has byte ids here, and a tokenizer.json cannot do that; "
-            "fit one with 'toklab fit subword', or take one that is byte-level"
+            "the subword tokenizer lacks ids for some of the 256 bytes; what it cannot say has byte ids here, and a"
+            " tokenizer.json cannot do that; fit one with 'toklab fit subword', or take one that is byte-level"
         )
     if kind not in ("byte", "subword", "equal_info"):
         raise UserError(
@@ -58,7 +60,8 @@ def tokenizer_files(representation: Representation, *, for_encoder: bool, max_po
 
     Args:
       representation: the one the model was trained on.
-      for_encoder: texts become `[CLS] text [SEP]`, or `[CLS] text [SEP] text [SEP]`; else the end-of-document id and the text.
+      for_encoder: texts become `[CLS] text [SEP]`, or `[CLS] text [SEP] text [SEP]`; else the end-of-document id and
+        the text.
       max_positions: ids that the model's rows have had.
     """
     check_tokenizer(representation)
@@ -87,8 +90,8 @@ def tokenizer_files(representation: Representation, *, for_encoder: bool, max_po
     tokenizer.post_processor = _template(special, for_encoder)
     if any(tokenizer.token_to_id(token) != id_ for token, id_ in special.items()):
         raise UserError(
-            "the subword tokenizer has gaps between its ids, and a tokenizer.json can then not say which are the special ones; "
-            "it cannot be exported"
+            "the subword tokenizer has gaps between its ids, and a tokenizer.json can then not say which are the"
+            " special ones; it cannot be exported"
         )
     return {
         "tokenizer.json": tokenizer.to_str().encode(),
@@ -170,7 +173,8 @@ def _tokenizer(representation: Representation) -> tokenizers.Tokenizer:
 def windows_pattern(tree: Tree) -> str:
     """A regular expression that matches the longest string of a tree: `a(?:b(?:c)?)?|...`, without ever going back.
 
-    A node's children begin with different bytes, so their order is free: those with most below them, which are the likeliest, come first.
+    A node's children begin with different bytes, so their order is free: those with most below them, which are the
+    likeliest, come first.
     """
     parents, last_bytes, is_leaf = tree.parents.tolist(), tree.last_bytes.tolist(), tree.is_leaf.tolist()
     below, children = [1] * len(parents), [[] for _ in range(len(parents) + 1)]  # the root is the last

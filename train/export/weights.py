@@ -1,7 +1,9 @@
-"""A run's weights under the names that Hugging Face `transformers` gives them, with the config.json that says which class they are of.
+"""A run's weights under the names that Hugging Face `transformers` gives them, with the config.json that says which
+class they are of.
 
-Our decoder is Qwen3's, and without QK-norm Llama's: pre-norm with RMSNorm, rotary positions on halves, grouped queries, SwiGLU, no biases.
-An encoder of the form "bert" is ELECTRA's. Whatever else there is in a model fits no class exactly, and is refused.
+Our decoder is Qwen3's, and without QK-norm Llama's: pre-norm with RMSNorm, rotary positions on halves, grouped queries,
+SwiGLU, no biases. An encoder of the form "bert" is ELECTRA's. Whatever else there is in a model fits no class exactly,
+and is refused.
 
 Rows of tables that only pad the vocabulary are left out.
 """
@@ -38,18 +40,18 @@ def check_encoder(config: EncoderConfig) -> None:
     """Raises UserError where no class of transformers computes what this encoder does."""
     if config.form != "bert":
         raise UserError(
-            f"model.form is {config.form!r}, bidirectional layers that no class of transformers has; only encoders of the form 'bert' can be "
-            "exported"
+            f"model.form is {config.form!r}, bidirectional layers that no class of transformers has; only encoders of"
+            " the form 'bert' can be exported"
         )
     if config.num_kv_heads != config.num_heads:
         raise UserError(
-            f"model.num_kv_heads is {config.num_kv_heads} of {config.num_heads} heads and ElectraModel has no grouped queries; only encoders "
-            "with as many of both can be exported"
+            f"model.num_kv_heads is {config.num_kv_heads} of {config.num_heads} heads and ElectraModel has no grouped"
+            " queries; only encoders with as many of both can be exported"
         )
     if config.num_heads * config.head_dim != config.embed_dim:
         raise UserError(
-            f"model.num_heads {config.num_heads} x model.head_dim {config.head_dim} is not model.embed_dim {config.embed_dim}, as ElectraModel "
-            "has it; only encoders where it is can be exported"
+            f"model.num_heads {config.num_heads} x model.head_dim {config.head_dim} is not model.embed_dim"
+            f" {config.embed_dim}, as ElectraModel has it; only encoders where it is can be exported"
         )
 
 
@@ -111,7 +113,8 @@ def _decoder_layer(block: Params, qk_norm: bool) -> Tensors:
 def encoder(params: Params, config: EncoderConfig, heads: Heads, vocab_size: int, eod_id: int) -> dict[str, Pretrained]:
     """An encoder with its heads, by folder: "" for itself, "generator" for ELECTRA's.
 
-    As `ElectraForPreTraining` where it detects, as `ElectraForMaskedLM` where it predicts. Raises UserError where ElectraModel does not fit.
+    As `ElectraForPreTraining` where it detects, as `ElectraForMaskedLM` where it predicts. Raises UserError where
+    ElectraModel does not fit.
     """
     check_encoder(config)
     predictor = heads.predictor(config)

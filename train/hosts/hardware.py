@@ -10,14 +10,16 @@ from tokenizer_lab.files import cache_folder
 
 @dataclasses.dataclass(frozen=True)
 class Hosting:
-    """How Google Cloud rents a generation out (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, cloud.google.com/tpu/docs/runtimes)."""
+    """How Google Cloud rents a generation out (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus,
+    cloud.google.com/tpu/docs/runtimes)."""
 
     gke_accelerator: str
     """The node label cloud.google.com/gke-tpu-accelerator."""
     max_chips_of_one_host: int
     """Slices of more chips have several hosts, of CHIPS_PER_HOST each."""
     accelerator_type: str = ""
-    """The Cloud TPU API's name of a slice, of its {chips} or TensorCores ({cores}); none where that API does not know the generation."""
+    """The Cloud TPU API's name of a slice, of its {chips} or TensorCores ({cores}); none where that API does not know
+    the generation."""
     runtime_version: str = ""
     """The Cloud TPU API's image of a host."""
 
@@ -27,10 +29,12 @@ CHIPS_PER_HOST = 4
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A generation of TPUs, per device as JAX counts them: a chip, or where `devices_per_chip` is 2 one of its TensorCores.
+    """A generation of TPUs, per device as JAX counts them: a chip, or where `devices_per_chip` is 2 one of its
+    TensorCores.
 
-    Peak, HBM bandwidth and networks are of docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e and /tpu7x ("System architecture", read in November
-    2026); `hbm_bytes` is what libtpu 0.0.42 lets a program have of the HBM (its own message where one needs more).
+    Peak, HBM bandwidth and networks are of docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e and /tpu7x ("System
+    architecture", read in November 2026); `hbm_bytes` is what libtpu 0.0.42 lets a program have of the HBM (its own
+    message where one needs more).
     """
 
     device_kind: str
@@ -130,10 +134,12 @@ def model_flops_utilization(flops_per_second: float, devices: list[jax.Device]) 
 
 
 def keep_compiled_programs() -> None:
-    """Lets later processes load what this one compiles, from $XDG_CACHE_HOME/tokenizer-lab/compiled or where JAX_COMPILATION_CACHE_DIR says.
+    """Lets later processes load what this one compiles, from $XDG_CACHE_HOME/tokenizer-lab/compiled or where
+    JAX_COMPILATION_CACHE_DIR says.
 
-    JAX's keys hold its version, the program, the chips and the compiler's options, so that nothing is loaded that would not be compiled
-    the same. Not on CPUs, unless asked for: there compiling takes seconds, and a program may not run on another model that shares the folder.
+    JAX's keys hold its version, the program, the chips and the compiler's options, so that nothing is loaded that would
+    not be compiled the same. Not on CPUs, unless asked for: there compiling takes seconds, and a program may not run on
+    another model that shares the folder.
     """
     if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
         jax.config.update("jax_compilation_cache_dir", os.fspath(cache_folder("compiled")))

@@ -13,7 +13,8 @@ class MemoryGrowth:
     """How far this process's resident memory rose while it was watched.
 
     Attributes:
-      peak_bytes: the most, of all that was watched, above where it stood when the watch began; what else the process did is in it.
+      peak_bytes: the most, of all that was watched, above where it stood when the watch began; what else the process
+        did is in it.
     """
 
     def __init__(self):

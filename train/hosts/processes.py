@@ -1,11 +1,12 @@
-"""Several processes that train one model: how they find each other, what they decide together, and how they end together.
+"""Several processes that train one model: how they find each other, what they decide together, and how they end
+together.
 
-A process that has not been told of others is alone, and everything here is as if it were not there. The others are known from
-TOKLAB_COORDINATOR (host:port of process 0), TOKLAB_NUM_PROCESSES and TOKLAB_PROCESS_ID, or from what JAX finds by itself on Cloud TPU
-VMs, GKE, Kubernetes, SLURM and Open MPI.
+A process that has not been told of others is alone, and everything here is as if it were not there. The others are
+known from TOKLAB_COORDINATOR (host:port of process 0), TOKLAB_NUM_PROCESSES and TOKLAB_PROCESS_ID, or from what JAX
+finds by itself on Cloud TPU VMs, GKE, Kubernetes, SLURM and Open MPI.
 
-Process 0 decides and writes; the others follow. An error of one host ends all of them: it is put into the coordinator's store, the
-first one there is shown by process 0, and every process leaves with its exit code.
+Process 0 decides and writes; the others follow. An error of one host ends all of them: it is put into the coordinator's
+store, the first one there is shown by process 0, and every process leaves with its exit code.
 """
 
 import concurrent.futures
@@ -57,7 +58,8 @@ class Cluster:
 def recognize(environment: Mapping[str, str]) -> Cluster | None:
     """The cluster that a process with these environment variables is in; None where it is alone.
 
-    What JAX would find is asked for here first, as it takes every SLURM allocation or TPU for a cluster. Raises UserError.
+    What JAX would find is asked for here first, as it takes every SLURM allocation or TPU for a cluster. Raises
+    UserError.
     """
     if any(name in environment for name in _OURS):
         return _told_by_variables(environment)
@@ -94,8 +96,8 @@ def _told_by_variables(environment: Mapping[str, str]) -> Cluster | None:
         and int(number) < int(count)
     ):
         raise UserError(
-            f"{shown} name no process of several; set the address host:port of process 0, the number of processes, and which of "
-            "them this is (from 0), or none of the three"
+            f"{shown} name no process of several; set the address host:port of process 0, the number of processes, and"
+            " which of them this is (from 0), or none of the three"
         )
     return Cluster(
         "TOKLAB_COORDINATOR",
@@ -132,7 +134,8 @@ def joined(deadlines: Deadlines) -> Iterator[str]:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Of several processes, all end with what one of them raises inside. Nothing outside is left in order: the others cannot help with it."""
+    """Of several processes, all end with what one of them raises inside. Nothing outside is left in order: the others
+    cannot help with it."""
     try:
         yield
     except BaseException as error:
@@ -141,7 +144,8 @@ def ending_together() -> Iterator[None]:
         if _is_of_lost_host(error):
             _end_all(
                 EXIT_HUNG,
-                f"another host is lost: {' '.join(str(error).split())[:300]}; the same command goes on from the newest checkpoint",
+                f"another host is lost: {' '.join(str(error).split())[:300]}; the same command goes on from the newest"
+                " checkpoint",
             )
         if isinstance(error, UserError):
             _end_all(EXIT_USER_ERROR, str(error))
@@ -208,7 +212,8 @@ def first_decides(name: str, value: Any) -> Any:
 
 
 def compare(name: str, facts: Mapping[str, Any]) -> None:
-    """Raises UserError in every process whose facts (JSON) are not those of process 0; `name` is this comparison's alone."""
+    """Raises UserError in every process whose facts (JSON) are not those of process 0; `name` is this comparison's
+    alone."""
     facts, first = json.loads(json.dumps(facts)), first_decides(name, facts)
     differing = [name for name in sorted(first.keys() | facts.keys()) if first.get(name) != facts.get(name)]
     if differing:
@@ -253,7 +258,8 @@ def make_any_host(mesh: Mesh) -> Callable[[bool], Any]:
 
 
 def make_first_number(mesh: Mesh) -> Callable[[float], jax.Array]:
-    """A function (number, at least 0) -> f32[] process 0's number on all devices, which every process calls equally often."""
+    """A function (number, at least 0) -> f32[] process 0's number on all devices, which every process calls equally
+    often."""
     if num_hosts() == 1:
         return lambda number: jax.device_put(np.float32(number), _everywhere_the_same(mesh))
     everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -267,7 +273,8 @@ def _everywhere_the_same(mesh: Mesh) -> NamedSharding:
 
 
 def _is_of_lost_host(error: BaseException | None) -> bool:
-    """Whether an error only says that another process is gone. On CPUs collectives say so at once, on TPUs the heartbeat does."""
+    """Whether an error only says that another process is gone. On CPUs collectives say so at once, on TPUs the
+    heartbeat does."""
     return error is not None and (any(word in str(error) for word in _LOST_WORDS) or _is_of_lost_host(error.__cause__))
 
 

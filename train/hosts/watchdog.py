@@ -1,4 +1,5 @@
-"""A deadline for every part of a run: a process that hangs ends itself, so that whoever started it can start it again."""
+"""A deadline for every part of a run: a process that hangs ends itself, so that whoever started it can start it
+again."""
 
 import dataclasses
 import faulthandler
@@ -20,7 +21,8 @@ class Deadlines:
     """Seconds after which a run that does not come forward ends itself; see "Many hosts" in docs/pods.md."""
 
     start_seconds: float = 900.0
-    """From the first moment until the step is compiled: finding the other hosts, opening the data, restoring a checkpoint."""
+    """From the first moment until the step is compiled: finding the other hosts, opening the data, restoring a
+    checkpoint."""
     compile_seconds: float = 1800.0
     """Compiling the step."""
     step_seconds: float = 600.0
@@ -39,10 +41,11 @@ class Deadlines:
 
 
 class Watchdog:
-    """A thread that ends the process when the part of the run that it is in takes too long, whatever the main thread is waiting for.
+    """A thread that ends the process when the part of the run that it is in takes too long, whatever the main thread is
+    waiting for.
 
-    `watchdog("step")` enters a part, whose time begins then. Only time in which this process ran is counted: neither a clock that is
-    set, nor a machine that slept, nor a process that was stopped for a while has hung.
+    `watchdog("step")` enters a part, whose time begins then. Only time in which this process ran is counted: neither a
+    clock that is set, nor a machine that slept, nor a process that was stopped for a while has hung.
     """
 
     def __init__(self, deadlines: Deadlines, end: Callable[[int], Any] = os._exit):
@@ -70,8 +73,9 @@ class Watchdog:
             if part.seconds > part.allowed_seconds:
                 os.write(
                     2,
-                    f"toklab: {part.name} has taken longer than {part.allowed_seconds:g} s (--deadlines.{part.name}-seconds), and the process "
-                    "ends for that; the same command goes on from the newest checkpoint. What every thread was doing:\n".encode(),
+                    f"toklab: {part.name} has taken longer than {part.allowed_seconds:g} s"
+                    f" (--deadlines.{part.name}-seconds), and the process ends for that; the same command goes on from"
+                    " the newest checkpoint. What every thread was doing:\n".encode(),
                 )
                 faulthandler.dump_traceback(2)
                 self._end(EXIT_HUNG)

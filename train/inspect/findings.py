@@ -90,8 +90,9 @@ class Inspection:
         """The text, in a sentence."""
         text = self.text
         return (
-            f"{text['num_documents']:,} of {text['held_out_documents']:,} held-out documents of {text['corpus']} ({short(text['content_hash'])}), "
-            f"{text['num_bytes']:,} of {text['held_out_bytes']:,} bytes: whole documents in a fixed random order."
+            f"{text['num_documents']:,} of {text['held_out_documents']:,} held-out documents of {text['corpus']}"
+            f" ({short(text['content_hash'])}), {text['num_bytes']:,} of {text['held_out_bytes']:,} bytes: whole"
+            " documents in a fixed random order."
         )
 
     @property

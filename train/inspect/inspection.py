@@ -1,7 +1,8 @@
 """What representations do to a text, before any model: `toklab inspect ARTIFACT... --corpus CORPUS --out FOLDER`.
 
-The metrics of `tokenizer_lab/metrics.py` on held-out documents, on line-aligned translations and on words with morpheme boundaries, as
-`metrics.json`, `metrics.csv` and `index.html`, a page that also shows a text as each representation cuts it.
+The metrics of `tokenizer_lab/metrics.py` on held-out documents, on line-aligned translations and on words with morpheme
+boundaries, as `metrics.json`, `metrics.csv` and `index.html`, a page that also shows a text as each representation cuts
+it.
 """
 
 import collections
@@ -212,7 +213,8 @@ def measure(
 
 
 def shown_pieces(representation: Representation, text: bytes) -> list[tuple[list[int], bytes]]:
-    """A text cut: ids, and the bytes they carry together. An id that carries none goes with the next that does; the last may remain."""
+    """A text cut: ids, and the bytes they carry together. An id that carries none goes with the next that does; the
+    last may remain."""
     [(ids, lengths)] = representation.encode_many([text])
     pieces: list[tuple[list[int], bytes]] = []
     waiting: list[int] = []
@@ -269,7 +271,8 @@ def read_texts(options: InspectOptions) -> Texts:
 def read_parallel(folder: pathlib.Path, pivot: str) -> dict[str, list[bytes]]:
     """Language -> lines, of the .txt files of a folder.
 
-    A language is the last part of a file's name: eng for newstest2019-src.eng.txt; where two files share it, the name without .txt.
+    A language is the last part of a file's name: eng for newstest2019-src.eng.txt; where two files share it, the name
+    without .txt.
 
     Raises:
       UserError: there are not two files or more, none of the pivot, or they have different numbers of lines.
@@ -277,7 +280,8 @@ def read_parallel(folder: pathlib.Path, pivot: str) -> dict[str, list[bytes]]:
     paths = sorted(folder.glob("*.txt"))
     if len(paths) < 2:
         raise UserError(
-            f"{folder} has {len(paths)} .txt files; --parallel takes a folder of two or more line-aligned ones, a language each"
+            f"{folder} has {len(paths)} .txt files; --parallel takes a folder of two or more line-aligned ones, a"
+            " language each"
         )
     shared = collections.Counter(_last_part(path) for path in paths)
     names = {printable(_last_part(path) if shared[_last_part(path)] == 1 else path.stem): path for path in paths}
@@ -287,13 +291,15 @@ def read_parallel(folder: pathlib.Path, pivot: str) -> dict[str, list[bytes]]:
     for name, of_language in lines.items():
         if len(of_language) != len(lines[pivot]):
             raise UserError(
-                f"{names[name]} has {len(of_language):,} lines, {names[pivot].name} {len(lines[pivot]):,}; the files of --parallel are line-aligned"
+                f"{names[name]} has {len(of_language):,} lines, {names[pivot].name} {len(lines[pivot]):,}; the files of"
+                " --parallel are line-aligned"
             )
     return lines
 
 
 def read_morphscore(path: pathlib.Path) -> tuple[dict[str, list[MorphItem]], dict[str, int]]:
-    """Language -> words with a morpheme boundary, and how many entries are not two parts of their word and were left out.
+    """Language -> words with a morpheme boundary, and how many entries are not two parts of their word and were left
+    out.
 
     Raises:
       UserError: there is no .csv file, or one that is not a list of words and their two parts.
@@ -321,7 +327,8 @@ def _read_csv(path: pathlib.Path) -> list[tuple[str, ...]]:
         )
         if not set(MORPH_COLUMNS) <= set(reader.fieldnames or ()):
             raise UserError(
-                f"{path} lacks one of the columns {', '.join(MORPH_COLUMNS)}; --morphscore takes MorphScore's files as they are"
+                f"{path} lacks one of the columns {', '.join(MORPH_COLUMNS)}; --morphscore takes MorphScore's files as"
+                " they are"
             )
         return [tuple(row[column] or "" for column in MORPH_COLUMNS) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:

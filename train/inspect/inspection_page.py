@@ -35,8 +35,8 @@ def render(inspection: Inspection) -> str:
 
 
 def visible(piece: bytes) -> str:
-    """Bytes as text in which everything can be seen: spaces and ends of lines as signs, what is not UTF-8 as \\xff, other invisible characters
-    as U+200D. A combining character that begins a piece stands on a circle."""
+    """Bytes as text in which everything can be seen: spaces and ends of lines as signs, what is not UTF-8 as \\xff,
+    other invisible characters as U+200D. A combining character that begins a piece stands on a circle."""
     signs = [_sign(character) for character in piece.decode("utf-8", "surrogateescape")]
     return ("◌" if signs and unicodedata.combining(signs[0][0]) else "") + "".join(signs)
 
@@ -52,7 +52,10 @@ def _sign(character: str) -> str:
 def _notes(inspection: Inspection) -> str:
     if not inspection.notes:
         return ""
-    return f'<section class="warnings"><h2>What is missing</h2><ul>{"".join(f"<li>{escape(note)}</li>" for note in inspection.notes)}</ul></section>'
+    return (
+        '<section class="warnings"><h2>What is'
+        f" missing</h2><ul>{''.join(f'<li>{escape(note)}</li>' for note in inspection.notes)}</ul></section>"
+    )
 
 
 def _metrics_table(inspection: Inspection) -> str:
@@ -81,7 +84,10 @@ def _languages(inspection: Inspection) -> str:
             for language in inspection.languages
             if language != inspection.pivot
         ]
-        sections += f"<section><h2>Premium</h2><p>Tokens for each token of the same lines in {escape(inspection.pivot)}; 1 is parity.</p>"
+        sections += (
+            f"<section><h2>Premium</h2><p>Tokens for each token of the same lines in {escape(inspection.pivot)}; 1 is"
+            " parity.</p>"
+        )
         sections += f"{table('Premium by language', columns, rows)}</section>"
     if inspection.morph_languages:
         columns = [Column("Language", number=False, sorted=True), *(Column(each.label, "of words") for each in found)]
@@ -89,7 +95,10 @@ def _languages(inspection: Inspection) -> str:
             [row_head(language), *(_morph_cell(each, language) for each in found)]
             for language in inspection.morph_languages
         ]
-        sections += "<section><h2>MorphScore</h2><p>Share of words with a token boundary at the boundary of morphemes, of those that are more "
+        sections += (
+            "<section><h2>MorphScore</h2><p>Share of words with a token boundary at the boundary of morphemes, of those"
+            " that are more "
+        )
         sections += (
             f"than one token, whose number is below.</p>{table('MorphScore by language', columns, rows)}</section>"
         )
@@ -112,9 +121,9 @@ def _cut(found: Inspected) -> str:
     )
     listed = "\n".join(escape(f"{_tip(ids, piece)}  {visible(piece).rstrip()}") for ids, piece in found.pieces)
     return (
-        f'<figure><figcaption>{label}: {some(num_tokens, "token")}</figcaption><div class="cut" tabindex="0" role="group" '
-        f'aria-label="The text cut by {label} into {some(num_tokens, "token")}; arrow keys go from one to the next">{spans}</div>'
-        f"<details><summary>As a list</summary><pre>{listed}</pre></details></figure>"
+        f'<figure><figcaption>{label}: {some(num_tokens, "token")}</figcaption><div class="cut" tabindex="0"'
+        f' role="group" aria-label="The text cut by {label} into {some(num_tokens, "token")}; arrow keys go from one to'
+        f' the next">{spans}</div><details><summary>As a list</summary><pre>{listed}</pre></details></figure>'
     )
 
 

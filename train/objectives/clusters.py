@@ -30,8 +30,10 @@ def _ids(representation: Representation, documents: Any) -> Iterable[np.ndarray]
 
 
 def neighbour_vectors(documents: Iterable[np.ndarray], vocab_size: int) -> np.ndarray:
-    """f32[V, 64]: the sum of fixed random vectors of an id's neighbours, each rolled by where it stands, of length 1; 0 for an id that
-    was not seen (random indexing with permutations; Sahlgren et al. 2008, "Permutations as a means to encode order in word space")."""
+    """f32[V, 64]: the sum of fixed random vectors of an id's neighbours, each rolled by where it stands, of length 1; 0
+    for an id that was not seen (random indexing with permutations; Sahlgren et al. 2008, "Permutations as a means to
+    encode order in word space").
+    """
     random = np.random.default_rng(0).standard_normal((vocab_size, _WIDTH)).astype(np.float32)
     vectors = np.zeros((vocab_size, _WIDTH), np.float32)
     for ids in documents:
@@ -43,7 +45,8 @@ def neighbour_vectors(documents: Iterable[np.ndarray], vocab_size: int) -> np.nd
 
 
 def cluster(vectors: np.ndarray, num_clusters: int) -> np.ndarray:
-    """i32[n]: k-means by the cosine, begun with vectors far from each other. Vectors of 0 are dealt out one after the other."""
+    """i32[n]: k-means by the cosine, begun with vectors far from each other. Vectors of 0 are dealt out one after the
+    other."""
     seen = np.flatnonzero(vectors.any(axis=1))
     result = (np.arange(len(vectors)) % num_clusters).astype(np.int32)
     if len(seen) <= num_clusters:

@@ -1,12 +1,13 @@
 """What a model is trained to do: functions (model, batch, rng) -> sums.
 
-Sums and not means, so that dividing once at the end is right whatever the padding, the gradient accumulation and the number of
-devices. Where a loss is a sum of two means over different positions, the global batch tells beforehand how many there are of each:
-`draw`, which takes all chances of a step, sees it before it is cut into microbatches. Chance belongs to a row (`row_seeds`) and not
-to a device, so that a batch and its losses are the same on every mesh.
+Sums and not means, so that dividing once at the end is right whatever the padding, the gradient accumulation and the
+number of devices. Where a loss is a sum of two means over different positions, the global batch tells beforehand how
+many there
+are of each: `draw`, which takes all chances of a step, sees it before it is cut into microbatches. Chance belongs to a
+row (`row_seeds`) and not to a device, so that a batch and its losses are the same on every mesh.
 
-An objective also says which model it needs, how rows are laid out for it, and what its sums stand for. Batches are those of
-`data/rows.py` and `data/encoder_rows.py`.
+An objective also says which model it needs, how rows are laid out for it, and what its sums stand for. Batches are
+those of `data/rows.py` and `data/encoder_rows.py`.
 
 Legend: B batch, T positions, N positions chosen in a row, E width of the embedding tables.
 """
@@ -113,7 +114,8 @@ def _cross_entropy(x_btd, table_vd, labels_bt, vocab_size, bias_v=None, *, along
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnChosenPositions(LearnsByGradients):
-    """What objectives of encoders have in common: some positions of a row are chosen, and their ids changed or asked for.
+    """What objectives of encoders have in common: some positions of a row are chosen, and their ids changed or asked
+    for.
 
     Subclasses say which heads they put on the encoder.
     """
@@ -133,7 +135,8 @@ class OnChosenPositions(LearnsByGradients):
     def check(self, model: EncoderConfig, sequence_length: int) -> None:
         if not 0 < self.chosen_share <= 1:
             raise UserError(
-                f"objective.chosen_share is {self.chosen_share}; it is a share of the positions, more than 0 and at most 1, e.g. 0.15"
+                f"objective.chosen_share is {self.chosen_share}; it is a share of the positions, more than 0 and at"
+                " most 1, e.g. 0.15"
             )
         if sequence_length < MIN_LENGTH:
             raise UserError(
@@ -141,13 +144,13 @@ class OnChosenPositions(LearnsByGradients):
             )
         if max_chosen(self.chosen_share, sequence_length) < 1:
             raise UserError(
-                f"objective.chosen_share {self.chosen_share} of {sequence_length} positions leaves nothing to learn from; "
-                f"use at least {1 / sequence_length:.2g}, or longer sequences"
+                f"objective.chosen_share {self.chosen_share} of {sequence_length} positions leaves nothing to learn"
+                f" from; use at least {1 / sequence_length:.2g}, or longer sequences"
             )
         if model.published and sequence_length > model.max_positions:
             raise UserError(
                 f"data.sequence_length is {sequence_length} and the model has {model.max_positions} learned positions; "
-                f"lower the one or raise model.max_positions"
+                "lower the one or raise model.max_positions"
             )
         share = self.heads.generator_share
         if (
@@ -173,11 +176,12 @@ class OnChosenPositions(LearnsByGradients):
         )
 
     def draw(self, model: Encoder, batch: Batch) -> Batch:
-        """The batch with what is drawn for it, all a function of each row and its seed (and, for clusters, of their confusions so far).
+        """The batch with what is drawn for it, all a function of each row and its seed (and, for clusters, of their
+        confusions so far).
 
-        Adds `chosen` i32[B, N] positions with their `labels` i32[B, N] and `chosen_weights` f32[B, N] (0 where a row has fewer), the
-        `inputs` i32[B, T] with those positions changed, and `chosen_scale` f32[B], by which a sum over chosen positions becomes one
-        whose mean over all positions is the mean over the chosen ones.
+        Adds `chosen` i32[B, N] positions with their `labels` i32[B, N] and `chosen_weights` f32[B, N] (0 where a row
+        has fewer), the `inputs` i32[B, T] with those positions changed, and `chosen_scale` f32[B], by which a sum over
+        chosen positions becomes one whose mean over all positions is the mean over the chosen ones.
         """
         vocab_size = model.vocab_size
         choose = choose_positions_again if self.with_replacement else choose_positions
@@ -207,7 +211,8 @@ def max_chosen(share: float, sequence_length: int) -> int:
 
 
 def choose_positions(batch: Batch, vocab_size: int, share: float) -> tuple[jax.Array, jax.Array]:
-    """Positions i32[B, N] drawn without replacement, none of an encoder's own ids nor padding, and weights f32[B, N]."""
+    """Positions i32[B, N] drawn without replacement, none of an encoder's own ids nor padding, and weights f32[B,
+    N]."""
     candidates_bt, number_b, limit = _candidates(batch, vocab_size, share)
     noise_bt = _per_row(batch["row_seeds"], 0, lambda key: jax.random.uniform(key, candidates_bt.shape[1:]))
     noise_bn, chosen_bn = jax.lax.top_k(jnp.where(candidates_bt, noise_bt, -1.0), limit)
@@ -249,9 +254,11 @@ def put_chosen(ids_bt: jax.Array, chosen_bn: jax.Array, weights_bn: jax.Array, n
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masked(OnChosenPositions):
-    """Predict the ids at chosen positions, most of which are hidden (BERT; Devlin et al. 2019, arXiv 1810.04805, section 3.1).
+    """Predict the ids at chosen positions, most of which are hidden (BERT; Devlin et al. 2019, arXiv 1810.04805,
+    section 3.1).
 
-    With masked_share 0 and random_share 1 it is swapped language modelling, SLM (Di Liello et al. 2022, arXiv 2210.13536).
+    With masked_share 0 and random_share 1 it is swapped language modelling, SLM (Di Liello et al. 2022, arXiv
+    2210.13536).
     """
 
     kind: Literal["masked"] = "masked"
@@ -272,7 +279,8 @@ class Masked(OnChosenPositions):
         return _masked_or_random(labels_bn, row_seeds_b, model.vocab_size, self.masked_share, self.random_share)
 
     def __call__(self, model: Encoder, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
-        """Returns f32[] sums: the loss, whose mean over positions is that over chosen ones; positions; and what `figures` takes."""
+        """Returns f32[] sums: the loss, whose mean over positions is that over chosen ones; positions; and what
+        `figures` takes."""
         del rng
         x_bne = predicted(model, batch, _dropout(model, batch, 2))
         nats_bn, _ = _cross_entropy(
@@ -292,7 +300,8 @@ class Masked(OnChosenPositions):
         return {"predicted_nats": _ratio(sums["predicted_nats"], sums["num_predicted"])}
 
     def score(self, model: Encoder, batch: Batch) -> Batch:
-        """What held-out text is judged by: `predicted_nats` f32[B, N] and whether the likeliest id is right, `predicted_right`."""
+        """What held-out text is judged by: `predicted_nats` f32[B, N] and whether the likeliest id is right,
+        `predicted_right`."""
         return _score_predictions(model, batch)
 
 
@@ -300,8 +309,8 @@ class Masked(OnChosenPositions):
 class Replaced(OnChosenPositions):
     """Tell which ids a generator has replaced: ELECTRA (Clark et al. 2020, arXiv 2003.10555, section 2).
 
-    The generator predicts the chosen positions; its samples stand there when the discriminator looks at the text. A sample that
-    is the id itself counts as real. No gradient goes through the samples.
+    The generator predicts the chosen positions; its samples stand there when the discriminator looks at the text. A
+    sample that is the id itself counts as real. No gradient goes through the samples.
     """
 
     kind: Literal["replaced"] = "replaced"
@@ -330,7 +339,8 @@ class Replaced(OnChosenPositions):
         return _masked_or_random(labels_bn, row_seeds_b, model.vocab_size, self.masked_share, 0.0)
 
     def __call__(self, model: Encoder, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array, Sums]:
-        """Returns f32[] sums: the loss, whose mean over positions is the paper's; positions; and what `figures` takes."""
+        """Returns f32[] sums: the loss, whose mean over positions is the paper's; positions; and what `figures`
+        takes."""
         del rng
         weights_bn, nats_bn, samples_bn, replaced_bt = self._replace(model, batch, _dropout(model, batch, 2))
         logits_bt = detected(model, batch, replaced_bt, _dropout(model, batch, 3))
@@ -364,7 +374,8 @@ class Replaced(OnChosenPositions):
         }
 
     def _replace(self, model, batch, dropout):
-        """Weights, nats and samples at the chosen positions, [B, N] each, and the ids i32[B, T] with the samples put in."""
+        """Weights, nats and samples at the chosen positions, [B, N] each, and the ids i32[B, T] with the samples put
+        in."""
         x_bne = predicted(model, batch, dropout, by_generator=True)
         labels_bn, num_chosen = batch["labels"], batch["labels"].shape[1]
         seeds = _per_row(batch["row_seeds"], 4, lambda key: jax.random.bits(key, (num_chosen, 2), jnp.uint32))
@@ -389,7 +400,8 @@ class Replaced(OnChosenPositions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomSubstitution(OnChosenPositions):
-    """Tell which ids were replaced by uniformly drawn ones: RTS, ELECTRA without a generator (Di Liello et al. 2022, arXiv 2210.13536).
+    """Tell which ids were replaced by uniformly drawn ones: RTS, ELECTRA without a generator (Di Liello et al. 2022,
+    arXiv 2210.13536).
 
     An id that is drawn in its own place counts as real, as in `Replaced`; the published code counts it as replaced.
     """
@@ -427,7 +439,8 @@ class RandomSubstitution(OnChosenPositions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusteredSubstitution(RandomSubstitution):
-    """`RandomSubstitution` from clusters that were hard to tell apart so far: C-RTS (Di Liello et al. 2022, arXiv 2210.13536)."""
+    """`RandomSubstitution` from clusters that were hard to tell apart so far: C-RTS (Di Liello et al. 2022, arXiv
+    2210.13536)."""
 
     kind: Literal["clustered_substitution"] = "clustered_substitution"
     num_clusters: int = 100
@@ -438,7 +451,8 @@ class ClusteredSubstitution(RandomSubstitution):
         super().check(model, sequence_length)
         if self.num_clusters < 1 or self.sharpness < 0:
             raise UserError(
-                f"objective.num_clusters is {self.num_clusters} and sharpness {self.sharpness}; they are at least 1 and 0, e.g. 100 and 2"
+                f"objective.num_clusters is {self.num_clusters} and sharpness {self.sharpness}; they are at least 1 and"
+                " 0, e.g. 100 and 2"
             )
 
     @property
@@ -553,7 +567,8 @@ def _score_predictions(model, batch, by_generator=False):
 
 
 def _sample(x_ne, table_ve, labels_n, seeds_n2, bias_v, vocab_size):
-    """`sample_replacements`, under `shard_map` where its kernel is one that XLA cannot split: on a mesh of several TPUs."""
+    """`sample_replacements`, under `shard_map` where its kernel is one that XLA cannot split: on a mesh of several
+    TPUs."""
     placement = current_placement()
     operation = functools.partial(
         sample_replacements, vocab_size=vocab_size, implementation=placement.kernels if placement else "auto"
@@ -577,8 +592,8 @@ def _num_positions(batch: Batch) -> jax.Array:
 def _check_shares(masked_share: float, random_share: float) -> None:
     if not (0 <= masked_share and 0 <= random_share and masked_share + random_share <= 1):
         raise UserError(
-            f"objective.masked_share {masked_share} and random_share {random_share} are shares of the chosen positions; "
-            "they must be at least 0 and at most 1 together"
+            f"objective.masked_share {masked_share} and random_share {random_share} are shares of the chosen positions;"
+            " they must be at least 0 and at most 1 together"
         )
 
 

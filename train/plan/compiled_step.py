@@ -24,13 +24,15 @@ _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 def compile_step(
     recipe: Recipe, vocab_size: int, devices: Sequence[jax.Device], hlo_file: str | None = None
 ) -> dict[str, Any]:
-    """Compiles the step of a recipe over a representation of so many ids for devices, which need not exist. Nothing is allocated.
+    """Compiles the step of a recipe over a representation of so many ids for devices, which need not exist. Nothing is
+    allocated.
 
     Returns:
-      mesh and slices_of_replicas; bytes: of the state and a batch on a device, by shapes and shardings; compile_seconds; warnings; and
-      memory: the compiler's bytes on a device, and program: of `train.plan.hlo.summarize`. Where the program needs more memory than a
-      device has, out_of_memory (of `out_of_memory`) in place of these two. The peak is the most that is alive at a time, arguments
-      included; temp also has what XLA wastes by packing temporaries (docs/performance.md).
+      mesh and slices_of_replicas; bytes: of the state and a batch on a device, by shapes and shardings;
+      compile_seconds; warnings; and
+      memory: the compiler's bytes on a device, and program: of `train.plan.hlo.summarize`. Where the program needs more
+      memory than a device has, out_of_memory (of `out_of_memory`) in place of these two. The peak is the most that is
+      alive at a time, arguments included; temp also has what XLA wastes by packing temporaries (docs/performance.md).
 
     Raises:
       UserError: mesh, batch, model and devices do not go together.
@@ -87,11 +89,13 @@ def compile_step(
     return answer | {
         "compile_seconds": seconds,
         "warnings": _messages(caught),
-        "memory": {
-            name: getattr(memory, f"{name}_size_in_bytes")
-            for name in ("argument", "output", "alias", "temp", "generated_code")
-        }
-        | {"peak": memory.peak_memory_in_bytes},
+        "memory": (
+            {
+                name: getattr(memory, f"{name}_size_in_bytes")
+                for name in ("argument", "output", "alias", "temp", "generated_code")
+            }
+            | {"peak": memory.peak_memory_in_bytes}
+        ),
         "program": summarize(hlo, slices, recipe.model.causal),
     }
 
@@ -102,7 +106,8 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def out_of_memory(message: str) -> dict[str, Any] | None:
-    """Bytes {"needed", "available"} of the compiler's complaint that a program does not fit the HBM; None for another complaint.
+    """Bytes {"needed", "available"} of the compiler's complaint that a program does not fit the HBM; None for another
+    complaint.
 
     Sometimes it counts only temporaries: `needed` is then without the arguments.
     """

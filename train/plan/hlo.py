@@ -1,8 +1,9 @@
 """What a compiled program computes and moves, read from its text (XLA's HLO after all optimization, of one device).
 
-XLA's own `cost_analysis` counts the body of a loop once, and a training step is loops: over layers, microbatches and chunks of the
-vocabulary. Here an instruction counts as often as it runs: trip counts are read from the loops' conditions. Matrix products are
-counted from their shapes, as XLA counts them; elementwise work is not, it is not what takes a step's time.
+XLA's own `cost_analysis` counts the body of a loop once, and a training step is loops: over layers, microbatches and
+chunks of the vocabulary. Here an instruction counts as often as it runs: trip counts are read from the loops'
+conditions. Matrix products are counted from their shapes, as XLA counts them; elementwise work is not, it is not what
+takes a step's time.
 """
 
 import collections
@@ -138,9 +139,10 @@ def summarize(hlo: str, slices: Sequence[int], causal: bool = True) -> dict[str,
       causal: whether attention kernels leave out what a causal mask hides.
 
     Returns:
-      flops: of matrix products, those of attention kernels (`attention_flops`) and of heads' kernels included; `uncounted_kernels`: names of the kernels
-      whose FLOPs are not known; `loops_counted_once`: `flops` if every loop ran once; `hbm_bytes`: read and written at the
-      operations' borders; `collectives`: `kind`, `network` ("ici" or "dcn"), `count` and `bytes` that a device sends, of each.
+      flops: of matrix products, those of attention kernels (`attention_flops`) and of heads' kernels included;
+      `uncounted_kernels`: names of the kernels whose FLOPs are not known; `loops_counted_once`: `flops` if every loop
+      ran once; `hbm_bytes`: read and written at the operations' borders; `collectives`: `kind`, `network` ("ici" or
+      "dcn"), `count` and `bytes` that a device sends, of each.
     """
     flops = attention_flops = once = hbm_bytes = 0.0
     uncounted, collectives = set(), collections.defaultdict(lambda: [0, 0.0])
@@ -223,7 +225,8 @@ def _closing(text: str, opening: int) -> int:
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """`bf16[8,64]{1,0:T(8,128)S(1)}`, or several in a tuple. S(1) and higher are memories of the chip other than HBM."""
+    """`bf16[8,64]{1,0:T(8,128)S(1)}`, or several in a tuple. S(1) and higher are memories of the chip other than
+    HBM."""
     return tuple(
         Shape(dtype, tuple(int(size) for size in re.findall(r"\d+", dims)), not re.search(r"S\([1-9]", layout))
         for dtype, dims, layout in re.findall(r"(\w+)\[([\d,<=]*)\](\{[^}]*\})?", re.sub(r"/\*.*?\*/", "", text))
@@ -231,7 +234,8 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 
 
 def runs(hlo: str) -> Iterator[Run]:
-    """Every instruction that a program runs, and how often. Of a conditional all branches count: ours does next to nothing in one."""
+    """Every instruction that a program runs, and how often. Of a conditional all branches count: ours does next to
+    nothing in one."""
     computations = computations_of(hlo)
 
     def of(computation: Computation, times: int, fused: bool) -> Iterator[Run]:
@@ -302,7 +306,8 @@ def _constant(computation: Computation, instruction: Instruction, otherwise: int
 
 
 def product_flops(computation: Computation, product: Instruction) -> float:
-    """Of a dot or a convolution, as XLA's cost analysis counts them: a multiply-add is 2, what falls on padding is left out."""
+    """Of a dot or a convolution, as XLA's cost analysis counts them: a multiply-add is 2, what falls on padding is left
+    out."""
     left, right = (computation[name].shapes[0].dims for name in product.operands[:2])
     out = product.shapes[0].dims
     if product.opcode == "dot":
@@ -342,7 +347,8 @@ def _valid_positions(
 
 
 def attention_kernel_flops(computation: Computation, kernel: Instruction, causal: bool) -> float | None:
-    """Of a splash attention kernel, from its shapes; None for another kernel. Blocks that the causal mask hides are not computed."""
+    """Of a splash attention kernel, from its shapes; None for another kernel. Blocks that the causal mask hides are not
+    computed."""
     if not (found := re.match(r"splash_mha_(fwd|dq|dkv)", kernel.name)):
         return None
     query, key = [shape.dims for shape in computation.operand_shapes(kernel) if shape.dtype in ("bf16", "f32")][
@@ -354,7 +360,8 @@ def attention_kernel_flops(computation: Computation, kernel: Instruction, causal
 
 
 def head_kernel_flops(computation: Computation, kernel: Instruction) -> float | None:
-    """Of a kernel that projects onto a vocabulary (tokenizer_lab/kernels/table_softmax/), from its shapes; None for another kernel."""
+    """Of a kernel that projects onto a vocabulary (tokenizer_lab/kernels/table_softmax/), from its shapes; None for
+    another kernel."""
     if not re.match(_HEAD_KERNEL, kernel.name):
         return None
     (num_positions, width), (num_rows, _) = [shape.dims for shape in computation.operand_shapes(kernel)][:2]
@@ -364,7 +371,8 @@ def head_kernel_flops(computation: Computation, kernel: Instruction) -> float | 
 
 
 def collective_kind(run: Run) -> str | None:
-    """Which collective a run of an instruction is; None for others, and for the later parts of one that was begun before."""
+    """Which collective a run of an instruction is; None for others, and for the later parts of one that was begun
+    before."""
     kind = run.instruction.opcode.removesuffix("-start")
     if kind not in _COLLECTIVES:
         return None
@@ -406,7 +414,8 @@ def sent_bytes(
 
 
 def first_group(attributes: str, num_devices: int) -> list[int]:
-    """The first of a collective's `replica_groups`, in any of the three ways that XLA writes them; the others are like it."""
+    """The first of a collective's `replica_groups`, in any of the three ways that XLA writes them; the others are like
+    it."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[\S+)", attributes):
         return _devices_in_order(found[3]).reshape(int(found[1]), int(found[2]))[0].tolist()
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):

@@ -1,8 +1,9 @@
 """`toklab plan`: what a recipe's training step takes on TPUs that are not there.
 
-The step is the one that `toklab train` runs, compiled by libtpu for the named chips (`train/plan/tpu_compile.py`); memory is the compiled
-program's, FLOPs and collectives are counted in its text (`train/plan/hlo.py`), and time is a roofline over the chip's peaks
-(`train/hosts/hardware.py`). Nothing is read but the recipe: of its representation the number of ids and their mean bytes are enough.
+The step is the one that `toklab train` runs, compiled by libtpu for the named chips (`train/plan/tpu_compile.py`);
+memory is the compiled program's, FLOPs and collectives are counted in its text (`train/plan/hlo.py`), and time is a
+roofline over the chip's peaks (`train/hosts/hardware.py`). Nothing is read but the recipe: of its representation the
+number of ids and their mean bytes are enough.
 """
 
 import dataclasses
@@ -26,7 +27,10 @@ from train.recipe import Recipe, nearest, to_json
 from train.setup import model_flops_per_token
 
 ASSUMPTIONS = (
-    "time is that of the slowest of matrix units, HBM, ICI and DCN if they all work at once (hidden), or of all of them one after the other (exposed)",
+    (
+        "time is that of the slowest of matrix units, HBM, ICI and DCN if they all work at once (hidden), or of all of"
+        " them one after the other (exposed)"
+    ),
     "each at its peak of train/hosts/hardware.py; every link of a chip carries what it sends, over wrapped rings",
     "host, input pipeline, checkpoints and evaluation take no time",
 )
@@ -103,7 +107,8 @@ class Pod:
 
 
 def find_ids(recipe: Recipe, vocab_size: int | None = None, bytes_per_id: float | None = None) -> Ids:
-    """What a recipe's representation is: an artifact's folder, or the name of an assumed one; numbers that are given come first.
+    """What a recipe's representation is: an artifact's folder, or the name of an assumed one; numbers that are given
+    come first.
 
     Raises:
       UserError: it is neither, and the numbers are not given.
@@ -117,7 +122,8 @@ def find_ids(recipe: Recipe, vocab_size: int | None = None, bytes_per_id: float 
     ids = ids or ASSUMED.get(name)
     if ids is None and (vocab_size is None or bytes_per_id is None):
         raise UserError(
-            f"no artifact {name!r} is here; plan with --representation and one of {', '.join(ASSUMED)}, or with --vocab-size and --bytes-per-id"
+            f"no artifact {name!r} is here; plan with --representation and one of {', '.join(ASSUMED)}, or with"
+            " --vocab-size and --bytes-per-id"
         )
     given = {
         field: value
@@ -127,13 +133,15 @@ def find_ids(recipe: Recipe, vocab_size: int | None = None, bytes_per_id: float 
     ids = dataclasses.replace(ids or Ids(name, 0, 0.0, ""), **given, **({"source": "given"} if given else {}))
     if ids.vocab_size < 2 or not ids.bytes_per_id > 0:
         raise UserError(
-            f"{ids.vocab_size:,} ids of {ids.bytes_per_id:g} bytes: give --vocab-size of at least 2 and --bytes-per-id above 0"
+            f"{ids.vocab_size:,} ids of {ids.bytes_per_id:g} bytes: give --vocab-size of at least 2 and --bytes-per-id"
+            " above 0"
         )
     return ids
 
 
 def on_pod(recipe: Recipe, pod: Pod) -> Recipe:
-    """The recipe with a replica on each slice, if its mesh has not said otherwise. Raises UserError where mesh or batch do not fit the chips."""
+    """The recipe with a replica on each slice, if its mesh has not said otherwise. Raises UserError where mesh or batch
+    do not fit the chips."""
     if recipe.mesh.replica == 1 and pod.num_slices > 1:
         recipe = dataclasses.replace(recipe, mesh=dataclasses.replace(recipe.mesh, replica=pod.num_slices))
     recipe.check_devices(pod.num_devices, pod.num_slices)
@@ -186,7 +194,10 @@ def cause_of_death(returncode: int, stderr: str, what: str) -> str:
     fatal = [line for line in lines if re.match(r"F\d{4} |F0000", line)]
     told = (fatal or lines or ["it said nothing"])[-1][:300]
     died = f"was ended by {signal.Signals(-returncode).name}" if returncode < 0 else "failed"
-    return f"the TPU compiler {died} on {what}: {told}; try another mesh, sequence length or --model.remat, or another version of libtpu"
+    return (
+        f"the TPU compiler {died} on {what}: {told}; try another mesh, sequence length or --model.remat, or another"
+        " version of libtpu"
+    )
 
 
 def summarize_plan(recipe: Recipe, pod: Pod, ids: Ids, compiled: dict[str, Any]) -> dict[str, Any]:
@@ -223,18 +234,17 @@ def summarize_plan(recipe: Recipe, pod: Pod, ids: Ids, compiled: dict[str, Any])
 
 
 def memory(compiled: dict[str, Any], chip: Chip) -> dict[str, Any]:
-    """Bytes by kind. Gradients are float32 and laid out as the parameters are; they and the activations are the program's temporaries."""
+    """Bytes by kind. Gradients are float32 and laid out as the parameters are; they and the activations are the
+    program's temporaries."""
     parts, used = compiled["bytes"], compiled.get("memory")
     kinds = {"parameters": parts["parameters"], "optimizer": parts["optimizer"], "gradients": parts["parameters"]}
     if used:
         available = chip.hbm_bytes
         total = used["argument"] + used["output"] - used["alias"] + used["temp"] + used["generated_code"]
         rest = {
-            "batch_and_padding": used["argument"]
-            + used["output"]
-            - used["alias"]
-            - kinds["parameters"]
-            - kinds["optimizer"],
+            "batch_and_padding": (
+                used["argument"] + used["output"] - used["alias"] - kinds["parameters"] - kinds["optimizer"]
+            ),
             "program": used["generated_code"],
         }
     else:
@@ -301,13 +311,15 @@ def estimate(
 
 
 def remedies(recipe: Recipe, plan: dict[str, Any]) -> list[str]:
-    """What would make a plan fit, by arithmetic: options of the same command, the least intrusive first. `--search` tries them."""
+    """What would make a plan fit, by arithmetic: options of the same command, the least intrusive first. `--search`
+    tries them."""
     used, mesh, data = plan["memory"], plan["mesh"], recipe.data
     state = used["total"] - used["activations"]
     if state > used["available"]:
         shards = math.ceil(mesh["fsdp"] * mesh["tensor"] * state / used["available"])
         return [
-            f"parameters, optimizer and gradients alone take {gib(state)}: more fsdp or tensor shards, at least {shards} chips a replica"
+            f"parameters, optimizer and gradients alone take {gib(state)}: more fsdp or tensor shards, at least"
+            f" {shards} chips a replica"
         ]
     share = 0.9 * (used["available"] - state) / used["activations"]  # of the positions at a time, with a tenth to spare
     found = [] if recipe.model.remat == "full" else ["--model.remat full"]
@@ -320,7 +332,10 @@ def remedies(recipe: Recipe, plan: dict[str, Any]) -> list[str]:
     shards = 2 ** math.ceil(math.log2(now / (rows * share)))
     return [
         *found,
-        f"--mesh.sequence {mesh['sequence'] * shards} --data.num-microbatches {rows * shards} (one row at a time, over {shards} chips)",
+        (
+            f"--mesh.sequence {mesh['sequence'] * shards} --data.num-microbatches {rows * shards} (one row at a time,"
+            f" over {shards} chips)"
+        ),
     ]
 
 
@@ -372,17 +387,19 @@ class Searched:
 
 
 def search(recipe: Recipe, pod: Pod, ids: Ids, update: Callable[[int, int], None]) -> Searched:
-    """Tries rows a chip at a time (microbatches), remat policies and meshes; the global batch, and so what is learned, stays as it is.
+    """Tries rows a chip at a time (microbatches), remat policies and meshes; the global batch, and so what is learned,
+    stays as it is.
 
-    A candidate is not compiled where arithmetic says that it cannot fit, nor where one with fewer rows at a time or more remat of the same
-    mesh has not fitted.
+    A candidate is not compiled where arithmetic says that it cannot fit, nor where one with fewer rows at a time or
+    more remat of the same mesh has not fitted.
     """
     every = list(candidates(recipe, pod))
     possible = [candidate for candidate in every if least_bytes(candidate, ids.vocab_size, pod) <= pod.chip.hbm_bytes]
     if not possible:
         raise UserError(
-            f"none of {len(every)} ways to lay {recipe.name} out over {pod} can fit: parameters, optimizer, gradients and the layers' inputs "
-            f"take more than the {gib(pod.chip.hbm_bytes)} of a chip; use more chips, shorter rows or a smaller model"
+            f"none of {len(every)} ways to lay {recipe.name} out over {pod} can fit: parameters, optimizer, gradients"
+            f" and the layers' inputs take more than the {gib(pod.chip.hbm_bytes)} of a chip; use more chips, shorter"
+            " rows or a smaller model"
         )
     plans, failures, too_large, num_compiled = [], [], [], 0
     for done, candidate in enumerate(possible):
@@ -436,7 +453,8 @@ def _needs_more(candidate: Recipe, other: Recipe) -> bool:
 
 
 def least_bytes(recipe: Recipe, vocab_size: int, pod: Pod) -> float:
-    """Bytes of a chip that a layout takes at the very least: state, gradients, and what the layers keep for the backward pass."""
+    """Bytes of a chip that a layout takes at the very least: state, gradients, and what the layers keep for the
+    backward pass."""
     model, mesh, data = recipe.model, recipe.mesh, recipe.data
     moments = 2 if recipe.optimizer.kind == "adamw" else 1
     state = (

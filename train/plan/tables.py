@@ -21,10 +21,14 @@ _KINDS = (
 def plan_lines(plan: dict[str, Any]) -> Iterator[Any]:
     """A plan, a section after the other."""
     ids, mesh = plan["representation"], " ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
-    yield f"[bold]{plan['recipe']} on {plan['pod']}[/bold]: {plan['num_chips']:,} chips, mesh {mesh}, remat {plan['remat']}"
     yield (
-        f"{ids['name']}: {ids['vocab_size']:,} ids of {ids['bytes_per_id']:g} bytes ({ids['source']}); {plan['num_parameters']:,} parameters; "
-        f"a step of {plan['batch_rows']:,} x {plan['sequence_length']:,} positions, {plan['text_bytes_per_step'] / 1e6:,.1f} MB of text"
+        f"[bold]{plan['recipe']} on {plan['pod']}[/bold]: {plan['num_chips']:,} chips, mesh {mesh}, remat"
+        f" {plan['remat']}"
+    )
+    yield (
+        f"{ids['name']}: {ids['vocab_size']:,} ids of {ids['bytes_per_id']:g} bytes ({ids['source']});"
+        f" {plan['num_parameters']:,} parameters; a step of {plan['batch_rows']:,} x {plan['sequence_length']:,}"
+        f" positions, {plan['text_bytes_per_step'] / 1e6:,.1f} MB of text"
     )
     for warning in plan["warnings"]:
         yield f"[yellow]{warning}[/yellow]"
@@ -58,8 +62,9 @@ def memory_table(memory: dict[str, Any]) -> rich.table.Table:
 def flops_line(flops: dict[str, Any]) -> str:
     uncounted = f"; not known of kernels {', '.join(flops['uncounted_kernels'])}" if flops["uncounted_kernels"] else ""
     return (
-        f"FLOPs of a chip's step: {flops['program']:.3g} in the program, {flops['model']:.3g} of the model: {flops['waste']:.1%} more, of which "
-        f"{flops['vocab_padding']:.1%} pad the vocabulary and {flops['computed_again']:.1%} are computed again (remat) or twice{uncounted}"
+        f"FLOPs of a chip's step: {flops['program']:.3g} in the program, {flops['model']:.3g} of the model:"
+        f" {flops['waste']:.1%} more, of which {flops['vocab_padding']:.1%} pad the vocabulary and"
+        f" {flops['computed_again']:.1%} are computed again (remat) or twice{uncounted}"
     )
 
 
@@ -77,14 +82,15 @@ def estimate_lines(estimate: dict[str, float]) -> Iterator[str]:
         f"{name} {estimate[f'{name.lower()}_seconds']:.3g} s" for name in ("compute", "HBM", "ICI", "DCN")
     )
     yield (
-        f"estimate: {estimate['hidden_step_seconds']:.3g} to {estimate['exposed_step_seconds']:.3g} s a step ({parts}), "
-        f"MFU {estimate['exposed_mfu']:.0%} to {estimate['hidden_mfu']:.0%}"
+        f"estimate: {estimate['hidden_step_seconds']:.3g} to {estimate['exposed_step_seconds']:.3g} s a step ({parts}),"
+        f" MFU {estimate['exposed_mfu']:.0%} to {estimate['hidden_mfu']:.0%}"
     )
     yield from (f"  - {assumption}" for assumption in ASSUMPTIONS)
 
 
 def arithmetic_table(rows: list[dict[str, Any]]) -> rich.table.Table:
-    """What each representation would change, by arithmetic: positions of a row, and the softmax's share of the FLOPs."""
+    """What each representation would change, by arithmetic: positions of a row, and the softmax's share of the
+    FLOPs."""
     table = _table("same text", "ids", "bytes/id", "positions", "params", "softmax", "FLOPs/byte")
     for row in rows:
         table.add_row(

@@ -2,8 +2,9 @@
 
     python -m train.plan.tpu_compile < request.json
 
-It is a process of its own because libtpu reads its environment when it is loaded, and because the compiler may abort the process.
-The request has the fields of `compile_for_tpu`; the answer is its result, or {"refused": why} for a person's mistake.
+It is a process of its own because libtpu reads its environment when it is loaded, and because the compiler may abort
+the process. The request has the fields of `compile_for_tpu`; the answer is its result, or {"refused": why} for a
+person's mistake.
 """
 
 import json
@@ -21,8 +22,8 @@ def compile_for_tpu(
 ) -> dict[str, Any]:
     """`compile_step` of a recipe (`to_json`) for slices of a topology such as "v5e:4x4".
 
-    With JAX_OPTIMIZATION_LEVEL=O0 in the environment it takes seconds and tells whether the step compiles; how much memory it takes, and what
-    it computes and moves, shows without.
+    With JAX_OPTIMIZATION_LEVEL=O0 in the environment it takes seconds and tells whether the step compiles; how much
+    memory it takes, and what it computes and moves, shows without.
     """
     return compile_step(from_json(Recipe, recipe), vocab_size, topology_devices(topology, num_slices), hlo_file)
 

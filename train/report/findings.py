@@ -36,7 +36,10 @@ class Group:
         """The result in a sentence or two."""
         ranked = [arm.row for arm in self.arms if arm.row["bits_per_byte"] is not None]
         if not ranked and all(arm.is_encoder for arm in self.arms):
-            return "Encoders have no bits per byte to rank them by; what they detect, predict and come to on tasks is below."
+            return (
+                "Encoders have no bits per byte to rank them by; what they detect, predict and come to on tasks is"
+                " below."
+            )
         if not ranked:
             return "Nothing to rank: no arm has been evaluated."
         best, score = ranked[0]["arm"], _score(ranked[0])
@@ -48,8 +51,8 @@ class Group:
             low, high = _paired_difference(first.documents_scored, second.documents_scored)
             settled = "" if low > 0 else ", so that this text does not settle which of the two is better"
             return (
-                f"{found} On the same documents {second.label} is behind by {fixed(low, 3)} to {fixed(high, 3)} (95 %, a bootstrap over documents; other "
-                f"seeds may differ){settled}."
+                f"{found} On the same documents {second.label} is behind by {fixed(low, 3)} to {fixed(high, 3)} (95 %,"
+                f" a bootstrap over documents; other seeds may differ){settled}."
             )
         high, low = ranked[0]["bits_per_byte_high"], ranked[1]["bits_per_byte_low"]
         if high is None or low is None:
@@ -156,7 +159,8 @@ def comparing_warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
             )
         if seen := (arm.evaluation or {}).get("num_documents_in_training"):
             warnings.append(
-                f"{fixed(seen)} of the held-out documents of {arm.label} are also among those it was trained on, byte for byte."
+                f"{fixed(seen)} of the held-out documents of {arm.label} are also among those it was trained on, byte"
+                " for byte."
             )
         if arm.curve and not arm.on_its_own_text:
             warnings.append(
@@ -187,11 +191,13 @@ def orders(arms: list[Arm]) -> tuple[list[str], list[str]]:
         if agreeing:
             least = min(agreeing.values(), key=lambda by_row: sum(by_row.values()))
             same.append(
-                f"{', '.join([first.label, *agreeing])} have read the same documents in the same order, by the running hashes of their "
-                f"{len(least):,} rows: {sum(least.values()):,} documents at least, {min(least.values()):,} to {max(least.values()):,} of each row."
+                f"{', '.join([first.label, *agreeing])} have read the same documents in the same order, by the running"
+                f" hashes of their {len(least):,} rows: {sum(least.values()):,} documents at least,"
+                f" {min(least.values()):,} to {max(least.values()):,} of each row."
             )
         other += [
-            f"{label} and {first.label} have not read the same documents in the same order, though seed, rows and text are the same."
+            f"{label} and {first.label} have not read the same documents in the same order, though seed, rows and text"
+            " are the same."
             for label, number in through.items()
             if number is None
         ]

@@ -1,4 +1,5 @@
-"""What our pages and their CSV are made of: texts and numbers as people read them, tables that sort, the template around them.
+"""What our pages and their CSV are made of: texts and numbers as people read them, tables that sort, the template
+around them.
 
 Every text that is not ours goes through `escape`, and a page's own policy lets no script run but the page's.
 """

@@ -39,13 +39,15 @@ def render(report: Report) -> str:
     no_samples = "<p>None. <code>toklab sample RUN --prompt TEXT</code> draws some.</p>"
     parts = {
         "title": _e(report.opening.title if report.opening else f"Bits per byte of {_some(len(report.arms), 'arm')}"),
-        "findings": ""
-        if report.opening
-        else "".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings) + order,
+        "findings": (
+            ""
+            if report.opening
+            else "".join(f'<p class="finding">{_e(finding)}</p>' for finding in report.findings) + order
+        ),
         "warnings": _warnings(report.warnings),
-        "opening": f"{report.opening.html}<section><h2>The same documents</h2>{order}</section>"
-        if report.opening
-        else "",
+        "opening": (
+            f"{report.opening.html}<section><h2>The same documents</h2>{order}</section>" if report.opening else ""
+        ),
         "groups": f"<details><summary>Every run by itself</summary>{groups}</details>" if report.opening else groups,
         "samples": "".join(map(_samples, report.arms)) or no_samples,
         "runs": "".join(map(_run, report.arms)),
@@ -293,7 +295,10 @@ def _goodput(summary: dict) -> str:
     listed = ", ".join(f"{part} {seconds:,.1f} s" for seconds, part in parts if seconds)
     grown = summary["save_memory_growth_bytes"]
     memory = "" if grown is None else f"; saves took up to {si(grown, 'B')} of memory"
-    return f"{percent(goodput['share'])} of {goodput['seconds']:,.1f} s over {_some(int(goodput['starts'] or 0), 'start')}: {listed}{memory}"
+    return (
+        f"{percent(goodput['share'])} of {goodput['seconds']:,.1f} s over"
+        f" {_some(int(goodput['starts'] or 0), 'start')}: {listed}{memory}"
+    )
 
 
 def _run(arm: Arm) -> str:

@@ -115,7 +115,8 @@ class Arm:
       evaluation: that of all held-out documents, where there was one.
       finetuned: what it came to on each task it was fine-tuned on.
       minimal_pairs: how often it preferred the better sentence, where that was asked.
-      order: what decides which documents its rows read, besides the text: seed, rows of a batch and weights of the corpora.
+      order: what decides which documents its rows read, besides the text: seed, rows of a batch and weights of the
+        corpora.
       documents: running hashes of what its rows have read.
       documents_scored: what each document cost in `evaluation`.
       noise: what it came to on text with wrong characters.
@@ -241,7 +242,8 @@ class Arm:
 
 
 def read_arms(folders: Sequence[epath.PathLike]) -> list[Arm]:
-    """Reads run folders. Raises UserError where none was given, one twice, one is not a run or a file in it is damaged."""
+    """Reads run folders. Raises UserError where none was given, one twice, one is not a run or a file in it is
+    damaged."""
     if not folders:
         raise UserError("no runs were given; name one folder or more, e.g. `toklab report runs/byte runs/subword`")
     return _with_distinct_labels([read_arm(folder) for folder in folders])

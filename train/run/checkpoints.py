@@ -1,10 +1,11 @@
 """Checkpoints: one folder a step that is committed as a whole or not there at all.
 
-Orbax writes a checkpoint under a temporary name while training goes on. Once the files of all processes are in it, process 0 reads
-them back, writes their checksums beside them and renames the folder, all in the background; only then are older checkpoints removed.
-A folder that still has a temporary name after a crash is no checkpoint and is removed by the next run. An object store cannot rename:
-there a last file, `commit_success.txt`, takes the place of the name. So what is committed has checksums, and they are checked
-before anything is read from it. The state's parts are one unit:
+Orbax writes a checkpoint under a temporary name while training goes on. Once the files of all processes are in it,
+process 0 reads them back, writes their checksums beside them and renames the folder, all in the background; only then
+are older checkpoints removed. A folder that still has a temporary name after a crash is no checkpoint and is removed by
+the next run. An object store
+cannot rename: there a last file, `commit_success.txt`, takes the place of the name. So what is committed has checksums,
+and they are checked before anything is read from it. The state's parts are one unit:
 
     params             the weights alone, which is all that evaluation and sampling read
     rest               optimizer, counters, random key and the data's cursors
@@ -48,7 +49,8 @@ class CheckpointConfig:
     keep: int = 2
     """Newest checkpoints that stay."""
     host_gigabytes: float = 32.0
-    """What a save may copy at once into a host's memory; where the host has more to save, training waits until all is written."""
+    """What a save may copy at once into a host's memory; where the host has more to save, training waits until all is
+    written."""
 
     def __post_init__(self):
         for name in ("every_steps", "keep"):
@@ -59,7 +61,8 @@ class CheckpointConfig:
 
 
 class _WithChecksums:
-    """Commits a checkpoint's folder with checksums in it; Orbax calls this on process 0 once all processes have written their files."""
+    """Commits a checkpoint's folder with checksums in it; Orbax calls this on process 0 once all processes have written
+    their files."""
 
     async def finalize(self) -> None:
         if self._checkpoint_metadata_store is not None:
@@ -79,9 +82,9 @@ class _Marked(_WithChecksums, ocp.path.atomicity.CommitFileTemporaryPath):
 
 
 class _Manager(ocp.CheckpointManager):
-    """Remembers at once why a save in the background failed. Orbax tells only when it is asked to wait, and among several processes not
-    before all have given up waiting for the one that failed; its `check_for_errors` takes the error from the thread that would otherwise
-    not go on to remove older checkpoints.
+    """Remembers at once why a save in the background failed. Orbax tells only when it is asked to wait, and among
+    several processes not before all have given up waiting for the one that failed; its `check_for_errors` takes the
+    error from the thread that would otherwise not go on to remove older checkpoints.
     """
 
     failure: Exception | None = None
@@ -95,7 +98,8 @@ class _Manager(ocp.CheckpointManager):
 
 
 class _Transfers(serialization_types.DefaultSerializationStatusCallback):
-    """Tells Orbax whether to copy the whole state to the host before `save` returns, or in portions while it is written."""
+    """Tells Orbax whether to copy the whole state to the host before `save` returns, or in portions while it is
+    written."""
 
     in_portions = False
 
@@ -105,13 +109,15 @@ class _Transfers(serialization_types.DefaultSerializationStatusCallback):
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saves run in the background; `check`, `wait` and the next save raise what went wrong in them.
+    """The checkpoints of one run. Saves run in the background; `check`, `wait` and the next save raise what went wrong
+    in them.
 
     Args:
       folder: where they are.
       keep: as many of the newest stay.
-      host_gigabytes: a save copies this process's share of the state into the host's memory and returns. A share that is larger than
-        this is copied in portions that are not, or of one array each, and `save` returns when all is written.
+      host_gigabytes: a save copies this process's share of the state into the host's memory and returns. A share that
+        is larger than this is copied in portions that are not, or of one array each, and `save` returns when all is
+        written.
       read_only: nothing is made or cleaned up, as another process may be saving.
     """
 
@@ -172,25 +178,28 @@ class Checkpoints:
                     damage = find_damage(self.folder / str(step), {_COMMIT_FILE})
             except OSError as error:
                 raise UserError(
-                    f"cannot read {self.folder / str(step)}: {error.strerror or error}; mend that, or remove the folder to go on "
-                    "from the checkpoint before"
+                    f"cannot read {self.folder / str(step)}: {error.strerror or error}; mend that, or remove the folder"
+                    " to go on from the checkpoint before"
                 ) from error
             if damage is None:
                 for number, reason in damaged.items():
                     report(
-                        f"checkpoint {self.folder / str(number)} is damaged: {reason}; the one before, of step {step}, is used"
+                        f"checkpoint {self.folder / str(number)} is damaged: {reason}; the one before, of step {step},"
+                        " is used"
                     )
                 return step
             damaged[step] = damage
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(
-                f"no checkpoint in {self.folder} is whole ({reasons}); put a copy in its place, or remove that folder to train anew"
+                f"no checkpoint in {self.folder} is whole ({reasons}); put a copy in its place, or remove that folder"
+                " to train anew"
             )
         return None
 
     def set_aside_after(self, step: int) -> None:
-        """Renames the checkpoints of later steps, which are damaged, to STEP.damaged: those steps will be saved again."""
+        """Renames the checkpoints of later steps, which are damaged, to STEP.damaged: those steps will be saved
+        again."""
         for later in [number for number in self._manager.all_steps() if number > step and processes.is_first()]:
             aside = self.folder / f"{later}.damaged"
             try:
@@ -204,7 +213,8 @@ class Checkpoints:
         self._manager.reload()
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Starts saving a state, a dataclass with `params` among its fields; it may be donated as soon as this returns. Raises UserError if this or the save before failed."""
+        """Starts saving a state, a dataclass with `params` among its fields; it may be donated as soon as this returns.
+        Raises UserError if this or the save before failed."""
         rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
         self.wait()
         share_bytes = sum(
@@ -276,7 +286,8 @@ class Checkpoints:
         except (ValueError, OSError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"checkpoint {self.folder / str(step)} cannot be read: {reason}; remove that folder to go on from the one before"
+                f"checkpoint {self.folder / str(step)} cannot be read: {reason}; remove that folder to go on from the"
+                " one before"
             ) from error
 
     @contextlib.contextmanager
@@ -293,7 +304,8 @@ class Checkpoints:
             kept = f"the newest there is of step {step}" if step is not None else "there is none yet"
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"saving a checkpoint in {self.folder} failed: {reason}; {kept}; mend that and run the same command again"
+                f"saving a checkpoint in {self.folder} failed: {reason}; {kept}; mend that and run the same command"
+                " again"
             ) from error
 
 

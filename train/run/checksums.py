@@ -22,7 +22,8 @@ def write_checksums(folder: epath.Path, leave_out: Collection[str]) -> None:
 
 
 def find_damage(folder: epath.Path, leave_out: Collection[str]) -> str | None:
-    """The first file that is not what it was when `write_checksums` was called, in words; None where all are. Raises OSError."""
+    """The first file that is not what it was when `write_checksums` was called, in words; None where all are. Raises
+    OSError."""
     if not (folder / CHECKSUMS).exists():
         return f"it has no {CHECKSUMS}"
     found, stored = _sha256_of_files(folder, leave_out), (folder / CHECKSUMS).read_bytes()

@@ -65,7 +65,8 @@ class RunFolder:
 
 
 def lock(folder: epath.PathLike) -> contextlib.AbstractContextManager:
-    """Takes the folder for this process inside the returned context. Raises UserError if another has it, or none can be written.
+    """Takes the folder for this process inside the returned context. Raises UserError if another has it, or none can be
+    written.
 
     An object store has no locks: there it is only tried whether the folder can be written.
     """
@@ -90,7 +91,8 @@ def lock(folder: epath.PathLike) -> contextlib.AbstractContextManager:
 
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """The values of a .jsonl file, none if there is no file. A last line that was cut off by a crash is left out. Raises UserError."""
+    """The values of a .jsonl file, none if there is no file. A last line that was cut off by a crash is left out.
+    Raises UserError."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)

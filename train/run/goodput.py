@@ -1,11 +1,13 @@
 """Where the time of a run went, from the first process that worked on it to the last.
 
-Every few seconds a process writes down, in a file of its own, how long it has run by a clock that only goes forward, what on, and from
-which step to which. A process that dies loses no more than the last of these seconds. Between two processes there is only the time of
-day: from the last that one wrote to the start of the next, the run was "down" (the loading of Python and its libraries included).
-A clock that is set meanwhile can make that wrong, but no time negative.
+Every few seconds a process writes down, in a file of its own, how long it has run by a clock that only goes forward,
+what on, and from which step to which. A process that dies loses no more than the last of these seconds. Between two
+processes there is only the time of
+day: from the last that one wrote to the start of the next, the run was "down" (the loading of Python and its libraries
+included). A clock that is set meanwhile can make that wrong, but no time negative.
 
-A step that a later process took again, because the run went on from a checkpoint before it, was lost: its time is "repeated".
+A step that a later process took again, because the run went on from a checkpoint before it, was lost: its time is
+"repeated".
 """
 
 import time
@@ -44,7 +46,8 @@ class Timekeeper:
             self.write(step)
 
     def write(self, step: int, finished: bool = False) -> None:
-        """Args: step: as many are done. finished: whether nothing is left to do, so that a pause behind it is not lost time."""
+        """Args: step: as many are done. finished: whether nothing is left to do, so that a pause behind it is not lost
+        time."""
         self._written_seconds = self._clock.total_seconds
         if self._path is not None:
             write_json(

@@ -76,7 +76,8 @@ class NoLog:
 
 
 class _LineFile:
-    """A file that grows by a line at a time. An object cannot grow: in an object store it is written anew, with all lines so far."""
+    """A file that grows by a line at a time. An object cannot grow: in an object store it is written anew, with all
+    lines so far."""
 
     def __init__(self, path: epath.Path):
         self._path, self._file, self._lines = path, None, ""
@@ -263,7 +264,8 @@ def _start_wandb(project: str, config: dict[str, Any], run: RunFolder) -> Any:
         import wandb
     except ImportError as error:
         raise UserError(
-            "logging.wandb_project is set but wandb is not installed; pip install 'tokenizer-lab[wandb]' or leave it out"
+            "logging.wandb_project is set but wandb is not installed; pip install 'tokenizer-lab[wandb]' or leave"
+            " it out"
         ) from error
     return wandb.init(
         project=project, name=config["name"], dir=str(run.path), config=config, id=config["name"], resume="allow"

@@ -26,7 +26,8 @@ class StepRange:
         match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", text)
         if not match or not int(match[1]) < int(match[2]):
             raise UserError(
-                f"--profile {text!r} is no range of steps; give the first and the one to stop before, e.g. 100:105 for five steps"
+                f"--profile {text!r} is no range of steps; give the first and the one to stop before, e.g. 100:105 for"
+                " five steps"
             )
         return cls(int(match[1]), int(match[2]))
 
@@ -34,7 +35,8 @@ class StepRange:
         """Raises UserError where the budget ends before."""
         if num_steps is not None and self.end > num_steps:
             raise UserError(
-                f"--profile {self.first}:{self.end} goes past the {num_steps} steps of the budget; choose steps up to {num_steps}"
+                f"--profile {self.first}:{self.end} goes past the {num_steps} steps of the budget; choose steps up to"
+                f" {num_steps}"
             )
 
 
@@ -73,6 +75,7 @@ class Profiler:
             copy_folder(epath.Path(folder), self._folder)
         self._tracing, self._traced = None, True
         self._console.print(
-            f"{self._folder}: a trace of steps {self._steps.first} to {self._steps.end - 1}; 'xprof --logdir {self._folder}' shows it",
+            f"{self._folder}: a trace of steps {self._steps.first} to {self._steps.end - 1}; 'xprof --logdir"
+            f" {self._folder}' shows it",
             soft_wrap=True,
         )

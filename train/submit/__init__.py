@@ -17,7 +17,8 @@ TARGETS = {
 
 
 def target_class(kind: str, option: str = "--to") -> type:
-    """The options of a place to run, of TARGETS; a `train.submit.job.Target`. Raises UserError for another `kind`, which `option` has named."""
+    """The options of a place to run, of TARGETS; a `train.submit.job.Target`. Raises UserError for another `kind`,
+    which `option` has named."""
     if kind not in TARGETS:
         raise UserError(f"no {option} {kind!r}{nearest(kind, TARGETS)}; there are {', '.join(TARGETS)}")
     module, _, name = TARGETS[kind].partition(".")

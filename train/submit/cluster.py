@@ -24,18 +24,21 @@ POLL_SECONDS = 3.0
 
 
 class Cluster:
-    """A namespace of the cluster that kubectl's current context names. Every method raises UserError where the cluster refuses."""
+    """A namespace of the cluster that kubectl's current context names. Every method raises UserError where the cluster
+    refuses."""
 
     def __init__(self, namespace: str):
         if kubernetes is None:
             raise UserError(
-                "the kubernetes client is not installed; pip install 'tokenizer-lab[kubernetes]', or let --dry-run print what kubectl takes"
+                "the kubernetes client is not installed; pip install 'tokenizer-lab[kubernetes]', or let --dry-run"
+                " print what kubectl takes"
             )
         try:
             kubernetes.config.load_kube_config()
         except (kubernetes.config.ConfigException, OSError) as error:
             raise UserError(
-                f"no cluster is configured: {' '.join(str(error).split())}; e.g. gcloud container clusters get-credentials NAME"
+                f"no cluster is configured: {' '.join(str(error).split())}; e.g. gcloud container clusters"
+                " get-credentials NAME"
             ) from error
         configuration = kubernetes.client.Configuration.get_default_copy()
         configuration.retries = False  # who cannot be reached is told of at once
@@ -75,7 +78,8 @@ class Cluster:
             time.sleep(POLL_SECONDS)
 
     def newest_pod(self, selector: str) -> Any:
-        """The pod that was made last, of those with some labels and a container that has begun; None if there is none."""
+        """The pod that was made last, of those with some labels and a container that has begun; None if there is
+        none."""
         with self._answering("asking for pods"):
             pods = self._pods.list_namespaced_pod(
                 self._namespace, label_selector=selector, _request_timeout=_CONNECT_SECONDS
@@ -113,17 +117,19 @@ class Cluster:
             yield
         except kubernetes.client.ApiException as error:
             raise UserError(
-                f"the cluster {self._where} refused ({error.status} {error.reason}) {what}: {_message(error)}; {_remedy(error)}"
+                f"the cluster {self._where} refused ({error.status} {error.reason}) {what}: {_message(error)};"
+                f" {_remedy(error)}"
             ) from error
         except urllib3.exceptions.HTTPError as error:
             raise UserError(
-                f"the cluster {self._where} does not answer, {what}: {' '.join(str(error).split())[:300]}; is it up, and kubectl's current context "
-                "the right one?"
+                f"the cluster {self._where} does not answer, {what}: {' '.join(str(error).split())[:300]}; is it up,"
+                " and kubectl's current context the right one?"
             ) from error
 
 
 def follow(cluster: Cluster, name: str, worker: str, console: rich.console.Console) -> None:
-    """Shows what becomes of a JobSet, and what the pod with the labels `worker` writes, until it ends. Raises UserError where it fails."""
+    """Shows what becomes of a JobSet, and what the pod with the labels `worker` writes, until it ends. Raises UserError
+    where it fails."""
     shown, output = "", Output(cluster)
     while True:
         jobset = cluster.get(name)
@@ -140,7 +146,8 @@ def follow(cluster: Cluster, name: str, worker: str, console: rich.console.Conso
                 condition["message"] for condition in jobset["status"]["conditions"] if condition["type"] == "Failed"
             )
             raise UserError(
-                f"JobSet {name} has failed: {message}; mend what its output says, the same command then goes on from its newest checkpoint"
+                f"JobSet {name} has failed: {message}; mend what its output says, the same command then goes on from"
+                " its newest checkpoint"
             )
         if ended:
             return
@@ -155,7 +162,8 @@ class Output:
         self._cluster, self._pod, self._last, self._read_at, self._over = cluster, "", "", 0.0, False
 
     def show(self, pod: Any) -> bool:
-        """What a pod has written since the last time, and writes until it ends or is silent; whether there was anything."""
+        """What a pod has written since the last time, and writes until it ends or is silent; whether there was
+        anything."""
         if pod is None or (pod.metadata.uid == self._pod and self._over):
             return False
         if pod.metadata.uid != self._pod:
@@ -202,7 +210,10 @@ def _message(error: Any) -> str:
 
 def _remedy(error: Any) -> str:
     if error.status in (401, 403):
-        return "ask for the right to get, create and delete jobsets and to read pods and their logs, or choose another --namespace"
+        return (
+            "ask for the right to get, create and delete jobsets and to read pods and their logs, or choose another"
+            " --namespace"
+        )
     if error.status == 404:
         return "install JobSet in the cluster (https://jobset.sigs.k8s.io), or make the namespace"
     if error.status == 409:

@@ -1,4 +1,5 @@
-"""A job: one `toklab train` that something else starts, restarts and follows; and what makes two submissions the same one."""
+"""A job: one `toklab train` that something else starts, restarts and follows; and what makes two submissions the same
+one."""
 
 import dataclasses
 import hashlib
@@ -71,11 +72,12 @@ def default_name(run_dir: str) -> str:
 
 
 def check_name(name: str, max_length: int) -> None:
-    """Raises UserError where Kubernetes and Cloud TPU would not take a job's name: a DNS-1123 label that begins with a letter."""
+    """Raises UserError where Kubernetes and Cloud TPU would not take a job's name: a DNS-1123 label that begins with a
+    letter."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > max_length:
         raise UserError(
-            f"job name {name!r}: it takes up to {max_length} small letters, digits and '-', begins with a letter and does not end "
-            "with '-' (DNS-1123); give another with --job-name"
+            f"job name {name!r}: it takes up to {max_length} small letters, digits and '-', begins with a letter and"
+            " does not end with '-' (DNS-1123); give another with --job-name"
         )
 
 
@@ -102,8 +104,8 @@ def check_reachable_recipe(job: Job) -> None:
         and not pathlib.PurePosixPath(job.recipe_name).is_absolute()
     ):
         raise UserError(
-            f"recipe {job.recipe_name} is a file of this machine; put it into configs/ of the image and give its name, or give the absolute "
-            "path that it has here and there"
+            f"recipe {job.recipe_name} is a file of this machine; put it into configs/ of the image and give its name,"
+            " or give the absolute path that it has here and there"
         )
 
 
@@ -111,7 +113,8 @@ def refuse_another_config(where: str, stored: dict[str, Any], wanted: dict[str, 
     """Raises UserError naming what differs between a config that was submitted and the one that is now."""
     if differences := refused_changes(stored, wanted):
         raise UserError(
-            f"{where} holds another run: {'; '.join(differences)}; choose another --run-dir, or undo the change to go on with this one"
+            f"{where} holds another run: {'; '.join(differences)}; choose another --run-dir, or undo the change to go"
+            " on with this one"
         )
 
 
@@ -127,7 +130,8 @@ def record(job: Job, target: str, console: rich.console.Console) -> None:
         refuse_another_config(str(run.path), read_json(run.config, "run's config"), job.config)
     if before and before.get("code") != job.code:
         console.print(
-            f"{run.path}: the code is another than at the submission before, {str(before.get('code'))[:12]} -> {job.code[:12]}",
+            f"{run.path}: the code is another than at the submission before, {str(before.get('code'))[:12]} ->"
+            f" {job.code[:12]}",
             soft_wrap=True,
         )
     write_json(
@@ -144,7 +148,8 @@ def record(job: Job, target: str, console: rich.console.Console) -> None:
 
 
 def record_from_afar(job: Job, target: str, console: rich.console.Console) -> None:
-    """`record` for a run folder that the hosts can write and this machine perhaps cannot: then the hosts find out what is wrong."""
+    """`record` for a run folder that the hosts can write and this machine perhaps cannot: then the hosts find out what
+    is wrong."""
     try:
         RunFolder(job.run_dir).job.exists()
     except (

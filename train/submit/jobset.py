@@ -1,7 +1,9 @@
-"""`toklab submit --to jobset`: TPU slices of a Kubernetes cluster, as a JobSet (https://jobset.sigs.k8s.io, 0.10 or later).
+"""`toklab submit --to jobset`: TPU slices of a Kubernetes cluster, as a JobSet (https://jobset.sigs.k8s.io, 0.10 or
+later).
 
-A slice is a Job, a host one of its pods. Which exit code means what is told to Kubernetes in two steps: the Job's `podFailurePolicy` fails the
-Job for exit codes and disruptions that we know, and the JobSet's `failurePolicy` finds in the Job's message which of them it was.
+A slice is a Job, a host one of its pods. Which exit code means what is told to Kubernetes in two steps: the Job's
+`podFailurePolicy` fails the Job for exit codes and disruptions that we know, and the JobSet's `failurePolicy` finds in
+the Job's message which of them it was.
 """
 
 import dataclasses
@@ -39,7 +41,8 @@ class JobSet(OnPod):
     service_account: str | None = None
     """The Kubernetes service account whose rights on buckets the hosts have."""
     volumes: tuple[str, ...] = ()
-    """SOURCE:/FOLDER of every host, where the source is a PersistentVolumeClaim or a gs://BUCKET (Cloud Storage FUSE)."""
+    """SOURCE:/FOLDER of every host, where the source is a PersistentVolumeClaim or a gs://BUCKET (Cloud Storage
+    FUSE)."""
     node_selector: tuple[str, ...] = ()
     """LABEL=VALUE of the nodes to run on, besides generation and topology, e.g. cloud.google.com/gke-spot=true."""
     follow: bool = True
@@ -58,8 +61,8 @@ class JobSet(OnPod):
         else:
             console.print(f"{job.name}: runs already, as asked for", soft_wrap=True)
         remarks = (
-            f"follow it: the same command again, or kubectl logs --namespace {self.namespace} --follow --selector {worker_zero(job.name)}\n"
-            f"end it:    kubectl delete jobset {job.name} --namespace {self.namespace}"
+            f"follow it: the same command again, or kubectl logs --namespace {self.namespace} --follow --selector"
+            f" {worker_zero(job.name)}\nend it:    kubectl delete jobset {job.name} --namespace {self.namespace}"
         )
         console.print(remarks, soft_wrap=True, highlight=False)
         if self.follow:
@@ -72,7 +75,8 @@ class JobSet(OnPod):
 
 
 def start(cluster: Any, job: Job, wanted: dict[str, Any]) -> bool:
-    """Creates a JobSet; in place of one of the same run that has ended. Whether it had to be; False where it runs already.
+    """Creates a JobSet; in place of one of the same run that has ended. Whether it had to be; False where it runs
+    already.
 
     Raises:
       UserError: the name is taken by another run, or by this one with other options.
@@ -85,7 +89,8 @@ def start(cluster: Any, job: Job, wanted: dict[str, Any]) -> bool:
         stored = json.loads(notes[f"{_PREFIX}/config"])
         if notes[f"{_PREFIX}/run-dir"] != job.run_dir:
             raise UserError(
-                f"the JobSet {job.name} trains in {notes[f'{_PREFIX}/run-dir']}, not in {job.run_dir}; choose another --job-name"
+                f"the JobSet {job.name} trains in {notes[f'{_PREFIX}/run-dir']}, not in {job.run_dir}; choose another"
+                " --job-name"
             )
         refuse_another_config(f"the JobSet {job.name}", stored, job.config)
         if not outcome(existing):
@@ -104,8 +109,8 @@ def refuse_other_options(job: Job, stored: dict[str, Any], notes: dict[str, str]
             f"{name}: {old.get(name)!r} -> {value!r}" for name, value in new.items() if old.get(name) != value
         ] or ["the code, image, slices or environment"]
         raise UserError(
-            f"the JobSet {job.name} runs with other options ({'; '.join(changed)}); end it first with kubectl delete jobset {job.name}, the new one "
-            "goes on from its newest checkpoint"
+            f"the JobSet {job.name} runs with other options ({'; '.join(changed)}); end it first with kubectl delete"
+            f" jobset {job.name}, the new one goes on from its newest checkpoint"
         )
 
 
@@ -149,7 +154,9 @@ def manifest(job: Job, options: JobSet) -> dict[str, Any]:
                 f"{_PREFIX}/code": job.code[:16],
             },
             "annotations": {
-                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",  # a slice takes a whole node pool
+                "alpha.jobset.sigs.k8s.io/exclusive-topology": (
+                    "cloud.google.com/gke-nodepool"
+                ),  # a slice takes a whole node pool
                 f"{_PREFIX}/run-dir": job.run_dir,
                 f"{_PREFIX}/config": json.dumps(job.config),
                 f"{_PREFIX}/fingerprint": hashlib.sha256(json.dumps([job.code, job.config, spec]).encode()).hexdigest(),
@@ -160,7 +167,8 @@ def manifest(job: Job, options: JobSet) -> dict[str, Any]:
 
 
 def jobset_rule(name: str, action: str, pod_rule: int) -> dict[str, Any]:
-    """What the JobSet does when a Job has failed by a rule of `slice_job`'s `podFailurePolicy`; its number is in the Job's message."""
+    """What the JobSet does when a Job has failed by a rule of `slice_job`'s `podFailurePolicy`; its number is in the
+    Job's message."""
     return {
         "name": name,
         "action": action,
@@ -229,7 +237,8 @@ def volume(number: int, text: str) -> tuple[dict[str, Any], str]:
     source, _, folder = text.rpartition(":")
     if not source or not folder.startswith("/") or source == "gs":
         raise UserError(
-            f"--volumes {text!r} is not SOURCE:/FOLDER with a PersistentVolumeClaim or gs://BUCKET before the colon, e.g. gs://mine:/data"
+            f"--volumes {text!r} is not SOURCE:/FOLDER with a PersistentVolumeClaim or gs://BUCKET before the colon,"
+            " e.g. gs://mine:/data"
         )
     name = f"volume-{number}"
     if not is_remote(source):

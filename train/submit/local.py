@@ -1,7 +1,7 @@
 """`toklab submit --to local`: the processes of a job on this machine, started again whenever they can go on.
 
-The processes find each other through TOKLAB_COORDINATOR, TOKLAB_NUM_PROCESSES and TOKLAB_PROCESS_ID. Each writes to a file of its own; what
-the first one writes is shown as well.
+The processes find each other through TOKLAB_COORDINATOR, TOKLAB_NUM_PROCESSES and TOKLAB_PROCESS_ID. Each writes to a
+file of its own; what the first one writes is shown as well.
 """
 
 import contextlib
@@ -51,7 +51,8 @@ class Local:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
         if self.max_restarts < 0 or not 0 <= self.grace_seconds < math.inf:
             raise UserError(
-                f"--max-restarts is {self.max_restarts} and --grace-seconds {self.grace_seconds}; they must be at least 0"
+                f"--max-restarts is {self.max_restarts} and --grace-seconds {self.grace_seconds}; they must be at"
+                " least 0"
             )
 
     def place(self, recipe: Recipe) -> Recipe:
@@ -147,11 +148,13 @@ def launch(
                 restarts += 1
             if restarts > options.max_restarts:
                 raise UserError(
-                    f"process {ended.process} {ended.how} and {options.max_restarts} restarts are used up; {log_file(logs, ended.process)} has what "
-                    "it wrote; mend that, or raise --max-restarts, and run the same command again"
+                    f"process {ended.process} {ended.how} and {options.max_restarts} restarts are used up;"
+                    f" {log_file(logs, ended.process)} has what it wrote; mend that, or raise --max-restarts, and run"
+                    " the same command again"
                 )
             console.print(
-                f"process {ended.process} {ended.how}; starting all again (restart {restarts} of {options.max_restarts} at most)",
+                f"process {ended.process} {ended.how}; starting all again (restart {restarts} of {options.max_restarts}"
+                " at most)",
                 soft_wrap=True,
             )
 
@@ -220,8 +223,9 @@ def run_once(command: Sequence[str], options: Local, logs: pathlib.Path, stop: S
 class Deadline:
     """Passes stop requests on to the processes, and ends the rest of them once one has failed.
 
-    A process that has stopped (75) or is done leaves the others time to do so by themselves: they are saving too. Where one has failed the others
-    can only wait for it in vain, and are told to end at once. Who has not ended after the grace period is killed.
+    A process that has stopped (75) or is done leaves the others time to do so by themselves: they are saving too. Where
+    one has failed the others can only wait for it in vain, and are told to end at once. Who has not ended after the
+    grace period is killed.
     """
 
     def __init__(self, processes: Sequence[subprocess.Popen], grace_seconds: float, stop: StopRequests):
@@ -249,7 +253,8 @@ class Deadline:
 def verdict(codes: dict[int, int]) -> Ended:
     """What the exit codes of the processes, in the order in which they ended, say together.
 
-    A mistake of a person's (2) comes first, since a restart would meet it again; then the first that failed, then any that stopped.
+    A mistake of a person's (2) comes first, since a restart would meet it again; then the first that failed, then any
+    that stopped.
     """
 
     def rank(number: int) -> int:
@@ -266,14 +271,16 @@ def send(process: subprocess.Popen, number: signal.Signals) -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody has at this moment; should it be taken meanwhile, the next attempt takes another."""
+    """A port of the loopback that nobody has at this moment; should it be taken meanwhile, the next attempt takes
+    another."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:
-    """For a child between fork and exec: the kernel kills it when the thread that started it ends, however that comes about (Linux)."""
+    """For a child between fork and exec: the kernel kills it when the thread that started it ends, however that comes
+    about (Linux)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     def tie() -> None:

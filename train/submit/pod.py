@@ -43,20 +43,23 @@ class OnPod:
         """With a replica on each slice, if the mesh has not said otherwise. Raises UserError."""
         if self.max_restarts < 0 or self.grace_seconds < 0:
             raise UserError(
-                f"--max-restarts is {self.max_restarts} and --grace-seconds {self.grace_seconds}; they must be at least 0"
+                f"--max-restarts is {self.max_restarts} and --grace-seconds {self.grace_seconds}; they must be at"
+                " least 0"
             )
         if self.hosts_per_slice > 1 and self.pod.chips_per_slice % CHIPS_PER_HOST:
             generation = self.topology.partition(":")[0]
             raise UserError(
-                f"no topology {self.topology!r}: its {self.pod.chips_per_slice} chips do not divide over hosts of {CHIPS_PER_HOST}; there are "
-                f"{', '.join(f'{generation}:{shape}' for shape in self.pod.chip.topologies)}"
+                f"no topology {self.topology!r}: its {self.pod.chips_per_slice} chips do not divide over hosts of"
+                f" {CHIPS_PER_HOST}; there are"
+                f" {', '.join(f'{generation}:{shape}' for shape in self.pod.chip.topologies)}"
             )
         return on_pod(recipe, self.pod)
 
     def check_image(self) -> str:
         if not self.image:
             raise UserError(
-                "no --image is given: the hosts run a container with tokenizer-lab[tpu] in it, e.g. us-docker.pkg.dev/PROJECT/REPOSITORY/toklab:1"
+                "no --image is given: the hosts run a container with tokenizer-lab[tpu] in it, e.g."
+                " us-docker.pkg.dev/PROJECT/REPOSITORY/toklab:1"
             )
         return self.image
 
@@ -71,5 +74,6 @@ def check_shared_run_dir(job: Job, also: tuple[str, ...] = ()) -> None:
     if not is_remote(job.run_dir) and not any(job.run_dir.startswith(folder.rstrip("/") + "/") for folder in also):
         shared = f"gs://BUCKET/..., or a folder under {' or '.join(also)}" if also else "gs://BUCKET/..."
         raise UserError(
-            f"--run-dir {job.run_dir} is a folder of one machine and {job.name} runs on many; give one that all of them see: {shared}"
+            f"--run-dir {job.run_dir} is a folder of one machine and {job.name} runs on many; give one that all of them"
+            f" see: {shared}"
         )

@@ -1,4 +1,5 @@
-"""`toklab submit --to queued-resource`: the script that asks the Cloud TPU API for slices, trains on them, and asks again when they are taken away."""
+"""`toklab submit --to queued-resource`: the script that asks the Cloud TPU API for slices, trains on them, and asks
+again when they are taken away."""
 
 import dataclasses
 import pathlib
@@ -72,12 +73,15 @@ class QueuedResource(OnPod):
             max_restarts=self.max_restarts,
             prepare_host=f"{login}sudo docker pull --quiet {shlex.quote(image)}",
             stop_host=f"{stop} || true",
-            train_host=f"{{ {stop}; sudo docker rm --force {job.name}; }} >/dev/null 2>&1; exec sudo docker run --name {job.name} --privileged --net host "
+            train_host=(
+                f"{{ {stop}; sudo docker rm --force {job.name}; }} >/dev/null 2>&1; exec sudo docker run --name"
+                f" {job.name} --privileged --net host "
+            )
             + shlex.join([*environment_options, image, *job.command("toklab")]),
         )
         head = (
-            f"# {job.name}: {job.recipe_name} on {self.pod}, {self.slices * self.hosts_per_slice} hosts of {self.chips_per_host} chips.\n"
-            f"# toklab config {job.config_fingerprint[:16]} code {job.code[:16]}\n"
+            f"# {job.name}: {job.recipe_name} on {self.pod}, {self.slices * self.hosts_per_slice} hosts of"
+            f" {self.chips_per_host} chips.\n# toklab config {job.config_fingerprint[:16]} code {job.code[:16]}\n"
         )
         return f"#!/usr/bin/env bash\n{head}{values}{_BODY.read_text()}"
 

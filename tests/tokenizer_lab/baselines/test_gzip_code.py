@@ -182,7 +182,7 @@ def test_settings_that_are_none_are_refused(settings_, message):
 @pytest.mark.parametrize("names", [[], ["static_ac.json"], ["gzip.json", "more.npy"]])
 def test_other_files_are_refused(names):
     with pytest.raises(UserError, match=rf"has the file gzip\.json, not {', '.join(names) or 'none'}; fit it again"):
-        GzipRepresentation.from_files({name: b"{}" for name in names})
+        GzipRepresentation.from_files(dict.fromkeys(names, b"{}"))
 
 
 @pytest.mark.parametrize("id_bits", [-8, 0, 1, 12, 24, 32])

@@ -230,7 +230,7 @@ def test_what_is_no_settings_file_is_refused(content):
 @pytest.mark.parametrize("names", [[], ["gzip.json"], ["static_ac.json", "more.npy"]])
 def test_other_files_are_refused(names):
     with pytest.raises(UserError, match=rf"has the file static_ac\.json, not {', '.join(names) or 'none'}; fit it"):
-        StaticACRepresentation.from_files({name: b"{}" for name in names})
+        StaticACRepresentation.from_files(dict.fromkeys(names, b"{}"))
 
 
 @pytest.mark.parametrize("documents", [[], [b""], [b"", b""]])

@@ -20,9 +20,9 @@ from tokenizer_lab.errors import UserError
 CONTEXT = 8
 LONGEST = 2 * CONTEXT + 3
 ARITHMETIC_CHANGED = (
-    "the byte language model gives other integers than before: an equal_info artifact made before would give other ids, "
-    "and runs trained on it would read noise. If that cannot be avoided, raise FORMAT in "
-    "tokenizer_lab/representation.py so that old artifacts are refused, and copy the new hash from below."
+    "the byte language model gives other integers than before: an equal_info artifact made before would give other ids,"
+    " and runs trained on it would read noise. If that cannot be avoided, raise FORMAT in"
+    " tokenizer_lab/representation.py so that old artifacts are refused, and copy the new hash from below."
 )
 
 

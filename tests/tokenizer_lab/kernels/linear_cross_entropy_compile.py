@@ -1,11 +1,12 @@
 """Compiles the loss and its gradient for TPUs that are not there, and prints what came out as JSON.
 
-    python tests/tokenizer_lab/kernels/linear_cross_entropy_compile.py v5e:2x2 v6e:2x2 [--shapes 8192x65536x768] [--dtype bfloat16]
+    python tests/tokenizer_lab/kernels/linear_cross_entropy_compile.py v5e:2x2 v6e:2x2 [--shapes 8192x65536x768]
+    [--dtype bfloat16]
         [--mesh fsdp=2,tensor=2] [--implementation auto]
 
-A shape is positions of a device x rows of the table x width; by default they are production's. `--implementation reference` shows
-what plain XLA needs. It is a script of its own because libtpu reads its environment when it is loaded, and because a kernel that
-the TPU compiler cannot take may abort the process.
+A shape is positions of a device x rows of the table x width; by default they are production's. `--implementation
+reference` shows what plain XLA needs. It is a script of its own because libtpu reads its environment when it is loaded,
+and because a kernel that the TPU compiler cannot take may abort the process.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Compiles a vocabulary head and its gradient for H100s that are not there, and prints what came out as JSON. Needs JAX's CUDA plugin:
+"""Compiles a vocabulary head and its gradient for H100s that are not there, and prints what came out as JSON. Needs
+JAX's CUDA plugin:
 
-    pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION     that of jax; 'tokenizer-lab[gpu]' has more than it takes
-    python tests/tokenizer_lab/kernels/table_softmax_compile_gpu.py linear_cross_entropy --shapes 8192x65536x768 [--dtype bfloat16]
-        [--mesh fsdp=2,tensor=2] [--implementations pallas_gpu chunked reference]
+    pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION
+    python tests/tokenizer_lab/kernels/table_softmax_compile_gpu.py linear_cross_entropy --shapes 8192x65536x768
+        [--dtype bfloat16] [--mesh fsdp=2,tensor=2] [--implementations pallas_gpu chunked reference]
 
-A shape is positions of a device x rows of the table x width. It is a script of its own because JAX asks for platforms when it is imported.
-`h100.pbtxt` is what the compiler knows of the chip.
+A shape is positions of a device x rows of the table x width. It is a script of its own because JAX asks for platforms
+when it is imported. `h100.pbtxt` is what the compiler knows of the chip.
 """
 
 import argparse

@@ -19,8 +19,8 @@ from tokenizer_lab.kernels import implementations
 from tokenizer_lab.kernels.linear_cross_entropy import PRODUCTION_SHAPES, Layout, api, linear_cross_entropy
 from tokenizer_lab.kernels.table_softmax import chunked, pallas_gpu, pallas_tpu, tiles
 
-# Rows, positions, width, vocabulary, rows of the table: one position; a table of three rows; tiles cut by the table's end, with whole
-# tiles and single ids behind the vocabulary, and two blocks of positions.
+# Rows, positions, width, vocabulary, rows of the table: one position; a table of three rows; tiles cut by the table's
+# end, with whole tiles and single ids behind the vocabulary, and two blocks of positions.
 ONE, THREE_IDS, CUT = (1, 1, 8, 100, 128), (1, 8, 1, 1, 3), (2, 65, 32, 570, 896)
 IMPLEMENTATIONS = "reference", "chunked", "interpreted", "interpreted_gpu"
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -38,7 +38,8 @@ def small_tiles(monkeypatch):
 
 
 def inputs(batch_rows, length, width, vocab_size, table_rows, dtype=np.float32, scale=1.0):
-    """x, table, bias, labels, weights of nats and logz; what only pads the table would show, if by nothing else as NaN."""
+    """x, table, bias, labels, weights of nats and logz; what only pads the table would show, if by nothing else as
+    NaN."""
     rng = np.random.default_rng(batch_rows * length)
     x = jnp.asarray(scale * rng.standard_normal((batch_rows, length, width)), dtype)
     table = rng.standard_normal((table_rows, width)).astype(np.float32)
@@ -254,7 +255,10 @@ def test_without_a_kernel_few_logits_are_kept_and_many_are_not(monkeypatch):
 def test_an_unknown_implementation_says_which_there_are():
     with pytest.raises(
         ValueError,
-        match="no implementation 'triton' of linear_cross_entropy; there are auto, reference, chunked, pallas, interpreted, pallas_gpu, interpreted_gpu",
+        match=(
+            "no implementation 'triton' of linear_cross_entropy; there are auto, reference, chunked, pallas,"
+            " interpreted, pallas_gpu, interpreted_gpu"
+        ),
     ):
         lowered("cpu", "triton")
 
@@ -291,8 +295,10 @@ def test_what_the_kernel_does_not_take_is_named_once_and_computed_all_the_same(
     trace = functools.partial(jax.eval_shape, loss, *abstract(width=width, dtype=dtype))
     with pytest.warns(
         UserWarning,
-        match=f"^the TPU kernel of linear_cross_entropy does not take {why}; "
-        "it is computed by the reference implementation instead$",
+        match=(
+            f"^the TPU kernel of linear_cross_entropy does not take {why}; "
+            "it is computed by the reference implementation instead$"
+        ),
     ) as caught:
         assert [result.shape for result in trace()] == [(1, 8)] * 2
         trace()
@@ -359,7 +365,8 @@ def test_the_vmem_budget_fits_every_chip(num_positions, width, itemsize, monkeyp
 
 
 @pytest.mark.parametrize("num_positions, width, expected", [
-    (1, 128, (128, 512)), (129, 128, (256, 512)), (8192, 768, (1024, 512)), (8192, 2048, (512, 512)), (8192, 4096, (256, 256)),
+    (1, 128, (128, 512)), (129, 128, (256, 512)), (8192, 768, (1024, 512)),
+    (8192, 2048, (512, 512)), (8192, 4096, (256, 256)),
 ])  # fmt: skip
 def test_blocks_are_as_large_as_the_budget_allows(num_positions, width, expected, monkeypatch):
     monkeypatch.undo()

@@ -1,4 +1,5 @@
-"""The GPU kernels of the vocabulary heads, as far as that goes without a GPU; what they compute is tested with each head."""
+"""The GPU kernels of the vocabulary heads, as far as that goes without a GPU; what they compute is tested with each
+head."""
 
 import importlib.util
 import json
@@ -34,7 +35,9 @@ def compile_for_h100s(*arguments: str) -> list[dict]:
 
 @pytest.mark.skipif(
     not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
-    reason="JAX's CUDA plugin, which compiles for GPUs, is not installed: pip install 'tokenizer-lab[gpu]' (needs no GPU)",
+    reason=(
+        "JAX's CUDA plugin, which compiles for GPUs, is not installed: pip install 'tokenizer-lab[gpu]' (needs no GPU)"
+    ),
 )
 @pytest.mark.parametrize(
     "operation, arguments",
@@ -62,7 +65,8 @@ def compile_for_h100s(*arguments: str) -> list[dict]:
     ids=str,
 )
 def test_the_kernels_compile_for_an_h100(operation, arguments):
-    """Results and gradients, ahead of time; nothing runs. In memory are two tiles and two sums by x at most, no logits."""
+    """Results and gradients, ahead of time; nothing runs. In memory are two tiles and two sums by x at most, no
+    logits."""
     for program in compile_for_h100s(operation, *arguments):
         num_positions, _, width = program["shape"]
         assert set(program["kernels"]) == {f"{operation}_forward", f"{operation}_backward"}, program

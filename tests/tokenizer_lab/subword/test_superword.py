@@ -1,4 +1,5 @@
-"""Merges across spaces: the trainer against the library's and against a naive one, its sample, the rules of its tokens."""
+"""Merges across spaces: the trainer against the library's and against a naive one, its sample, the rules of its
+tokens."""
 
 import collections
 import hashlib

@@ -1,4 +1,5 @@
-"""`toklab compare`: which runs an experiment stands for, what is said before any of them, and that only what is missing is done."""
+"""`toklab compare`: which runs an experiment stands for, what is said before any of them, and that only what is missing
+is done."""
 
 import dataclasses
 import json
@@ -249,7 +250,8 @@ def test_runs_of_another_version_of_the_code_are_named(experiment, text, tmp_pat
     monkeypatch.setattr(comparison, "code_fingerprint", lambda: "ours")
     [note] = comparison.make_plan(experiment, text, runs, MEASURED, epath.Path(tmp_path)).notes
     assert note.startswith(
-        "2 of 4 runs are of another version of the code (theirs, here ours): subword-xs-s0, byte-xs-s1; remove their folders"
+        "2 of 4 runs are of another version of the code (theirs, here ours): subword-xs-s0, byte-xs-s1; remove their"
+        " folders"
     )
 
 
@@ -306,9 +308,10 @@ def run_it(monkeypatch, in_this_process, tmp_path):
     def run(experiment: Experiment, target=None, **options) -> tuple[int, list[str]]:
         monkeypatch.setattr(comparison, "load_experiment", lambda name: experiment)
         target = target or Here()
-        return compare(
-            CompareOptions(experiment="tiny", out=epath.Path(tmp_path / "out"), **options), target, CONSOLE
-        ), target.trained
+        return (
+            compare(CompareOptions(experiment="tiny", out=epath.Path(tmp_path / "out"), **options), target, CONSOLE),
+            target.trained,
+        )
 
     return run
 
@@ -354,7 +357,7 @@ def test_only_what_is_missing_is_run_and_the_report_proves_the_order(experiment,
 
     path = next((out / "runs").glob("byte-xs-s0-*")) / "documents" / "00000.json"
     noted = json.loads(path.read_text())
-    noted["3"] = {number: "0" * 16 for number in noted["3"]}
+    noted["3"] = dict.fromkeys(noted["3"], "0" * 16)
     path.write_text(json.dumps(noted))
     assert run_it(experiment) == (0, [])
     report = json.loads((out / "report" / "report.json").read_text())
@@ -387,7 +390,9 @@ from train.recipe import load_recipe
 
 def experiment():
     recipe = load_recipe({path!r})
-    return Experiment(name="tiny", arms=(Arm(name="byte", recipe=recipe, fit=ByteFit()), Arm(name="subword", recipe=recipe, fit=SubwordFit(vocab_size=280))),
+    arms = (Arm(name="byte", recipe=recipe, fit=ByteFit()),
+            Arm(name="subword", recipe=recipe, fit=SubwordFit(vocab_size=280)))
+    return Experiment(name="tiny", arms=arms,
                       sizes=(Size(name="xs", budget=Budget({budget})),), seeds=(0,), context_bytes=48)
 """
 

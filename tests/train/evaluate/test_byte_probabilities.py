@@ -1,4 +1,5 @@
-"""Next-byte probabilities: compared with sums over every document of small models, and with the model's own where an id is a byte."""
+"""Next-byte probabilities: compared with sums over every document of small models, and with the model's own where an id
+is a byte."""
 
 import itertools
 import math
@@ -43,7 +44,8 @@ def covers(subwords):
 
 
 def random_model(representation, letters=LETTERS, seed=0):
-    """`NextIds` that depend on the last id and on how many there are; only ids of these letters, and documents end after `MAX_IDS`."""
+    """`NextIds` that depend on the last id and on how many there are; only ids of these letters, and documents end
+    after `MAX_IDS`."""
     covers = covers_of(representation)
     possible_v = np.array([set(bytes_) <= set(letters) for bytes_ in covers.id_bytes])
     logits_tv = {}
@@ -67,7 +69,8 @@ def random_model(representation, letters=LETTERS, seed=0):
 
 @pytest.fixture(scope="module")
 def document_probabilities(subwords):
-    """The probability of every document of `random_model`, found without covers: ids that follow in no document get none."""
+    """The probability of every document of `random_model`, found without covers: ids that follow in no document get
+    none."""
     texts = [bytes(text) for length in range(3 * MAX_IDS + 1) for text in itertools.product(LETTERS, repeat=length)]
     ids_of = {text: (*ids, subwords.eod_id) for text, ids in zip(texts, subwords.encode_segments(texts))}
     ids_of = {text: ids for text, ids in ids_of.items() if len(ids) <= MAX_IDS + 1}
@@ -114,7 +117,8 @@ def test_walking_comes_to_the_same_as_beginning_there(subwords, covers, document
 
 
 def test_a_prompt_inside_an_id_differs_from_its_ids_as_they_stand(subwords, covers):
-    """What the lemma is for: what comes behind "a" is mostly the rest of "ab" or "aa", which the ids of "a" know nothing of."""
+    """What the lemma is for: what comes behind "a" is mostly the rest of "ab" or "aa", which the ids of "a" know
+    nothing of."""
     next_ids = random_model(subwords)
     [ids] = subwords.encode_segments([b"a"])
     naive = np.zeros(257)
@@ -148,7 +152,8 @@ def test_characters_cut_anywhere():
 
 
 def test_windows_by_the_range_of_their_numbers():
-    """P(prefix) as the window code has it: all windows but the last are certain, and that is one of a range (`open_prompt`)."""
+    """P(prefix) as the window code has it: all windows but the last are certain, and that is one of a range
+    (`open_prompt`)."""
 
     def shares(contexts):
         shares_nb = np.ones((len(contexts), 256), np.int32)

@@ -24,7 +24,8 @@ LENGTH = 12
 
 
 class Windows(Representation):
-    """Texts of a and b. Four letters are a number of four bits, written as two ids of two bits; fewer at the end leave a window open."""
+    """Texts of a and b. Four letters are a number of four bits, written as two ids of two bits; fewer at the end leave
+    a window open."""
 
     kind, vocab_size, eod_id = "windows", 5, 4
 
@@ -126,7 +127,8 @@ def test_an_open_end_counts_everything_that_goes_on_with_it(of_windows):
     likelihoods, module = of_windows
 
     def begins(text):
-        """The log-probability that a document begins so, by all windows that do; behind an id that may be several, the next may be any."""
+        """The log-probability that a document begins so, by all windows that do; behind an id that may be several, the
+        next may be any."""
         letters = -len(text) % 4
         ends = [Windows().encode(text + bytes(end)).tolist() for end in itertools.product(b"ab", repeat=letters)]
         ends += [[*ids[:-1], Windows.eod_id] for ids in ends if letters >= 2 and ids[-1] == 0]

@@ -67,7 +67,8 @@ def test_draws_follow_the_softmax_and_its_cuts():
 def test_text_ends_where_the_document_ends(model):
     model_def, params, _ = model
     silent = dict(params, unembedding=jnp.zeros_like(params["unembedding"]).at[256].set(params["final_scale"] * 0 + 1))
-    # The hidden state times ones may have either sign; the likeliest id is the end of the document or any other, the text then empty or not.
+    # The hidden state times ones may have either sign; the likeliest id is the end of the document or any other, the
+    # text then empty or not.
     ended = [
         sample_text(model_def, silent, ByteRepresentation(), bytes([first]), max_tokens=8, temperature=0.0)
         for first in range(97, 110)

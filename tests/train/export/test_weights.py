@@ -69,7 +69,8 @@ def made_encoder(config: EncoderConfig, heads: Heads) -> tuple[Encoder, dict[str
     return module, encoder(params, config, heads, VOCAB, VOCAB - 1)
 
 
-# ---- The published architectures in NumPy, from their papers, by the names of config.json and of the tensors -------------------------
+# ---- The published architectures in NumPy, from their papers, by the names of config.json and of the tensors
+# -------------------------
 
 
 def linear(tensors, name, x):
@@ -159,7 +160,11 @@ def electra_outputs(pretrained: Pretrained, ids: np.ndarray, types: np.ndarray) 
     return hidden @ embedded[0].T + tensors["generator_lm_head.bias"]
 
 
-# ---- Ours ----------------------------------------------------------------------------------------------------------------------------
+# ---- Ours
+#
+#
+#
+# ----------------------------------------------------------------------------------------------------
 
 
 def our_logits(module: nnx.Module, ids: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Several processes that train one model: what one asks for all do, what one cannot do ends all, and the numbers do not know how many there are."""
+"""Several processes that train one model: what one asks for all do, what one cannot do ends all, and the numbers do not
+know how many there are."""
 
 import dataclasses
 import json
@@ -292,7 +293,10 @@ def test_a_host_with_another_config_is_named_once_and_ends_all(recipe, write_rec
     codes, complaints = ends(start(write_recipe(recipe), tmp_path / "run", 2, different={1: ("--seed", "3")}))
     assert codes == [EXIT_USER_ERROR] * 2
     assert complaints == [
-        "toklab: host 1: seed is 3 here and 0 on host 0; every host must run the same code and config on the same data\n",
+        (
+            "toklab: host 1: seed is 3 here and 0 on host 0; every host must run the same code and config on the same"
+            " data\n"
+        ),
         "",
     ]
     assert not (tmp_path / "run").exists()
@@ -420,7 +424,8 @@ def test_processes_of_a_slurm_step_find_each_other(recipe, write_recipe, tmp_pat
 
 @pytest.mark.slow
 def test_another_number_of_hosts_at_every_resume_sees_the_same_documents(mixture, write_recipe, tmp_path, monkeypatch):
-    """1 -> 2 -> 4 -> 1 processes over other meshes, against one process: the same bytes at every step, the same cursors at the end."""
+    """1 -> 2 -> 4 -> 1 processes over other meshes, against one process: the same bytes at every step, the same cursors
+    at the end."""
     recipe_file, run = write_recipe(mixture), tmp_path / "run"
     for num_processes, options in [(1, ()), (2, ("--mesh.tensor", "2")), (4, ("--mesh.replica", "2")), (1, ())]:
         processes = (

@@ -106,7 +106,8 @@ def test_as_many_positions_are_chosen_as_the_share_says_and_no_marks(with_replac
 
 
 def test_confusions_between_clusters_are_counted():
-    """Up where the detector was wrong about a replacement, down where it was right; nothing else of a step's parameters changes."""
+    """Up where the detector was wrong about a replacement, down where it was right; nothing else of a step's parameters
+    changes."""
     objective, batch = ClusteredSubstitution(num_clusters=4), make_batch()
     of_id = np.arange(VOCAB) % 4
     model = objective.build(MODEL, VOCAB, nnx.Rngs(0))

@@ -1,4 +1,5 @@
-"""Reading a compiled program: shapes, trip counts, groups of devices, products, collectives; by hand, and against XLA's own count."""
+"""Reading a compiled program: shapes, trip counts, groups of devices, products, collectives; by hand, and against XLA's
+own count."""
 
 import math
 
@@ -10,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.plan.hlo import attention_kernel_flops, computations_of, first_group, parse_shapes, runs, summarize
 
-# Two slices of four chips. A loop that goes by twos gathers over four chips and multiplies; an asynchronous gather stands in two
-# operations and is one; a fused all-reduce of which each chip keeps a part is a reduce-scatter; gradients go between slices.
+# Two slices of four chips. A loop that goes by twos gathers over four chips and multiplies; an asynchronous gather
+# stands in two operations and is one; a fused all-reduce of which each chip keeps a part is a reduce-scatter; gradients
+# go between slices.
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
 

@@ -1,4 +1,5 @@
-"""`toklab plan`: what it refuses, its arithmetic, what it says of a program that exists, and one real compilation for a TPU."""
+"""`toklab plan`: what it refuses, its arithmetic, what it says of a program that exists, and one real compilation for a
+TPU."""
 
 import dataclasses
 import importlib.util
@@ -203,15 +204,24 @@ def test_memory_is_told_by_kind_and_adds_up():
     "message, expected",
     [
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required (26.89G) exceeds available HBM (15.75G).",
+            (
+                "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required (26.89G) exceeds available HBM"
+                " (15.75G)."
+            ),
             (26.89, 15.75, False),
         ),
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (2.5T) exceeds available HBM (95.74G).",
+            (
+                "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (2.5T)"
+                " exceeds available HBM (95.74G)."
+            ),
             (2560, 95.74, True),
         ),
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.01G of 15.75G hbm. Exceeded hbm capacity by 2.26G.",
+            (
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.01G of 15.75G hbm. Exceeded hbm"
+                " capacity by 2.26G."
+            ),
             (18.01, 15.75, False),
         ),
         ("INTERNAL: Mosaic failed to compile TPU kernel", None),
@@ -333,7 +343,8 @@ def test_memory_is_what_is_allocated(make_recipe):
 
 @pytest.mark.parametrize("remat, num_microbatches", [("none", 2), ("full", 1)])
 def test_flops_of_the_compiled_step_are_the_models(make_recipe, remat, num_microbatches, monkeypatch):
-    """Layers and microbatches are loops; `full` computes a layer's forward pass again, but for its last product. The whole square is attended to."""
+    """Layers and microbatches are loops; `full` computes a layer's forward pass again, but for its last product. The
+    whole square is attended to."""
     for module in (attention, layers):  # as on more than one CPU device
         monkeypatch.setattr(module, "on_one_cpu", lambda: False)
     model = DecoderConfig(

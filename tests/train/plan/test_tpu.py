@@ -68,7 +68,8 @@ def compile_train_step(
 
 
 ELECTRA_SMALL = dict(
-    model=dict(kind="encoder", form="bert", embed_dim=256, table_dim=128, mlp_dim=1024), objective=dict(kind="replaced"), vocab_size=30_522,
+    model=dict(kind="encoder", form="bert", embed_dim=256, table_dim=128, mlp_dim=1024),
+    objective=dict(kind="replaced"), vocab_size=30_522,
     batch_rows=64, sequence_length=128,
 )  # fmt: skip
 
@@ -77,7 +78,8 @@ ELECTRA_SMALL = dict(
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh, num_microbatches", [(dict(replica=2), 2), (dict(), 1)])
 def test_the_step_of_a_pair_compiles_for_a_tpu_with_its_kernels(mesh, num_microbatches):
-    """Generator and discriminator attend by the splash kernel, samples and loss are drawn by theirs, under `shard_map`."""
+    """Generator and discriminator attend by the splash kernel, samples and loss are drawn by theirs, under
+    `shard_map`."""
     result = compile_train_step(topology="v5e:2x2", mesh=mesh, num_microbatches=num_microbatches, **ELECTRA_SMALL)
     assert result["program"]["splash_kernels"] == ["dkv", "dq", "fwd"] and not result["warnings"]
     assert (
@@ -147,8 +149,10 @@ def test_without_kernels_the_step_compiles_without_them():
 @needs_libtpu
 @pytest.mark.slow
 def test_the_kernels_part_of_a_steps_memory_is_a_twentieth_of_plain_xlas(tmp_path):
-    """As the benchmark measures it, with 65,536 ids, 8,192 positions a chip and width 1,024, whose columns need no padding on four chips: a hundredth, of
-    the compiler's temporaries and of what is alive at the peak. At width 768 the first is a twelfth, by gaps of packing (docs/performance.md)."""
+    """As the benchmark measures it, with 65,536 ids, 8,192 positions a chip and width 1,024, whose columns need no
+    padding on four chips: a hundredth, of the compiler's temporaries and of what is alive at the peak. At width 768 the
+    first is a twelfth, by gaps of packing (docs/performance.md).
+    """
     root, figures = pathlib.Path(__file__).parents[3], tmp_path / "figures.json"
     subprocess.run(
         [sys.executable, root / "benchmarks/loss_memory.py", "--step", "--width", "1024", "--json-file", figures],

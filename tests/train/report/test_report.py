@@ -692,8 +692,8 @@ def test_two_runs_on_the_same_documents_are_told_apart_in_pairs(experiment, tmp_
     folders, _ = experiment
     found = write_report([folders[0], folders[1]], tmp_path / "out").findings[0]
     assert (
-        "On the same documents byte-small-s1 is behind by 0.010 to 0.010 (95 %, a bootstrap over documents; other seeds may differ)."
-        in found
+        "On the same documents byte-small-s1 is behind by 0.010 to 0.010 (95 %, a bootstrap over documents; other seeds"
+        " may differ)." in found
     )
 
 
@@ -765,7 +765,10 @@ def test_page_of_an_experiment_in_chromium(experiment, tmp_path, browser):
     browser.javascript("document.querySelectorAll('th button')[0].focus()")
     browser.press("Enter")
     assert browser.javascript(TABLES)[0] == ["byte", "byte", "subword-4k", "subword-4k"]
-    charts = "[...document.querySelectorAll('.charts')].filter(charts => !charts.closest('details'))[0].querySelectorAll('.chart.linear')"
+    charts = (
+        "[...document.querySelectorAll('.charts')].filter(charts =>"
+        " !charts.closest('details'))[0].querySelectorAll('.chart.linear')"
+    )
     assert browser.javascript(f"{charts}.length") == 6, (
         "all held-out text and two sizes while training, against FLOPs and bytes"
     )

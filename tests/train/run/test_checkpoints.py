@@ -266,6 +266,6 @@ def test_a_state_larger_than_the_hosts_memory_may_take_is_copied_in_portions(
         weights = checkpoints.restore_params(
             5,
             jax.eval_shape(lambda: {name: jnp.zeros((250, 1000)) for name in large}),
-            {name: one_device for name in large},
+            dict.fromkeys(large, one_device),
         )
         assert all((np.asarray(weights[name]) == int(name)).all() for name in large)

@@ -34,7 +34,8 @@ TIMELESS = ("step", "bytes_seen", "loss", "bits_per_byte", "grad_norm")
 
 
 class Generations(emulator.Router):
-    """What the emulator lacks and tensorstore relies on: a read tells an object's generation, a read or write may depend on it."""
+    """What the emulator lacks and tensorstore relies on: a read tells an object's generation, a read or write may
+    depend on it."""
 
     def handle(self, method):
         request = self._request_handler
@@ -194,7 +195,8 @@ def test_what_is_not_there_or_cannot_be_done_there_is_one_line(recipe, write_rec
 def test_a_bucket_without_permission_is_one_line(recipe, tmp_path, monkeypatch, capsys, write_recipe):
     def forbidden(*_, **__):
         raise PermissionError(
-            "Forbidden: https://storage.googleapis.com/upload/storage/v1/b/other/o\nthe account has no storage.objects.create access"
+            "Forbidden: https://storage.googleapis.com/upload/storage/v1/b/other/o\nthe account has no"
+            " storage.objects.create access"
         )
 
     monkeypatch.setattr("etils.epath.backend._FileSystemSpecBackend.open", forbidden)

@@ -114,11 +114,17 @@ def test_a_slice_has_the_hosts_and_chips_of_its_generation(job, topology, slices
     "message, action",
     [
         (
-            "Container worker for pod default/mine-slice-0-0-x failed with exit code 2 matching FailJob rule at index 0",
+            (
+                "Container worker for pod default/mine-slice-0-0-x failed with exit code 2 matching FailJob rule at"
+                " index 0"
+            ),
             "FailJobSet",
         ),
         (
-            "Container worker for pod default/mine-slice-0-0-x failed with exit code 75 matching FailJob rule at index 1",
+            (
+                "Container worker for pod default/mine-slice-0-0-x failed with exit code 75 matching FailJob rule at"
+                " index 1"
+            ),
             "RestartJobSetAndIgnoreMaxRestarts",
         ),
         (
@@ -129,7 +135,8 @@ def test_a_slice_has_the_hosts_and_chips_of_its_generation(job, topology, slices
     ],
 )
 def test_exit_codes_become_actions(job, message, action):
-    """The messages of Kubernetes' job controller, and the rules as JobSet applies them: the first whose pattern is found."""
+    """The messages of Kubernetes' job controller, and the rules as JobSet applies them: the first whose pattern is
+    found."""
     spec = manifest(job, options())["spec"]
     found = [
         rule["action"]

@@ -24,7 +24,8 @@ attempt = len(started.read_text().split()) if started.exists() else 0
 with open(started, "a") as file:
     file.write(f"{{os.getpid()}} ")
 def others_have_started():
-    while any(len(p.read_text().split()) <= attempt if p.exists() else True for p in (here / f"started-{{n}}" for n in range({num_processes}))):
+    files = [here / f"started-{{n}}" for n in range({num_processes})]
+    while any(len(p.read_text().split()) <= attempt if p.exists() else True for p in files):
         time.sleep(0.01)
 others_have_started()
 print(f"worker {{number}} attempt {{attempt}}", flush=True)
@@ -34,7 +35,8 @@ print(f"worker {{number}} attempt {{attempt}}", flush=True)
 
 @pytest.fixture
 def run(tmp_path):
-    """run(body, **options): the exit code of two processes that run a body with `number` and `attempt`, and what they left in the folder."""
+    """run(body, **options): the exit code of two processes that run a body with `number` and `attempt`, and what they
+    left in the folder."""
 
     def launch_body(body: str, progress=lambda: 0, **options) -> int:
         given = Local(**{"num_processes": 2, "grace_seconds": 20.0} | options)
@@ -75,7 +77,10 @@ def test_the_first_process_is_shown_and_all_are_logged(run, tmp_path, capsysbina
 
 
 def test_processes_know_each_other_and_their_devices(tmp_path, capsysbinary):
-    body = "print([os.environ.get(name) for name in ('TOKLAB_NUM_PROCESSES', 'JAX_NUM_CPU_DEVICES')], os.environ['TOKLAB_COORDINATOR'].split(':')[0])"
+    body = (
+        "print([os.environ.get(name) for name in ('TOKLAB_NUM_PROCESSES', 'JAX_NUM_CPU_DEVICES')],"
+        " os.environ['TOKLAB_COORDINATOR'].split(':')[0])"
+    )
     options = Local(num_processes=2, devices_per_process=4)
     assert launch(worker(tmp_path, body), options, tmp_path / "logs", lambda: 0, rich.console.Console()) == 0
     assert b"['2', '4'] 127.0.0.1" in capsysbinary.readouterr().out
@@ -136,7 +141,10 @@ sys.exit(75 if attempt == 0 else 0)"""
 
 
 def test_one_that_ignores_signals_is_killed(run, tmp_path):
-    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(sys.exit(5) if number == 1 else time.sleep(600)) if attempt == 0 else None"
+    body = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(sys.exit(5) if number == 1 else time.sleep(600)) if attempt =="
+        " 0 else None"
+    )
     assert run(body, grace_seconds=0.3) == 0
     assert not lives(process_ids(tmp_path, 0)[0])
 
@@ -158,7 +166,10 @@ def test_a_taken_port_costs_a_restart_and_not_the_job(run, tmp_path, monkeypatch
         taken.listen()
         ports = iter([taken.getsockname()[1], local.free_port()])
         monkeypatch.setattr(local, "free_port", lambda: next(ports))
-        body = "import socket\nif number == 0: socket.create_server(('127.0.0.1', int(os.environ['TOKLAB_COORDINATOR'].split(':')[1])), reuse_port=False)"
+        body = (
+            "import socket\nif number == 0: socket.create_server(('127.0.0.1',"
+            " int(os.environ['TOKLAB_COORDINATOR'].split(':')[1])), reuse_port=False)"
+        )
         assert run(body, max_restarts=1) == 0
     assert len(process_ids(tmp_path, 0)) == 2
 

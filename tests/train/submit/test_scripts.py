@@ -1,4 +1,5 @@
-"""What is rendered for each place: golden files, the shell scripts against shellcheck and against commands that pretend to be SLURM and gcloud."""
+"""What is rendered for each place: golden files, the shell scripts against shellcheck and against commands that pretend
+to be SLURM and gcloud."""
 
 import dataclasses
 import os
@@ -76,7 +77,8 @@ def rendered(place: str, monkeypatch) -> str:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_golden(place, monkeypatch):
-    """After a change on purpose: UPDATE_GOLDEN=1 python -m pytest -n 0 tests/train/submit/test_scripts.py, then read the difference."""
+    """After a change on purpose: UPDATE_GOLDEN=1 python -m pytest -n 0 tests/train/submit/test_scripts.py, then read
+    the difference."""
     found, golden = rendered(place, monkeypatch), GOLDEN / place
     if "UPDATE_GOLDEN" in os.environ:
         golden.write_text(found)
@@ -92,7 +94,8 @@ def test_scripts_pass_shellcheck(script):
 
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
-    """pretend(name, body): a command of that name, first on the PATH, which notes how it was called before it does what the body says."""
+    """pretend(name, body): a command of that name, first on the PATH, which notes how it was called before it does what
+    the body says."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -156,7 +159,8 @@ def test_slurm_passes_a_signal_on_and_waits_for_what_is_saved(slurm, job, tmp_pa
     slurm("squeue", f"echo {state}")
     slurm(
         "srun",
-        f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 75' USR1; echo $$ > {tmp_path}/pid; while true; do sleep 0.05; done",
+        f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 75' USR1; echo $$ > {tmp_path}/pid; while true; do sleep 0.05;"
+        " done",
     )
     slurm("scancel", f"kill -USR1 $(cat {tmp_path}/pid)")
     process = subprocess.Popen(["bash", script(Slurm(), job, tmp_path)], stdout=subprocess.DEVNULL)

@@ -1,4 +1,5 @@
-"""`toklab submit` as a person meets it: dry runs that touch nothing, names that are taken, and one whole run on this machine."""
+"""`toklab submit` as a person meets it: dry runs that touch nothing, names that are taken, and one whole run on this
+machine."""
 
 import builtins
 import dataclasses
@@ -105,9 +106,9 @@ def test_every_process_of_a_local_job_is_shown(sealed, capsys):
         == 0
     )
     first, second, _ = capsys.readouterr().out.splitlines()
-    assert first == (
-        "TOKLAB_COORDINATOR=127.0.0.1:PORT TOKLAB_NUM_PROCESSES=2 TOKLAB_PROCESS_ID=0 JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 "
-        "toklab train demo_byte --run-dir run"
+    assert (
+        first == "TOKLAB_COORDINATOR=127.0.0.1:PORT TOKLAB_NUM_PROCESSES=2 TOKLAB_PROCESS_ID=0 JAX_PLATFORMS=cpu"
+        " JAX_NUM_CPU_DEVICES=4 toklab train demo_byte --run-dir run"
     )
     assert second == first.replace("PROCESS_ID=0", "PROCESS_ID=1")
 

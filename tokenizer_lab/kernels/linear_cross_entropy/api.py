@@ -1,4 +1,5 @@
-"""Projection onto the vocabulary + softmax cross-entropy without the logits in memory, by whichever implementation is for the platform."""
+"""Projection onto the vocabulary + softmax cross-entropy without the logits in memory, by whichever implementation is
+for the platform."""
 
 import functools
 import math
@@ -20,7 +21,8 @@ MAX_LOGITS_BYTES = (
     128 << 20
 )  # of a device's float32 logits, up to which "auto" keeps them all where there is no kernel: no product twice
 BLOCKS = Blocks(1024, 512), Blocks(512, 512), Blocks(512, 256), Blocks(256, 256), Blocks(128, 256)
-# (positions of a device, rows of the table, width): bytes, the demo's subwords, 2**15, GPT-2's 50,257, 2**16, Llama 3's 128,256.
+# (positions of a device, rows of the table, width): bytes, the demo's subwords, 2**15, GPT-2's 50,257, 2**16, Llama 3's
+# 128,256.
 PRODUCTION_SHAPES = tuple(
     (8192, num_rows, width)
     for num_rows, width in (
@@ -67,12 +69,15 @@ def linear_cross_entropy(
     """See `reference.linear_cross_entropy` for arguments and results.
 
     Args:
-      layout: over a mesh, how the arguments lie on it. Each device computes its positions and ids; log-sum-exp and label logits are then
-        combined over shards of the vocabulary, and gradients summed up over those who share what they are by.
-      implementation: "reference" has all logits in memory (and leaves a mesh to XLA); "chunked", in XLA, the TPU kernel "pallas" and the GPU
-        kernel "pallas_gpu" have a tile of them, and compute each twice or three times; "interpreted" and "interpreted_gpu" are the kernels
-        without their chip, slow. "auto" is the kernel on TPUs. Elsewhere, and where that kernel refuses (`table_softmax.pallas_tpu.refusal`), it
-        is "reference" up to `MAX_LOGITS_BYTES` and then "chunked": the GPU kernel has run on no GPU yet.
+      layout: over a mesh, how the arguments lie on it. Each device computes its positions and ids; log-sum-exp and
+        label logits are then combined over shards of the vocabulary, and gradients summed up over those who share what
+        they are by.
+      implementation: "reference" has all logits in memory (and leaves a mesh to XLA); "chunked", in XLA, the TPU kernel
+        "pallas" and the GPU kernel "pallas_gpu" have a tile of them, and compute each twice or three times;
+        "interpreted" and "interpreted_gpu" are the kernels without their chip, slow. "auto" is the kernel on TPUs.
+        Elsewhere, and where that kernel refuses (`table_softmax.pallas_tpu.refusal`), it is "reference" up to
+        `MAX_LOGITS_BYTES` and then
+        "chunked": the GPU kernel has run on no GPU yet.
     """
     assert x_btd.shape == (*labels_bt.shape, table_vd.shape[1]) and labels_bt.dtype == jnp.int32, (
         x_btd,
@@ -103,7 +108,8 @@ def linear_cross_entropy(
 
 
 def _plain(vocab_size: int, layout: Layout | None) -> Callable:
-    """The reference. On one device rows and positions are one axis: of two, XLA's CPU compiler copies the logits' gradient transposed."""
+    """The reference. On one device rows and positions are one axis: of two, XLA's CPU compiler copies the logits'
+    gradient transposed."""
     plain = functools.partial(reference.linear_cross_entropy, vocab_size=vocab_size)
     if layout and layout.mesh.size > 1:
         return plain
@@ -116,7 +122,8 @@ def _plain(vocab_size: int, layout: Layout | None) -> Callable:
 
 
 def _over_mesh(passes: Passes, layout: Layout | None) -> Passes:
-    """The passes for [B, T] positions, which devices have parts of, and so of the table; the results are nats and log Z."""
+    """The passes for [B, T] positions, which devices have parts of, and so of the table; the results are nats and log
+    Z."""
     vocab = layout.vocab if layout else None
 
     def own_labels(labels_bt, table_vd):

@@ -14,7 +14,8 @@ MAX_TILE_BYTES = 16 << 20  # of the float32 logits of a tile; a handful of array
 
 
 def tile_ids(num_positions: int, itemsize: int = 4, max_bytes: int | None = None) -> int:
-    """Ids in a tile: as many multiples as `max_bytes`, by default `MAX_TILE_BYTES`, allows of logits of `itemsize` bytes, at least one."""
+    """Ids in a tile: as many multiples as `max_bytes`, by default `MAX_TILE_BYTES`, allows of logits of `itemsize`
+    bytes, at least one."""
     return max(1, (max_bytes or MAX_TILE_BYTES) // (itemsize * num_positions * tiles.ID_MULTIPLE)) * tiles.ID_MULTIPLE
 
 

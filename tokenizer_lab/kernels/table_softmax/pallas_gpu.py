@@ -1,10 +1,12 @@
 """The passes with GPU kernels, by Triton: a tile of logits in registers, to which the width is added piece by piece.
 
-- forward: a program folds some tiles of ids into a state of each of its positions; XLA makes one of the states of all ids. Positions
+- forward: a program folds some tiles of ids into a state of each of its positions; XLA makes one of the states of all
+ids. Positions
   alone would be too few programs to keep a GPU busy.
-- backward: a kernel computes the logits' gradient, `MAX_GRADIENT_BYTES` of it at a time, in x's type; XLA multiplies with it. The sums by x or
-  by the table, float32 and as wide as the hidden states, are kept in VMEM on TPUs. A GPU's core has 256 KiB of registers: kernels with these
-  sums in them would compute the logits again for every 256 or so of the width.
+- backward: a kernel computes the logits' gradient, `MAX_GRADIENT_BYTES` of it at a time, in x's type; XLA multiplies
+with it. The sums by x or
+  by the table, float32 and as wide as the hidden states, are kept in VMEM on TPUs. A GPU's core has 256 KiB of
+  registers: kernels with these sums in them would compute the logits again for every 256 or so of the width.
 
 Compiled for an H100 ahead of time, run nowhere yet.
 """
@@ -121,7 +123,8 @@ def _logits_gradient(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_log
 def _logits(x_ref, table_ref, bias_ref, block, tile) -> jax.Array:
     """f32[v, N] of a block of positions and a tile of ids.
 
-    Behind the end of x and table their last row is read again: such positions are cut off, and such ids have a bias of -inf.
+    Behind the end of x and table their last row is read again: such positions are cut off, and such ids have a bias of
+    -inf.
     """
     positions, ids = (
         jnp.minimum(i * size + jnp.arange(size), ref.shape[0] - 1)
@@ -138,8 +141,9 @@ def _logits(x_ref, table_ref, bias_ref, block, tile) -> jax.Array:
     products_nv = jax.lax.fori_loop(
         0, x_ref.shape[1] // piece, add_piece, jnp.zeros((TILE_POSITIONS, TILE_IDS), jnp.float32)
     )
-    # Transposing moves nothing: a thread keeps a quarter of the ids of a few positions, and reductions over ids are nearly all its own. Of a
-    # product with positions as columns it would have few ids of many positions: hundreds of exchanges with other threads, and too few registers.
+    # Transposing moves nothing: a thread keeps a quarter of the ids of a few positions, and reductions over ids are
+    # nearly all its own. Of a product with positions as columns it would have few ids of many positions: hundreds of
+    # exchanges with other threads, and too few registers.
     return tiles.with_bias(products_nv.T, bias_ref[_tile(tile)][:, None])
 
 

@@ -32,7 +32,8 @@ class Blocks(NamedTuple):
 
 
 def choose_blocks(choices: Sequence[Blocks], num_positions: int, width: int, itemsize: int) -> Blocks | None:
-    """The first of `choices` within the budget, with no more positions than there are (in whole lanes); None if none is."""
+    """The first of `choices` within the budget, with no more positions than there are (in whole lanes); None if none
+    is."""
     whole_lanes = pl.cdiv(num_positions, NUM_LANES) * NUM_LANES
     candidates = (Blocks(min(positions, whole_lanes), ids) for positions, ids in choices)
     return next((blocks for blocks in candidates if vmem_bytes(blocks, width, itemsize) <= VMEM_LIMIT_BYTES), None)
@@ -43,7 +44,10 @@ def refusal(choices: Sequence[Blocks], x_nd: jax.Array) -> str | None:
     if x_nd.dtype not in DTYPES:
         return f"hidden states of type {x_nd.dtype}, only bfloat16 and float32"
     if choose_blocks(choices, *x_nd.shape, x_nd.dtype.itemsize) is None:
-        return f"hidden states {list(x_nd.shape)} of type {x_nd.dtype}, whose width does not fit its {VMEM_LIMIT_BYTES >> 20} MiB of VMEM"
+        return (
+            f"hidden states {list(x_nd.shape)} of type {x_nd.dtype}, whose width does not fit its"
+            f" {VMEM_LIMIT_BYTES >> 20} MiB of VMEM"
+        )
     return None
 
 
@@ -305,7 +309,8 @@ class _Operands(NamedTuple):
         )
 
     def cost(self, *, num_products: int, passes_over_x: int, passes_over_table: int) -> pl.CostEstimate:
-        """What XLA is told, and its cost analysis counts; `num_products` of positions and table, as large as the logits."""
+        """What XLA is told, and its cost analysis counts; `num_products` of positions and table, as large as the
+        logits."""
         num_logits = self.num_positions * self.table_vd.shape[0]
         num_bytes = passes_over_x * self.x_nd.nbytes + passes_over_table * self.table_vd.nbytes
         return pl.CostEstimate(

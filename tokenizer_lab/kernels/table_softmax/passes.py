@@ -15,9 +15,11 @@ class Fold(NamedTuple):
 
     name: str
     of_no_ids: Callable[[int], Any]
-    """A number of positions -> the state before the first tile, a tree of rows [1, N] with the methods `of_all` and `results`."""
+    """A number of positions -> the state before the first tile, a tree of rows [1, N] with the methods `of_all` and
+    `results`."""
     add: Callable[..., Any]
-    """(state, logits f32[v, N], first_id, *rows) -> the state after a tile; the rows are what else is known of each position."""
+    """(state, logits f32[v, N], first_id, *rows) -> the state after a tile; the rows are what else is known of each
+    position."""
     blocks: tuple[pallas_tpu.Blocks, ...]
     """Tiles that its TPU kernels may work on, the best first."""
     add_by_triton: Callable[..., Any] | None = None
@@ -76,7 +78,8 @@ def refusals(blocks: tuple[pallas_tpu.Blocks, ...], x_nd: jax.Array) -> dict[str
 
 
 def differentiable(passes: Passes, vocab_size: int) -> Callable[..., tuple[jax.Array, ...]]:
-    """The operation on the first `vocab_size` rows of a table; the first two results are nats and log Z, and only they have a gradient."""
+    """The operation on the first `vocab_size` rows of a table; the first two results are nats and log Z, and only they
+    have a gradient."""
 
     @jax.custom_vjp
     def operation(*arguments):

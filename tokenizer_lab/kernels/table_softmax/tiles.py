@@ -3,8 +3,8 @@
 Positions lie on lanes and ids on sublanes: what belongs to a position is a dense row [1, N], and reductions over ids
 are elementwise until the last eight. A tile begins at `first_id`, a multiple of `ID_MULTIPLE`.
 
-An id whose bias is -inf is none: its row of the table, which may hold anything, is nowhere seen. That is how the rows that only
-pad a table are left out, and those behind its end in its last tile.
+An id whose bias is -inf is none: its row of the table, which may hold anything, is nowhere seen. That is how the rows
+that only pad a table are left out, and those behind its end in its last tile.
 
 Axes: n = positions, v = ids of the tile, d = the width of hidden states.
 """
