@@ -1,6 +1,7 @@
 """`toklab submit`: starts `toklab train` somewhere, on one host or many, and again whenever it can go on.
 
-`job.py` says what a job is; the other files are one place each where it can run.
+`job.py` says what a job is; the other files are one place each where it can run. May import `train.plan`, the spine and
+what is below them.
 """
 
 import importlib
