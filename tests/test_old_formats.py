@@ -1,4 +1,4 @@
-"""What the code of commit 9e6ecbd has written still loads and means the same (tests/fixtures/commit_9e6ecbd/README.md)."""
+"""What commit 9e6ecbd has written still loads and means the same (tests/fixtures/commit_9e6ecbd/README.md)."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ def run_toklab(*arguments: object) -> None:
 
 @pytest.fixture
 def copy_of(tmp_path, monkeypatch, one_device):
-    """copy_of(name): a copy of a part of the old files, to be written to. The working directory is that of the old files."""
+    """copy_of(name): a copy of a part of the old files, to be written to. The working directory is theirs."""
     monkeypatch.chdir(OLD)
 
     def copy(name: str) -> pathlib.Path:
@@ -45,7 +45,9 @@ def read_lines(path: pathlib.Path) -> list:
 def figures(value, name: str = "") -> dict[str, float]:
     """Every number in nested objects, by its place."""
     if isinstance(value, dict):
-        return {place: number for key, part in value.items() for place, number in figures(part, f"{name}.{key}").items()}
+        return {
+            place: number for key, part in value.items() for place, number in figures(part, f"{name}.{key}").items()
+        }
     return {name: value} if isinstance(value, int | float) else {}
 
 
@@ -68,10 +70,18 @@ def test_an_old_artifact_gives_the_same_ids(name):
         assert representation.decode(encoded[A_SENTENCE][0]) == golden["decoded"][A_SENTENCE].encode("latin-1")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in MODEL_IN_THE_LOOP else ()) for name in sorted(GOLDENS["artifacts"])])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in MODEL_IN_THE_LOOP else ())
+        for name in sorted(GOLDENS["artifacts"])
+    ],
+)
 def test_an_old_artifact_takes_texts_one_by_one(name):
     representation, golden = tokenizer_lab.load(OLD / "artifacts" / name), GOLDENS["artifacts"][name]
-    for sample, ids, byte_lengths, decoded in zip(SAMPLES, golden["ids"], golden["byte_lengths"], golden["decoded"], strict=True):
+    for sample, ids, byte_lengths, decoded in zip(
+        SAMPLES, golden["ids"], golden["byte_lengths"], golden["decoded"], strict=True
+    ):
         assert representation.encode(sample).tolist() == ids, sample
         assert representation.byte_lengths(np.array(ids, np.int32)).tolist() == byte_lengths, sample
         assert representation.decode(np.array(ids, np.int32)) == decoded.encode("latin-1"), sample
@@ -82,7 +92,18 @@ def test_an_old_corpus_knows_its_text_again(copy_of):
     corpus = copy_of("corpus")
     before = (corpus / "manifest.json").read_bytes()
     for domain in ("prose", "scripts"):
-        run_toklab("ingest", f"text/{domain}.txt", "--separator", r"\n----\n", "--domain", domain, "--test-fraction", "0.25", "--out", corpus)
+        run_toklab(
+            "ingest",
+            f"text/{domain}.txt",
+            "--separator",
+            r"\n----\n",
+            "--domain",
+            domain,
+            "--test-fraction",
+            "0.25",
+            "--out",
+            corpus,
+        )
     assert (corpus / "manifest.json").read_bytes() == before
 
 
@@ -102,7 +123,9 @@ def test_an_old_run_is_worth_the_same(copy_of, name):
     found, golden = read(run / "eval.json"), GOLDENS["runs"][name]
     compared = ("encoder",) if name == "replaced" else ("bits_per_byte",)
     rel = 1e-4 if name == "replaced" else 1e-5  # ranks are among an encoder's figures
-    assert figures({key: found[key] for key in compared}) == pytest.approx(figures({key: golden[key] for key in compared}), rel=rel)
+    assert figures({key: found[key] for key in compared}) == pytest.approx(
+        figures({key: golden[key] for key in compared}), rel=rel
+    )
     assert (found["step"], found["bytes_seen"]) == (golden["steps"], golden["bytes_seen"])
 
 
@@ -128,8 +151,19 @@ def test_an_old_run_goes_on_by_its_config_and_with_a_moved_corpus(copy_of, monke
     run, golden, corpus = copy_of("trained/byte"), GOLDENS["runs"]["byte"], copy_of("corpus")
     before = read_lines(run / "metrics.jsonl")
     monkeypatch.chdir(tmp_path)  # where no relative path of the config leads anywhere
-    run_toklab("train", str(run / "config.json"), "--run-dir", run, "--representation", run / "representation", "--data.corpora", corpus,
-               *golden["more"].split(), "--logging.every-steps", "1")
+    run_toklab(
+        "train",
+        str(run / "config.json"),
+        "--run-dir",
+        run,
+        "--representation",
+        run / "representation",
+        "--data.corpora",
+        corpus,
+        *golden["more"].split(),
+        "--logging.every-steps",
+        "1",
+    )
     expect_resumed(run, before, golden)
 
 
@@ -137,10 +171,13 @@ def expect_resumed(run: pathlib.Path, before: list, golden: dict) -> None:
     """The run has trained on from its last step, to the losses that the old code came to."""
     lines, summary, resumed = read_lines(run / "metrics.jsonl"), read(run / "summary.json"), golden["resumed"]
     assert lines[: len(before)] == before and before[-1]["step"] == golden["steps"]
-    assert [line["step"] for line in lines[len(before):]] == list(range(golden["steps"] + 1, resumed["steps"] + 1))
-    assert [line["loss"] for line in lines[len(before):]] == pytest.approx(resumed["losses"], rel=1e-4)
+    assert [line["step"] for line in lines[len(before) :]] == list(range(golden["steps"] + 1, resumed["steps"] + 1))
+    assert [line["loss"] for line in lines[len(before) :]] == pytest.approx(resumed["losses"], rel=1e-4)
     assert {name: summary[name] for name in ("state", "steps", "bytes_seen")} == {
-        "state": "finished", "steps": resumed["steps"], "bytes_seen": resumed["bytes_seen"]}
+        "state": "finished",
+        "steps": resumed["steps"],
+        "bytes_seen": resumed["bytes_seen"],
+    }
 
 
 def test_a_report_of_old_runs(copy_of, tmp_path):
@@ -155,7 +192,18 @@ def test_a_report_of_old_runs(copy_of, tmp_path):
 
 
 def test_the_compressor_of_old_artifacts_gives_them_again(copy_of, tmp_path):
-    run_toklab("fit", "ac", "--id-bits", "8", "--lm", copy_of("trained/compressor"), "--corpus", "corpus", "--out", tmp_path / "ac")
+    run_toklab(
+        "fit",
+        "ac",
+        "--id-bits",
+        "8",
+        "--lm",
+        copy_of("trained/compressor"),
+        "--corpus",
+        "corpus",
+        "--out",
+        tmp_path / "ac",
+    )
     assert tokenizer_lab.load(tmp_path / "ac").fingerprint == GOLDENS["artifacts"]["ac"]["fingerprint"]
 
 
@@ -164,7 +212,9 @@ def test_an_old_comparison_is_done(copy_of):
     folder = copy_of("comparison")
     before = {name: (folder / name / "summary.json").read_bytes() for name in GOLDENS["comparison"]}
     run_toklab("compare", "experiment.py", "--corpus", "corpus", "--out", folder)
-    assert {run["folder"]: run["state"] for run in read(folder / "plan.json")["runs"]} == dict.fromkeys(GOLDENS["comparison"], "done")
+    assert {run["folder"]: run["state"] for run in read(folder / "plan.json")["runs"]} == dict.fromkeys(
+        GOLDENS["comparison"], "done"
+    )
     assert {name: (folder / name / "summary.json").read_bytes() for name in GOLDENS["comparison"]} == before
     arms = read(folder / "report" / "report.json")["arms"]
     assert sorted(arm["bits_per_byte"] for arm in arms) == sorted(GOLDENS["comparison"].values())
