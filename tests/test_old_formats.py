@@ -18,9 +18,9 @@ MODEL_IN_THE_LOOP = ("ac", "equal_info_paper", "equal_info_w32n16")  # which com
 
 def run_toklab(*arguments: object) -> None:
     """Runs the console command in this process, which takes a fraction of starting another."""
-    from train import commands
+    from train.commands import command_line
 
-    assert commands.run([str(argument) for argument in arguments]) == 0, arguments
+    assert command_line.run([str(argument) for argument in arguments]) == 0, arguments
 
 
 @pytest.fixture
