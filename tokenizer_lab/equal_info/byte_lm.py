@@ -219,7 +219,7 @@ def _normed_heads(normed_ntd, matrix_dhk, scale_k):
 
 
 def _rotate(heads_nthk, cos_sk, sin_sk, positions_nt):
-    """Rotary positions; see `models.layers.rotary_embedding`."""
+    """Rotary positions; see `models.rotary.rotary_embedding`."""
     cos, sin = cos_sk[positions_nt][:, :, None], sin_sk[positions_nt][:, :, None]
     largest = _head_max(heads_nthk.shape[-1])
     first, second = jnp.split(_cut(heads_nthk, largest), 2, axis=-1)
