@@ -24,7 +24,7 @@ from flax import nnx
 
 import tokenizer_lab
 from data.held_out import held_out_documents
-from data.rows import scoring_batches
+from data.scoring_rows import scoring_batches
 from data.store import Corpus, write_corpus
 from models.decoder import DecoderConfig
 from tokenizer_lab.baselines.ac import ACFit

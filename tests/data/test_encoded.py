@@ -15,7 +15,8 @@ from data import encoded
 from data.encoded import EncodedDocuments, EncodedText, EncodeOptions, bring_ids, encode_corpus, pack, unpack
 from data.encoder_rows import EncoderRow, held_out_batches
 from data.engines import LocalEngine
-from data.rows import CausalRow, RowStreams, Source, scoring_batches
+from data.rows import CausalRow, RowStreams, Source
+from data.scoring_rows import scoring_batches
 from data.store import Corpus
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoRepresentation, window_stream
