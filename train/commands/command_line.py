@@ -168,7 +168,7 @@ def ingest(arguments: list[str]) -> None:
 def encode(arguments: list[str]) -> None:
     """write down the ids of a corpus's documents, for runs that would encode them again and again"""
     with interruptible_import():
-        from data.encoded import EncodeOptions, encode_corpus
+        from data.encode_corpus import EncodeOptions, encode_corpus
 
     run_on_engine("encode", EncodeOptions, encode_corpus, arguments)
 
