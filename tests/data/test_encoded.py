@@ -20,7 +20,7 @@ from data.scoring_rows import scoring_batches
 from data.store import Corpus
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoRepresentation, window_stream
-from tokenizer_lab.equal_info.byte_lm import quantize
+from tokenizer_lab.equal_info.quantization import quantize
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.subword import SubwordFit
 from train.recipe import refused_changes, to_json
