@@ -1,15 +1,107 @@
-"""Representations that rows are tested with, and helpers that read documents back from batches."""
+"""Helpers: for ingest, files in many forms; for rows, representations, and documents read back from batches."""
 
+import gzip
+import json
+import lzma
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import strategies as st
 
+from data.ingest import IngestOptions, ingest
 from data.rows import RowStreams
+from data.store import Corpus
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
+
+# ---- Ingest
+
+_ZSTANDARD = zstandard.ZstdCompressor(write_checksum=True)  # as the command line tool does
+_COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": _ZSTANDARD.compress, ".xz": lzma.compress}
+
+
+def _ingest_from(folder, *names, test_fraction=0.0, **options):
+    options = IngestOptions(
+        sources=tuple(str(folder / name) for name in names),
+        out=folder / "corpus",
+        test_fraction=test_fraction,
+        **options,
+    )
+    return ingest(options)
+
+
+@pytest.fixture(scope="session")
+def ingest_from():
+    """ingest_from(folder, *names, **options): ingests files of a folder into its `corpus`, by default nothing held
+    out."""
+    return _ingest_from
+
+
+def _stored(folder, split="train"):
+    return list(Corpus.open(folder / "corpus").documents(split))
+
+
+@pytest.fixture(scope="session")
+def stored():
+    """stored(folder, split): the documents of the folder's corpus."""
+    return _stored
+
+
+def _everything(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def everything():
+    """everything(folder): relative path -> content of all its files."""
+    return _everything
+
+
+def _write_files(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture(scope="session")
+def write_files():
+    """write_files(folder, files): name -> content."""
+    return _write_files
+
+
+def _jsonl(*texts):
+    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
+
+
+@pytest.fixture(scope="session")
+def jsonl():
+    """jsonl(*texts): one JSON object a line."""
+    return _jsonl
+
+
+def _write_parquet(path, values, kind=pa.string(), **options):
+    pq.write_table(pa.table({"id": range(len(values)), "text": pa.array(values, kind)}), path, **options)
+
+
+@pytest.fixture(scope="session")
+def write_parquet():
+    """write_parquet(path, values, kind, **options): a file with a column `text`."""
+    return _write_parquet
+
+
+@pytest.fixture(scope="session")
+def compress():
+    """compress(suffix, content): as a file with this suffix holds it."""
+    return lambda suffix, content: _COMPRESS[suffix](content)
+
+
+# ---- Rows
 
 
 class WindowRepresentation(Representation):
