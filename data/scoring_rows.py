@@ -48,9 +48,8 @@ def _encode_documents(
     def encode(batch: Sequence[tuple[int, bytes]]) -> list[tuple[int, Encoded]]:
         numbers, texts = zip(*batch)
         encoded = document_positions(representation, texts)
-        if (
-            representation.batch_documents == 1
-        ):  # the others compare what they encode themselves, and take long to decode
+        # Others compare what they encode themselves, and take long to decode.
+        if representation.batch_documents == 1:
             for text, (ids, _) in zip(texts, encoded):
                 _check_lossless(representation, text, ids[1:-1])
         return list(zip(numbers, encoded))

@@ -146,9 +146,8 @@ class Representation(abc.ABC):
             "files": {name: _sha256(files[name]) for name in sorted(files)},
         }
         manifest |= {"manifest_sha256": _manifest_sha256(manifest)}
-        if is_remote(
-            folder
-        ):  # which cannot rename a folder in one go: without its manifest, which comes last, it is no artifact
+        if is_remote(folder):
+            # No folder can be renamed there in one go: without its manifest, which comes last, it is no artifact.
             for name, content in files.items():
                 write_bytes(folder / check_name(name, "artifact file"), content)
             write_json(folder / "manifest.json", manifest)
