@@ -38,7 +38,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenizer_lab import UserError
-from tokenizer_lab.equal_info.byte_lm import ByteLM, quantize
+from tokenizer_lab.equal_info.byte_lm import ByteLM
+from tokenizer_lab.equal_info.quantization import quantize
 from tokenizer_lab.equal_info.window_code import Matcher, Tree, build_tree
 from tokenizer_lab.equal_info.window_stream import MAX_LANES, WindowStream
 from tokenizer_lab.kernels import window_coder

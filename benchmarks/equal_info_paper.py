@@ -23,9 +23,10 @@ import tyro
 from flax import nnx
 
 import tokenizer_lab
+from data.corpus_writer import write_corpus
 from data.held_out import held_out_documents
-from data.rows import scoring_batches
-from data.store import Corpus, write_corpus
+from data.scoring_rows import scoring_batches
+from data.store import Corpus
 from models.decoder import DecoderConfig
 from tokenizer_lab.baselines.ac import ACFit
 from tokenizer_lab.baselines.gzip_code import GzipFit

@@ -30,7 +30,7 @@ from torch import nn
 
 from models.decoder import DecoderConfig
 
-EPSILON = 1e-6  # of `models.layers.rms_norm`
+EPSILON = 1e-6  # of `models.norms.rms_norm`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

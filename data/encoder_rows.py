@@ -3,9 +3,8 @@
 The documents and their order are those of `data/rows.py`, and so is the cursor: documents finished per source, and how
 much of the current document is done (ids, or lines of it). Batches hold `ids`, `segment_ids`, `positions`, `types` (0,
 or 1 for the second segment of a pair), all i32[R, T]; `num_bytes` i32[R], the source bytes of the ids; `row_seeds`
-u32[R], the only chance that an
-objective may use: a function of the run's seed, the row and its cursor, so that devices, microbatches and restarts
-change nothing; and `cursors`.
+u32[R], the only chance that an objective may use: a function of the run's seed, the row and its cursor, so that
+devices, microbatches and restarts change nothing; and `cursors`.
 """
 
 import hashlib

@@ -11,10 +11,11 @@ from typing import Literal
 import tyro
 from etils import epath
 
+from data.corpus_writer import write_corpus
 from data.embedded import embedded_documents
 from data.engines import Engine, LocalEngine
+from data.manifest import Split
 from data.sources import SourceFile, find_files, read_records
-from data.store import Split, write_corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name, is_remote
 

@@ -1,25 +1,105 @@
-"""Attention within documents: JAX's own on every platform, the splash kernel on TPU.
+"""Attention within documents: the layer, and what it computes with: JAX's own function on every platform, the splash
+kernel on TPU.
 
-Legend: B batch, T query positions, S key positions, H heads, K key/value heads, h head dimension.
+Legend: B batch, T query positions, S key positions, D embed, H heads, K key/value heads, h head dimension.
 """
 
 import functools
 import warnings
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
     splash_attention_mask as splash_mask,
 )
 from jax.sharding import NamedSharding, PartitionSpec
 
-from models.axes import Placement, current_placement, on_one_cpu
+from models.axes import Placement, constrain, current_placement, on_one_cpu, parameter
+from models.config import TransformerConfig
+from models.dense import project
+from models.dropout import Dropout, no_dropout
+from models.norms import rms_norm
+from models.rotary import Places, rotary_embedding
+
+KVCache = tuple[jax.Array, jax.Array]  # keys and values, f[B, S, K, h] each
 
 _SPLASH_BLOCK = 512
 _LANES = 128
 _QUERY_BLOCK, _MAX_QUERY_BLOCKS = 64, 8
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention.
+
+    With rotary positions and, as an option, QK-norm (Henry et al. 2020, arXiv 2010.04245); in the published form with
+    biases instead.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        d, heads, kv_heads, head_dim = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        self.config = config
+        self.query = parameter(config.matrix(rngs, (d, heads, head_dim), d), "embed", "heads", "head_dim")
+        self.key = parameter(config.matrix(rngs, (d, kv_heads, head_dim), d), "embed", "kv_heads", "head_dim")
+        self.value = parameter(config.matrix(rngs, (d, kv_heads, head_dim), d), "embed", "kv_heads", "head_dim")
+        self.out = parameter(
+            config.matrix(rngs, (heads, head_dim, d), heads * head_dim, config.residual_scale),
+            "heads",
+            "head_dim",
+            "embed",
+        )
+        if config.published:
+            self.query_bias = parameter(jnp.zeros((heads, head_dim)), "heads", "head_dim")
+            self.key_bias = parameter(jnp.zeros((kv_heads, head_dim)), "kv_heads", "head_dim")
+            self.value_bias = parameter(jnp.zeros((kv_heads, head_dim)), "kv_heads", "head_dim")
+            self.out_bias = parameter(jnp.zeros(d), "norm")
+        elif config.qk_norm:
+            self.query_scale = parameter(jnp.ones(head_dim), "head_dim")
+            self.key_scale = parameter(jnp.ones(head_dim), "head_dim")
+
+    def __call__(
+        self, x_btd: jax.Array, places: Places, cache: KVCache | None = None, dropout: Dropout = no_dropout
+    ) -> tuple[jax.Array, KVCache | None]:
+        """x_btd -> what attention adds to it, and the cache with this call's keys and values.
+
+        With a cache, all rows are at the same position and of one document, so that segment ids are not looked at.
+        """
+        config = self.config
+        q_bthd, k_bthd, v_bthd = self._project(x_btd, places)
+        q_bthd = constrain(q_bthd, "batch", "sequence", "heads", None)
+        if cache is None:
+            out_bthd = attend(
+                q_bthd,
+                k_bthd,
+                v_bthd,
+                places.segment_ids_bt,
+                causal=config.causal,
+                dropout=None if dropout is no_dropout else dropout,
+            )
+        else:
+            first = places.positions_bt[0, 0]
+            cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), first, axis=1)
+                for old, new in zip(cache, (k_bthd, v_bthd))
+            )
+            out_bthd = attend_to_cache(q_bthd, *cache, first)
+        out_btd = project(out_bthd, self.out, 2)
+        return out_btd + self.out_bias.astype(x_btd.dtype) if config.published else out_btd, cache
+
+    def _project(self, x_btd: jax.Array, places: Places) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, f[B, T, H or K, h]."""
+        dtype, config = x_btd.dtype, self.config
+        q_bthd, k_bthd, v_bthd = (project(x_btd, kernel) for kernel in (self.query, self.key, self.value))
+        if config.published:
+            return (
+                q_bthd + self.query_bias.astype(dtype),
+                k_bthd + self.key_bias.astype(dtype),
+                v_bthd + self.value_bias.astype(dtype),
+            )
+        if config.qk_norm:
+            q_bthd, k_bthd = rms_norm(q_bthd, self.query_scale[...]), rms_norm(k_bthd, self.key_scale[...])
+        return rotary_embedding(q_bthd, places), rotary_embedding(k_bthd, places), v_bthd
 
 
 def attend(
@@ -29,7 +109,7 @@ def attend(
     segment_ids_bt: jax.Array,
     *,
     causal: bool = True,
-    dropout: Callable[[jax.Array, int], jax.Array] | None = None,
+    dropout: Dropout | None = None,
 ) -> jax.Array:
     """Attention that never crosses documents.
 
@@ -38,7 +118,7 @@ def attend(
       segment_ids_bt: i32[B, T]; positions attend only to positions of the same id. 0 marks padding, whose output is
         unspecified.
       causal: whether a position attends only to itself and those before it.
-      dropout: of the attention weights (`models.layers.row_dropout`), which are then written to memory.
+      dropout: of the attention weights (`models.dropout.row_dropout`), which are then written to memory.
 
     Returns:
       f[B, T, H, h].

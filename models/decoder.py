@@ -10,8 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.attention import KVCache
 from models.axes import constrain, parameter
-from models.layers import Block, KVCache, Places, TransformerConfig, over_layers, rms_norm
+from models.config import TransformerConfig
+from models.layers import Block, over_layers
+from models.norms import rms_norm
+from models.rotary import Places
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,18 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.axes import constrain, parameter
-from models.layers import (
-    Block,
-    Dense,
-    Dropout,
-    LayerNorm,
-    Places,
-    PostNormBlock,
-    TransformerConfig,
-    no_dropout,
-    over_layers,
-    rms_norm,
-)
+from models.config import TransformerConfig
+from models.dense import Dense
+from models.dropout import Dropout, no_dropout
+from models.layers import Block, PostNormBlock, over_layers
+from models.norms import LayerNorm, rms_norm
+from models.rotary import Places
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS
 

@@ -8,9 +8,9 @@ rotary positions and other elementwise work are left out; tests hold the whole w
 
 import jax.numpy as jnp
 
+from models.config import TransformerConfig
 from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig, Heads
-from models.layers import TransformerConfig
 
 
 def count_parameters(config: DecoderConfig, vocab_size: int) -> dict[str, int]:

@@ -45,10 +45,11 @@ MAX_FILE_BYTES = 4 << 30
 MASK, CLS, SEP = range(3)
 NUM_ENCODER_IDS = 3
 
-# Kind -> where its class lives. A new representation is one file beside this one and one line here.
+# Kind -> its class, in a module that also has FIT_OPTIONS. A new representation is one file beside this one and one
+# line here.
 KINDS = {
     "byte": "tokenizer_lab.byte:ByteRepresentation",
-    "subword": "tokenizer_lab.subword.representation:SubwordRepresentation",
+    "subword": "tokenizer_lab.subword:SubwordRepresentation",
     "ac": "tokenizer_lab.baselines.ac:ACRepresentation",
     "static_ac": "tokenizer_lab.baselines.static_ac:StaticACRepresentation",
     "equal_info": "tokenizer_lab.equal_info.representation:EqualInfoRepresentation",
@@ -145,9 +146,8 @@ class Representation(abc.ABC):
             "files": {name: _sha256(files[name]) for name in sorted(files)},
         }
         manifest |= {"manifest_sha256": _manifest_sha256(manifest)}
-        if is_remote(
-            folder
-        ):  # which cannot rename a folder in one go: without its manifest, which comes last, it is no artifact
+        if is_remote(folder):
+            # No folder can be renamed there in one go: without its manifest, which comes last, it is no artifact.
             for name, content in files.items():
                 write_bytes(folder / check_name(name, "artifact file"), content)
             write_json(folder / "manifest.json", manifest)
@@ -255,6 +255,11 @@ def kind_class(kind: str) -> type[Representation]:
     """The class of a kind in `KINDS`."""
     module, _, name = KINDS[kind].partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def fit_options(kind: str) -> type:
+    """The dataclass of a kind's options of `toklab fit`, whose method `fit(documents, corpus_hash)` learns it."""
+    return importlib.import_module(KINDS[kind].partition(":")[0]).FIT_OPTIONS
 
 
 def check_ids(ids: npt.ArrayLike, vocab_size: int) -> np.ndarray:

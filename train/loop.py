@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import rich.console
 
+from data.document_hash import NoteHash
 from data.held_out import fixed_subset, held_out_documents
-from data.rows import NoteHash, RowStreams, Source
+from data.rows import RowStreams, Source
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
 from train.exits import stop_signals_to

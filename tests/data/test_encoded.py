@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given, strategies as st
 
 import tokenizer_lab
-from data import encoded
-from data.encoded import EncodedDocuments, EncodedText, EncodeOptions, bring_ids, encode_corpus, pack, unpack
+from data.encode_corpus import EncodeOptions, encode_corpus
+from data.encoded import EncodedDocuments, EncodedText, bring_ids, pack, unpack
 from data.encoder_rows import EncoderRow, held_out_batches
 from data.engines import LocalEngine
-from data.rows import CausalRow, RowStreams, Source, scoring_batches
+from data.rows import CausalRow, RowStreams, Source
+from data.scoring_rows import scoring_batches
 from data.store import Corpus
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoRepresentation, window_stream
-from tokenizer_lab.equal_info.byte_lm import quantize
+from tokenizer_lab.equal_info.quantization import quantize
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.subword import SubwordFit
 from train.recipe import refused_changes, to_json
@@ -250,7 +251,7 @@ def test_damage_is_named(tmp_path, corpus, artifacts):
 
 
 def test_ids_of_other_documents_are_refused(tmp_path, corpus, artifacts, monkeypatch):
-    monkeypatch.setattr(encoded, "pack", lambda _: pack((np.array([255, 256]), np.array([1, 2]))))
+    monkeypatch.setattr("data.encode_corpus.pack", lambda _: pack((np.array([255, 256]), np.array([1, 2]))))
     encode_into(tmp_path / "ids", artifacts / "byte", corpus)
     [with_ids] = bring_ids([Corpus.open(corpus)], [tmp_path / "ids"], ByteRepresentation())
     with pytest.raises(

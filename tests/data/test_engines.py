@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from data import engines
-from data.encoded import EncodeOptions, encode_corpus
+from data.encode_corpus import EncodeOptions, encode_corpus
 from data.engines import EngineOptions, LocalEngine
 from data.ingest import IngestOptions, ingest
 from tokenizer_lab.errors import UserError

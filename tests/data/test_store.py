@@ -17,7 +17,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import example, given, settings, strategies as st
 
 import data.store
-from data.store import Corpus, write_corpus
+from data import corpus_writer
+from data.corpus_writer import write_corpus
+from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import sha256_of_parts
 
@@ -283,7 +285,7 @@ def test_without_commit_nothing_changes(tmp_path, error):
 
 KILLED_AT_A_RENAME = """
 import os, pathlib, sys
-from data.store import write_corpus
+from data.corpus_writer import write_corpus
 real, count = pathlib.Path.rename, int(sys.argv[2])
 def rename(self, target):
     global count
@@ -338,7 +340,7 @@ def test_a_writer_that_ends_while_another_begins(tmp_path, monkeypatch):
     def flock(file, how):
         pathlib.Path(file.name).unlink()
 
-    monkeypatch.setattr(data.store.fcntl, "flock", flock)
+    monkeypatch.setattr(corpus_writer.fcntl, "flock", flock)
     with pytest.raises(UserError, match="another ingest is writing"):
         write(tmp_path)
 
@@ -346,7 +348,7 @@ def test_a_writer_that_ends_while_another_begins(tmp_path, monkeypatch):
 def test_disk_full(tmp_path, monkeypatch):
     write(tmp_path)
     before = everything(tmp_path)
-    monkeypatch.setattr(data.store, "ArrayRecordWriter", lambda _, options: ArrayRecordWriter("/dev/full", options))
+    monkeypatch.setattr(corpus_writer, "ArrayRecordWriter", lambda _, options: ArrayRecordWriter("/dev/full", options))
     for documents in ([b"small"], [b"large" * 1000] * 5000):
         with pytest.raises(UserError, match=f"cannot write {tmp_path}: No space left on device; free some space"):
             write(tmp_path, documents=documents, domain="more")
@@ -358,7 +360,7 @@ def test_disk_full_at_the_manifest(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(data.store, "write_json", fail)
+    monkeypatch.setattr(corpus_writer, "write_json", fail)
     with pytest.raises(UserError, match="No space left on device; free some space"):
         write(tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from models import flops
+from models.dropout import row_dropout
 from models.encoder import Encoder, EncoderConfig, Heads, published_config
-from models.layers import row_dropout
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS
 

@@ -142,5 +142,5 @@ def test_attention_scores_are_within_2_percent_of_xla():
 
 
 def test_causal_attention_is_counted_at_half():
-    flops = CONFIG.training_flops_per_token(VOCAB, LENGTH)["attention_scores"]
-    assert flops * LENGTH == 3 * CONFIG.num_layers * sum(4 * 4 * 128 * (position + 1) for position in range(LENGTH))
+    scores = flops.training_flops_per_token(CONFIG, VOCAB, LENGTH)["attention_scores"]
+    assert scores * LENGTH == 3 * CONFIG.num_layers * sum(4 * 4 * 128 * (position + 1) for position in range(LENGTH))

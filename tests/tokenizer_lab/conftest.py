@@ -15,7 +15,8 @@ from tokenizer_lab.baselines.gzip_code import GzipFit
 from tokenizer_lab.baselines.static_ac import StaticACFit
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoRepresentation, window_stream
-from tokenizer_lab.equal_info.byte_lm import ByteLM, quantize
+from tokenizer_lab.equal_info.byte_lm import ByteLM
+from tokenizer_lab.equal_info.quantization import quantize
 from tokenizer_lab.equal_info.window_code import Tree, build_tree
 from tokenizer_lab.representation import Representation
 from tokenizer_lab.subword import SubwordFit, SubwordRepresentation

@@ -6,12 +6,12 @@ differently in another order. Here nothing is left for the hardware to round:
 
 - Weights and activations are integers, with scales that are powers of two. Rescaling is a shift.
 - A matrix product is done in float32, the matrix units' own type, on integers so small that every partial sum is below
-  2^24, up to where float32 holds every integer. `_fixed_point` sees to that from the weights alone, whatever the
-  activations are.
+  2^24, up to where float32 holds every integer. `quantization.to_fixed_point` sees to that from the weights alone,
+  whatever the activations are.
 - Square roots, exponentials and rotations are tables of integers.
 
-What is quantized is the decoder of `models/decoder.py`, with QK-norm, over bytes and an end-of-document id. The scales
-follow from the weights; no text is needed to find them. What it loses against the float model is in docs/equal_info.md.
+What is quantized (`quantization.py`) is the decoder of `models/decoder.py`, with QK-norm, over bytes and an
+end-of-document id. What it loses against the float model is in docs/equal_info.md.
 
 Legend: N rows, T positions, S cached positions, D embed, H heads, K key/value heads, h head dimension, F mlp, L layers.
 """
@@ -25,6 +25,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tokenizer_lab.equal_info.fixed_point import (
+    ATTENTION_BITS,
+    EXACT,
+    GATE_BITS,
+    GATE_MAX,
+    HEAD_BITS,
+    HIDDEN_MAX,
+    LOGIT_BITS,
+    NORMED_BITS,
+    NORMED_MAX,
+    RESIDUAL_BITS,
+    ROTATION_BITS,
+    SCALE_BITS,
+    UP_MAX,
+    VALUE_MAX,
+    bit_length,
+    cut,
+    head_max,
+    product,
+    rms_norm,
+    shift,
+    sqrt_bits,
+)
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import npy_array, npy_bytes
 
@@ -32,22 +55,11 @@ PROBABILITY_BITS = 16
 START = 256  # the id that a context begins with: the end-of-document id of the byte representation
 MAX_CONTEXT_BYTES = 1 << 12
 
-_EXACT = 1 << 24
-# Fractional bits and largest magnitudes of the integers between the matrix products.
-_RESIDUAL_BITS = 14
-_NORMED_BITS, _NORMED_MAX = 7, 1023
-_HEAD_BITS, _SCALE_BITS, _ROTATION_BITS = 6, 8, 10
-_VALUE_MAX, _UP_MAX, _HIDDEN_MAX = 511, 2047, 255
-_ATTENTION_BITS = 15
-_GATE_BITS, _GATE_MAX, _SILU_BITS = 8, 4096, 10
-_LOGIT_BITS = 8
-_SIGMAS = 8  # outputs further out, in standard deviations for inputs of mean square 1, are cut off
-
 # The exponentials e^-x as integers: x has this many fractional bits, and is at most 16.
 _SCORE_STEP_BITS = 6
 _SCORE_EXP = np.round(4095 * np.exp(-np.arange(16 << _SCORE_STEP_BITS) / (1 << _SCORE_STEP_BITS))).astype(np.int32)
-_LOGIT_EXP = np.round(32767 * np.exp(-np.arange(16 << _LOGIT_BITS) / (1 << _LOGIT_BITS))).astype(np.int32)
-_MATRICES = ("query", "key", "value", "out", "gate", "up", "down", "unembedding")
+_LOGIT_EXP = np.round(32767 * np.exp(-np.arange(16 << LOGIT_BITS) / (1 << LOGIT_BITS))).astype(np.int32)
+MATRICES = ("query", "key", "value", "out", "gate", "up", "down", "unembedding")
 
 LayerCache = tuple[jax.Array, jax.Array]  # keys and values: integers in f32[N, K, S, h], as they are multiplied
 
@@ -74,13 +86,13 @@ class ByteLM:
         """Of a forward step, in the middle of a context: products with matrices and with the cache."""
         heads, head_dim = self.arrays["query"].shape[-2:]
         scores = 4.0 * len(self.arrays["query"]) * heads * head_dim * (self.context_bytes + 1) / 2
-        return 2.0 * sum(self.arrays[name].size for name in _MATRICES) + scores
+        return 2.0 * sum(self.arrays[name].size for name in MATRICES) + scores
 
     @functools.cached_property
     def weights(self) -> dict[str, jax.Array]:
         """`arrays` on the device, the matrices in the float32 that they are multiplied in."""
         return {
-            name: jnp.asarray(array, jnp.float32 if name in _MATRICES else jnp.int32)
+            name: jnp.asarray(array, jnp.float32 if name in MATRICES else jnp.int32)
             for name, array in self.arrays.items()
         }
 
@@ -133,6 +145,36 @@ class ByteLM:
         """The inverse of `to_files`; other files are not looked at. Raises UserError."""
         names = {name: name.removeprefix("lm_").removesuffix(".npy") for name in files if name.startswith("lm_")}
         return cls({array_name: npy_array(files[name], name) for name, array_name in names.items()})
+
+
+def _check(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError unless the arrays fit together and every product with them is exact."""
+    layers, d, heads, h = _shape(arrays, "query", 4)
+    kv_heads, f, length = _shape(arrays, "key", 4)[2], _shape(arrays, "gate", 3)[2], _shape(arrays, "cos", 2)[0]
+    shapes = {
+        "embedding": (START + 1, d), "query": (layers, d, heads, h), "key": (layers, d, kv_heads, h),
+        "value": (layers, d, kv_heads, h), "value_exponent": (layers, kv_heads, h), "query_scale": (layers, h),
+        "key_scale": (layers, h), "out": (layers, heads, h, d), "out_exponent": (layers, d), "gate": (layers, d, f),
+        "gate_exponent": (layers, f), "up": (layers, d, f), "up_exponent": (layers, f), "down": (layers, f, d),
+        "down_exponent": (layers, d), "unembedding": (d, 256), "unembedding_exponent": (256,), "cos": (length, h // 2),
+        "sin": (length, h // 2), "silu": (2 * GATE_MAX,),
+    }  # fmt: skip
+    found = {name: array.shape for name, array in arrays.items()}
+    integers = all(array.dtype == (np.int16 if name in MATRICES else np.int32) for name, array in arrays.items())
+    if found != shapes or not integers or heads % kv_heads or not 1 <= length <= MAX_CONTEXT_BYTES:
+        raise UserError("the arrays of the byte language model do not fit together; fit the representation again")
+    sums = [np.abs(arrays[name].astype(np.int64)).sum(axis) * largest for name, axis, largest in (
+        ("query", 1, NORMED_MAX), ("key", 1, NORMED_MAX), ("value", 1, NORMED_MAX), ("out", (1, 2), VALUE_MAX),
+        ("gate", 1, NORMED_MAX), ("up", 1, NORMED_MAX), ("down", 1, HIDDEN_MAX), ("unembedding", 0, NORMED_MAX),
+    )]  # fmt: skip
+    if any(total.max() >= EXACT for total in sums):
+        raise UserError("the matrices of the byte language model are too large for exact sums; fit it again")
+
+
+def _shape(arrays: Mapping[str, np.ndarray], name: str, num_axes: int) -> tuple[int, ...]:
+    if name not in arrays or arrays[name].ndim != num_axes:
+        raise UserError(f"the byte language model has no {name} of {num_axes} axes; fit the representation again")
+    return arrays[name].shape
 
 
 # ---- Running it ----------------------------------------------------------------------------------
@@ -193,12 +235,12 @@ _WHOLE_MODEL = ("embedding", "unembedding", "unembedding_exponent", "cos", "sin"
 
 
 def _attend(layer, weights, x_ntd, positions_nt, cache):
-    normed_ntd = _rms_norm(x_ntd)
+    normed_ntd = rms_norm(x_ntd)
     q_nthk = _normed_heads(normed_ntd, layer["query"], layer["query_scale"])
     k_ntgk = _normed_heads(normed_ntd, layer["key"], layer["key_scale"])
     q_nthk, k_ntgk = (_rotate(y, weights["cos"], weights["sin"], positions_nt) for y in (q_nthk, k_ntgk))
-    v_ntgk = _product("ntd,dgk->ntgk", normed_ntd, layer["value"])
-    v_ntgk = _cut(_shift(v_ntgk, layer["value_exponent"]), _VALUE_MAX)
+    v_ntgk = product("ntd,dgk->ntgk", normed_ntd, layer["value"])
+    v_ntgk = cut(shift(v_ntgk, layer["value_exponent"]), VALUE_MAX)
     k_ngsk, v_ngsk = (y.astype(jnp.float32).swapaxes(1, 2) for y in (k_ntgk, v_ntgk))
     if cache is not None:
         row_n1, head_1g = jnp.arange(len(x_ntd))[:, None], jnp.arange(k_ngsk.shape[1])
@@ -207,24 +249,24 @@ def _attend(layer, weights, x_ntd, positions_nt, cache):
             for old, new in zip(cache, (k_ngsk, v_ngsk), strict=True)
         )
     weight_nghts = _attention_weights(q_nthk, k_ngsk, positions_nt)
-    out = _product("nghts,ngsk->ntghk", weight_nghts, v_ngsk)
-    out = _shift(out, _ATTENTION_BITS).reshape(q_nthk.shape)
-    added = _product("nthk,hkd->ntd", out, layer["out"])
-    return x_ntd + _shift(added, layer["out_exponent"] - _RESIDUAL_BITS), cache
+    out = product("nghts,ngsk->ntghk", weight_nghts, v_ngsk)
+    out = shift(out, ATTENTION_BITS).reshape(q_nthk.shape)
+    added = product("nthk,hkd->ntd", out, layer["out"])
+    return x_ntd + shift(added, layer["out_exponent"] - RESIDUAL_BITS), cache
 
 
 def _normed_heads(normed_ntd, matrix_dhk, scale_k):
-    heads = _rms_norm(_product("ntd,dhk->nthk", normed_ntd, matrix_dhk))
-    return _shift(heads * scale_k, _NORMED_BITS + _SCALE_BITS - _HEAD_BITS)
+    heads = rms_norm(product("ntd,dhk->nthk", normed_ntd, matrix_dhk))
+    return shift(heads * scale_k, NORMED_BITS + SCALE_BITS - HEAD_BITS)
 
 
 def _rotate(heads_nthk, cos_sk, sin_sk, positions_nt):
-    """Rotary positions; see `models.layers.rotary_embedding`."""
+    """Rotary positions; see `models.rotary.rotary_embedding`."""
     cos, sin = cos_sk[positions_nt][:, :, None], sin_sk[positions_nt][:, :, None]
-    largest = _head_max(heads_nthk.shape[-1])
-    first, second = jnp.split(_cut(heads_nthk, largest), 2, axis=-1)
+    largest = head_max(heads_nthk.shape[-1])
+    first, second = jnp.split(cut(heads_nthk, largest), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return _cut(_shift(rotated, _ROTATION_BITS), largest)
+    return cut(shift(rotated, ROTATION_BITS), largest)
 
 
 def _attention_weights(q_nthk, k_ngsk, positions_nt):
@@ -232,216 +274,35 @@ def _attention_weights(q_nthk, k_ngsk, positions_nt):
     n, t, heads, head_dim = q_nthk.shape
     groups = k_ngsk.shape[1]
     q = q_nthk.reshape(n, t, groups, heads // groups, head_dim)
-    score = _product("ntghk,ngsk->nghts", q, k_ngsk)
+    score = product("ntghk,ngsk->nghts", q, k_ngsk)
     visible_nts = jnp.arange(k_ngsk.shape[2]) <= positions_nt[:, :, None]
     score = jnp.where(visible_nts[:, None, None], score, -(1 << 26))
     below_best = score.max(axis=-1, keepdims=True) - score
     # Queries carry what is left of 1 / sqrt(h) beside a power of two; see `_query_scale`.
-    step = below_best >> (2 * _HEAD_BITS + _sqrt_bits(head_dim) - _SCORE_STEP_BITS)
+    step = below_best >> (2 * HEAD_BITS + sqrt_bits(head_dim) - _SCORE_STEP_BITS)
     weight = jnp.where(step < len(_SCORE_EXP), jnp.asarray(_SCORE_EXP)[jnp.minimum(step, len(_SCORE_EXP) - 1)], 0)
-    return ((weight << _ATTENTION_BITS) // weight.sum(axis=-1, keepdims=True)).astype(jnp.float32)
+    return ((weight << ATTENTION_BITS) // weight.sum(axis=-1, keepdims=True)).astype(jnp.float32)
 
 
 def _gated_mlp(layer, silu, x_ntd):
-    normed_ntd = _rms_norm(x_ntd)
-    gate_ntf = _shift(_product("ntd,df->ntf", normed_ntd, layer["gate"]), layer["gate_exponent"] - _GATE_BITS)
-    gate_ntf = silu[jnp.clip(gate_ntf, -_GATE_MAX, _GATE_MAX - 1) + _GATE_MAX]
-    up_ntf = _cut(_shift(_product("ntd,df->ntf", normed_ntd, layer["up"]), layer["up_exponent"]), _UP_MAX)
+    normed_ntd = rms_norm(x_ntd)
+    gate_ntf = shift(product("ntd,df->ntf", normed_ntd, layer["gate"]), layer["gate_exponent"] - GATE_BITS)
+    gate_ntf = silu[jnp.clip(gate_ntf, -GATE_MAX, GATE_MAX - 1) + GATE_MAX]
+    up_ntf = cut(shift(product("ntd,df->ntf", normed_ntd, layer["up"]), layer["up_exponent"]), UP_MAX)
     hidden_ntf = gate_ntf * up_ntf
-    spare_nt1 = jnp.maximum(_bit_length(jnp.abs(hidden_ntf).max(axis=-1, keepdims=True)) - 8, 0)
-    hidden_ntf = _cut(_shift(hidden_ntf, spare_nt1), _HIDDEN_MAX)
-    added = _product("ntf,fd->ntd", hidden_ntf, layer["down"])
-    return x_ntd + _shift(added, layer["down_exponent"] - _RESIDUAL_BITS - spare_nt1)
+    spare_nt1 = jnp.maximum(bit_length(jnp.abs(hidden_ntf).max(axis=-1, keepdims=True)) - 8, 0)
+    hidden_ntf = cut(shift(hidden_ntf, spare_nt1), HIDDEN_MAX)
+    added = product("ntf,fd->ntd", hidden_ntf, layer["down"])
+    return x_ntd + shift(added, layer["down_exponent"] - RESIDUAL_BITS - spare_nt1)
 
 
 def _next_shares(weights, x):
     """i32[..., D] residual stream -> i32[..., 256] probabilities."""
-    logits = _product("...d,dv->...v", _rms_norm(x), weights["unembedding"])
-    logits = _shift(logits, weights["unembedding_exponent"] - _LOGIT_BITS)
+    logits = product("...d,dv->...v", rms_norm(x), weights["unembedding"])
+    logits = shift(logits, weights["unembedding_exponent"] - LOGIT_BITS)
     below_best = logits.max(axis=-1, keepdims=True) - logits
     likelihood = jnp.asarray(_LOGIT_EXP)[jnp.minimum(below_best, len(_LOGIT_EXP) - 1)]
     spread = (1 << PROBABILITY_BITS) - 256
     shares = 1 + likelihood * spread // likelihood.sum(axis=-1, keepdims=True)
     left_over = (1 << PROBABILITY_BITS) - shares.sum(axis=-1, keepdims=True)
     return shares + jnp.where(jnp.arange(256) == jnp.argmax(logits, axis=-1, keepdims=True), left_over, 0)
-
-
-def _product(equation: str, integers: jax.Array, matrix: jax.Array) -> jax.Array:
-    """The exact product of integers, in i32."""
-    out = jnp.einsum(equation, integers.astype(jnp.float32), matrix, precision=jax.lax.Precision.HIGHEST)
-    return out.astype(jnp.int32)
-
-
-def _shift(x: jax.Array, bits: jax.Array | int) -> jax.Array:
-    """x / 2^bits, rounded half up; `bits` may be negative."""
-    down = jnp.maximum(bits, 0)
-    return ((x << jnp.maximum(-bits, 0)) + ((1 << down) >> 1)) >> down
-
-
-def _cut(x: jax.Array, largest: int) -> jax.Array:
-    return jnp.clip(x, -largest, largest)
-
-
-def _bit_length(x: jax.Array) -> jax.Array:
-    return 32 - jax.lax.clz(x)
-
-
-def _rms_norm(x: jax.Array) -> jax.Array:
-    """x over the root of its mean square, along the last axis: `_NORMED_BITS` fractional bits, of any i32 scale."""
-    size = x.shape[-1]
-    bits = (30 - math.ceil(math.log2(size))) // 2  # so that the sum of squares fits
-    x = _shift(x, _bit_length(jnp.abs(x).max(axis=-1, keepdims=True)) - bits)
-    square_sum = jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1)
-    even = 2 * ((_bit_length(square_sum) - 11) // 2)
-    mantissa = jnp.where(even >= 0, square_sum >> jnp.maximum(even, 0), square_sum << jnp.maximum(-even, 0))
-    table, table_bits = _inverse_roots(size, 30 - bits)
-    return _cut(_shift(x * jnp.asarray(table)[mantissa - 1024], table_bits + even // 2), _NORMED_MAX)
-
-
-@functools.cache
-def _inverse_roots(size: int, max_bits: int) -> tuple[np.ndarray, int]:
-    """sqrt(size / m) * 2^(_NORMED_BITS + bits) for m from 2^10 to 2^12 - 1, each below 2^max_bits; and bits."""
-    bits = max_bits - _NORMED_BITS - math.ceil(math.log2(size) / 2) + 5 - 1
-    roots = [math.isqrt((size << 2 * (_NORMED_BITS + bits)) // m) for m in range(1 << 10, 1 << 12)]
-    assert bits > 5 and max(roots) < 1 << max_bits
-    return np.array(roots, np.int32), bits
-
-
-def _head_max(head_dim: int) -> int:
-    return math.isqrt((_EXACT - 1) // head_dim)
-
-
-def _sqrt_bits(head_dim: int) -> int:
-    return math.ceil(math.log2(head_dim) / 2)
-
-
-# ---- Making it -----------------------------------------------------------------------------------
-
-
-def quantize(params: Mapping[str, np.ndarray], *, rope_theta: float, context_bytes: int) -> ByteLM:
-    """The integer model of a trained decoder.
-
-    Args:
-      params: float arrays: embedding [V, D], unembedding [V, D], final_scale [D], and for the L layers attention_scale
-        and mlp_scale [L, D], query [L, D, H, h], key and value [L, D, K, h], query_scale and key_scale [L, h],
-        out [L, H, h, D], gate and up [L, D, F], down [L, F, D]. Of the V rows, the first 257 are bytes and START.
-      rope_theta: of the rotary positions.
-      context_bytes: the longest context it is to be used with; best the length that it was trained on.
-
-    Raises:
-      UserError: a parameter is missing or not finite.
-    """
-    if missing := [name for name in _PARAMETERS if name not in params]:
-        raise UserError(f"the byte language model has no {missing[0]}; train one with model.qk_norm True")
-    params = {name: np.asarray(params[name], np.float64) for name in _PARAMETERS}
-    for name, array in params.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"the byte language model is not finite in {name}; train it with a lower learning rate")
-    head_dim = params["query"].shape[-1]
-    to_attention, to_mlp = params["attention_scale"][:, :, None, None], params["mlp_scale"][:, :, None]
-    arrays = {"embedding": np.round(params["embedding"][: START + 1] * 2.0**_RESIDUAL_BITS).astype(np.int32)}
-    arrays |= _rotations(head_dim, rope_theta, context_bytes) | {"silu": _silu_table()}
-    arrays["query_scale"], arrays["key_scale"] = (
-        np.round(scale * 2.0**_SCALE_BITS).astype(np.int32)
-        for scale in (params["query_scale"] * 2 ** _sqrt_bits(head_dim) / math.sqrt(head_dim), params["key_scale"])
-    )
-    for name in ("query", "key"):  # the norm behind them takes any scale, but one for a head
-        arrays[name], _ = _fixed_point(params[name] * to_attention, 1, _NORMED_MAX, shared=(1, 3))
-    value = params["value"] * to_attention
-    arrays["value"], exponent = _fixed_point(value * 2.0**-_NORMED_BITS, 1, _NORMED_MAX)
-    value_bits = _bits_within(np.sqrt(np.square(value).sum(axis=1)), _VALUE_MAX)
-    arrays["value_exponent"] = exponent - value_bits
-    heads, kv_heads = params["query"].shape[2], value.shape[2]
-    out = params["out"] * 2.0 ** -np.repeat(value_bits, heads // kv_heads, axis=1)[..., None]
-    arrays["out"], arrays["out_exponent"] = _fixed_point(out, (1, 2), _VALUE_MAX)
-    arrays["gate"], arrays["gate_exponent"] = _fixed_point(params["gate"] * to_mlp * 2.0**-_NORMED_BITS, 1, _NORMED_MAX)
-    up = params["up"] * to_mlp
-    arrays["up"], exponent = _fixed_point(up * 2.0**-_NORMED_BITS, 1, _NORMED_MAX)
-    up_bits = _bits_within(np.sqrt(np.square(up).sum(axis=1)).max(axis=1, keepdims=True), _UP_MAX)
-    arrays["up_exponent"] = exponent - up_bits
-    down = params["down"] * 2.0 ** -(_SILU_BITS + up_bits[..., None])
-    arrays["down"], arrays["down_exponent"] = _fixed_point(down, 1, _HIDDEN_MAX)
-    unembedding = (params["unembedding"][:256] * params["final_scale"]).T
-    arrays["unembedding"], arrays["unembedding_exponent"] = _fixed_point(
-        unembedding * 2.0**-_NORMED_BITS, 0, _NORMED_MAX
-    )
-    return ByteLM(arrays)
-
-
-_PARAMETERS = (
-    "embedding", "unembedding", "final_scale", "attention_scale", "mlp_scale", "query", "key", "value", "query_scale",
-    "key_scale", "out", "gate", "up", "down",
-)  # fmt: skip
-
-
-def _fixed_point(
-    matrix: np.ndarray, inputs: int | tuple[int, ...], input_max: int, shared: tuple[int, ...] = ()
-) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix as integers, column by column as fine as exact sums allow.
-
-    Args:
-      matrix: float[...].
-      inputs: the axes that a product sums over.
-      input_max: the largest magnitude of what it is multiplied with.
-      shared: axes along which one exponent holds; the inputs' by default.
-
-    Returns:
-      i16[...] and the exponents i32[...], `inputs` taken away (with `shared`, those kept as 1):
-      matrix = integers * 2^-exponent, and no sum over `inputs` reaches 2^24.
-    """
-    axes = shared or (inputs if isinstance(inputs, tuple) else (inputs,))
-    length = np.abs(matrix).sum(axis=inputs, keepdims=True).max(axis=axes, keepdims=True)
-    room = (_EXACT - 1) / input_max - 0.5 * math.prod(np.array(matrix.shape)[np.atleast_1d(inputs)])
-    largest = np.abs(matrix).max(axis=axes, keepdims=True)
-    exponent = np.floor(np.log2(np.minimum(room / np.maximum(length, 1e-30), 32767 / np.maximum(largest, 1e-30))))
-    exponent = np.minimum(exponent, 30)  # an empty column may have any
-    integers = np.round(matrix * 2.0**exponent)
-    assert room > 0 and (np.abs(integers).sum(axis=inputs) * input_max).max() < _EXACT
-    return integers.astype(np.int16), (exponent if shared else exponent.squeeze(inputs)).astype(np.int32)
-
-
-def _bits_within(deviation: np.ndarray, largest: int) -> np.ndarray:
-    """Fractional bits with which `_SIGMAS` standard deviations stay below `largest`."""
-    return np.floor(np.log2(largest / (_SIGMAS * np.maximum(deviation, 1e-6)))).astype(np.int32)
-
-
-def _rotations(head_dim: int, theta: float, length: int) -> dict[str, np.ndarray]:
-    half = head_dim // 2
-    angle_sk = np.arange(length)[:, None] * theta ** (-np.arange(half) / half)
-    one = 2.0**_ROTATION_BITS
-    return {name: np.round(one * f(angle_sk)).astype(np.int32) for name, f in (("cos", np.cos), ("sin", np.sin))}
-
-
-def _silu_table() -> np.ndarray:
-    gate = np.arange(-_GATE_MAX, _GATE_MAX) / 2**_GATE_BITS
-    return np.round(2.0**_SILU_BITS * gate / (1 + np.exp(-gate))).astype(np.int32)
-
-
-def _check(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError unless the arrays fit together and every product with them is exact."""
-    layers, d, heads, h = _shape(arrays, "query", 4)
-    kv_heads, f, length = _shape(arrays, "key", 4)[2], _shape(arrays, "gate", 3)[2], _shape(arrays, "cos", 2)[0]
-    shapes = {
-        "embedding": (START + 1, d), "query": (layers, d, heads, h), "key": (layers, d, kv_heads, h),
-        "value": (layers, d, kv_heads, h), "value_exponent": (layers, kv_heads, h), "query_scale": (layers, h),
-        "key_scale": (layers, h), "out": (layers, heads, h, d), "out_exponent": (layers, d), "gate": (layers, d, f),
-        "gate_exponent": (layers, f), "up": (layers, d, f), "up_exponent": (layers, f), "down": (layers, f, d),
-        "down_exponent": (layers, d), "unembedding": (d, 256), "unembedding_exponent": (256,), "cos": (length, h // 2),
-        "sin": (length, h // 2), "silu": (2 * _GATE_MAX,),
-    }  # fmt: skip
-    found = {name: array.shape for name, array in arrays.items()}
-    integers = all(array.dtype == (np.int16 if name in _MATRICES else np.int32) for name, array in arrays.items())
-    if found != shapes or not integers or heads % kv_heads or not 1 <= length <= MAX_CONTEXT_BYTES:
-        raise UserError("the arrays of the byte language model do not fit together; fit the representation again")
-    sums = [np.abs(arrays[name].astype(np.int64)).sum(axis) * largest for name, axis, largest in (
-        ("query", 1, _NORMED_MAX), ("key", 1, _NORMED_MAX), ("value", 1, _NORMED_MAX), ("out", (1, 2), _VALUE_MAX),
-        ("gate", 1, _NORMED_MAX), ("up", 1, _NORMED_MAX), ("down", 1, _HIDDEN_MAX), ("unembedding", 0, _NORMED_MAX),
-    )]  # fmt: skip
-    if any(total.max() >= _EXACT for total in sums):
-        raise UserError("the matrices of the byte language model are too large for exact sums; fit it again")
-
-
-def _shape(arrays: Mapping[str, np.ndarray], name: str, num_axes: int) -> tuple[int, ...]:
-    if name not in arrays or arrays[name].ndim != num_axes:
-        raise UserError(f"the byte language model has no {name} of {num_axes} axes; fit the representation again")
-    return arrays[name].shape

@@ -5,8 +5,7 @@ The code of a prefix is the shortest string of bits whose dyadic interval lies i
 bytes as have a code of at most W bits; its number is that code and zeros up to W bits.
 
 - `paper`: the decoder takes the longest prefix whose code, padded, is the window. That loses bytes: where the byte that
-did
-  not fit is another than the one the decoder finds at the zeros' edge, two texts share a window.
+  did not fit is another than the one the decoder finds at the zeros' edge, two texts share a window.
 - `delay`: a window gives back the bytes that its padded code does not need, to the next one, and the decoder takes the
   shortest prefix. That loses nothing, and windows hold less. The paper names a variant so without saying how it is
   made; this is our reading.

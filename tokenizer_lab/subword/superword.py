@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import tokenizers
 
-# Where tokens of the second stage may not cross; DIGITS as in `subword.PRETOKENIZATIONS`.
+# Where tokens of the second stage may not cross; DIGITS as in `pretokenization.PRETOKENIZATIONS`.
 SUPERWORD_SPLIT = r"DIGITS| ?[^\s\p{L}\p{N}]{2,}[\r\n/]*| +(?!\S)"
 MAX_WORDS = 4
 MIN_COUNT = 2  # Seen once is not worth an id.

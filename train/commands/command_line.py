@@ -168,7 +168,7 @@ def ingest(arguments: list[str]) -> None:
 def encode(arguments: list[str]) -> None:
     """write down the ids of a corpus's documents, for runs that would encode them again and again"""
     with interruptible_import():
-        from data.encoded import EncodeOptions, encode_corpus
+        from data.encode_corpus import EncodeOptions, encode_corpus
 
     run_on_engine("encode", EncodeOptions, encode_corpus, arguments)
 
@@ -195,7 +195,7 @@ def fit(arguments: list[str]) -> int:
     """learn a representation's artifact from a corpus"""
     with interruptible_import():
         from data.store import Corpus
-        from tokenizer_lab.representation import KINDS, kind_class
+        from tokenizer_lab.representation import KINDS, fit_options
         from train.recipe import nearest
 
     if not arguments or arguments[0] not in KINDS:
@@ -207,10 +207,13 @@ def fit(arguments: list[str]) -> int:
             f"no representation {given!r}{nearest(given, KINDS)}; toklab fit takes one of {', '.join(KINDS)}"
         )
     kind, *arguments = arguments
-    fit_options = sys.modules[kind_class(kind).__module__].FIT_OPTIONS
     command = dataclasses.make_dataclass(
         "Fit",
-        [("corpus", epath.Path), ("out", epath.Path), ("options", Annotated[fit_options, tyro.conf.arg(name="")])],
+        [
+            ("corpus", epath.Path),
+            ("out", epath.Path),
+            ("options", Annotated[fit_options(kind), tyro.conf.arg(name="")]),
+        ],
         kw_only=True,
         frozen=True,
     )

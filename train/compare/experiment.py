@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from etils import epath
 from data.store import Corpus, corpora_hash
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name
-from tokenizer_lab.representation import KINDS, kind_class, read_manifest
+from tokenizer_lab.representation import KINDS, fit_options, read_manifest
 from train.optimizer import Budget
 from train.recipe import MAY_CHANGE_ON_RESUME, Recipe, flatten, load_config, load_recipe, to_json
 from train.submit.job import option_words
@@ -211,7 +210,7 @@ def fit_of(arm: Arm, text: Text) -> Fit:
 
 def _fit_kind(options: Any) -> str:
     for kind in KINDS:
-        if sys.modules[kind_class(kind).__module__].FIT_OPTIONS is type(options):
+        if fit_options(kind) is type(options):
             return kind
     raise UserError(
         f"its fit is a {type(options).__name__}; it must be the options of a kind that 'toklab fit' has:"

@@ -16,7 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data.held_out import HeldOut, held_out_documents
-from data.rows import CausalRow, Documents, scoring_batches
+from data.rows import CausalRow, Documents
+from data.scoring_rows import scoring_batches
 from data.store import Corpus, corpora_hash
 from models import flops
 from models.axes import use_placement

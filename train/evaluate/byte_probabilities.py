@@ -192,7 +192,7 @@ class _Ahead:
 
 
 def make_next_ids(model_def: Any, params: Any, eod_id: int, sequence_length: int, piece_length: int = 0) -> NextIds:
-    """A decoder's `NextIds`. What it sees of a long document is what it sees in `data.rows.scoring_batches`.
+    """A decoder's `NextIds`. What it sees of a long document is what it sees in `data.scoring_rows.scoring_batches`.
 
     Args:
       model_def: `nnx.GraphDef` of the model.

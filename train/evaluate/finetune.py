@@ -24,8 +24,9 @@ from data.encoded import encode
 from data.encoder_rows import MIN_LENGTH, RowBuilder
 from models import flops
 from models.axes import parameter, parameter_axes, use_placement
+from models.dropout import Dropout, no_dropout, row_dropout
 from models.encoder import Encoder, Heads
-from models.layers import Dropout, no_dropout, published_normal, row_dropout
+from models.initialization import published_normal
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name, write_json
 from tokenizer_lab.representation import NUM_ENCODER_IDS

@@ -9,7 +9,8 @@ from etils import epath
 
 from data.store import Corpus
 from tokenizer_lab.byte import ByteRepresentation
-from tokenizer_lab.equal_info.byte_lm import ByteLM, quantize
+from tokenizer_lab.equal_info.byte_lm import ByteLM
+from tokenizer_lab.equal_info.quantization import quantize
 from tokenizer_lab.errors import UserError
 from train.evaluate.bits_per_byte import make_judge
 from train.loop import FINISHED, train

@@ -18,7 +18,7 @@ import numpy as np
 
 from models.decoder import DecoderConfig
 from models.encoder import NUM_TYPES, EncoderConfig, Heads
-from models.layers import LAYER_NORM_EPSILON, RMS_NORM_EPSILON
+from models.norms import LAYER_NORM_EPSILON, RMS_NORM_EPSILON
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS
 

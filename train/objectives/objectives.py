@@ -28,8 +28,8 @@ from data.rows import CausalRow, Row
 from models import flops
 from models.axes import current_placement
 from models.decoder import DecoderConfig
+from models.dropout import row_dropout
 from models.encoder import Encoder, EncoderConfig, Heads
-from models.layers import row_dropout
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.kernels.linear_cross_entropy import Layout, linear_cross_entropy
 from tokenizer_lab.kernels.sample_replacements import sample_replacements

@@ -1,10 +1,10 @@
 """What a run's rows have read: their running hashes, for the proof that runs have read the same documents in the same
 order.
 
-Rows note their hash at few numbers of documents (`data.rows.is_noted`), the same ones in every run. Each process writes
-those of its rows
-into a file of its own, before every checkpoint: what a crash loses, the run that goes on from there notes again. Rows
-are filled ahead of the steps, so that a note may be of documents that are not trained on yet.
+Rows note their hash (`data/document_hash.py` computes it) at few numbers of documents, the same ones in every run. Each
+process writes those of its rows into a file of its own, before every checkpoint: what a crash loses, the run that goes
+on from there notes again. Rows are filled ahead of the steps, so that a note may be of documents that are not trained
+on yet.
 """
 
 import collections

@@ -14,7 +14,8 @@ from hypothesis import given, settings, strategies as st
 
 from models.decoder import DecoderConfig
 from tokenizer_lab.equal_info import byte_lm
-from tokenizer_lab.equal_info.byte_lm import START, ByteLM, quantize
+from tokenizer_lab.equal_info.byte_lm import MATRICES, START, ByteLM
+from tokenizer_lab.equal_info.quantization import quantize, to_fixed_point
 from tokenizer_lab.errors import UserError
 
 CONTEXT = 8
@@ -170,7 +171,7 @@ def test_fixed_point_is_as_fine_as_exact_sums_allow(matrix, input_max, outliers)
     random = np.random.RandomState(seed)
     column_scale = scale * np.exp(outliers * random.standard_normal(num_outputs))
     matrix = random.standard_normal((num_inputs, num_outputs)) * column_scale
-    integers, exponent = byte_lm._fixed_point(matrix, 0, input_max)
+    integers, exponent = to_fixed_point(matrix, 0, input_max)
     assert integers.dtype == np.int16 and exponent.dtype == np.int32 and exponent.shape == (num_outputs,)
     sums = np.abs(integers.astype(np.int64)).sum(axis=0) * input_max
     assert (sums < 1 << 24).all()
@@ -182,7 +183,7 @@ def test_fixed_point_is_as_fine_as_exact_sums_allow(matrix, input_max, outliers)
 
 
 def test_a_column_of_zeros_is_zeros():
-    integers, _ = byte_lm._fixed_point(np.zeros((4, 3)), 0, 1023)
+    integers, _ = to_fixed_point(np.zeros((4, 3)), 0, 1023)
     assert not integers.any()
 
 
@@ -232,7 +233,7 @@ def tampered(arrays: dict[str, np.ndarray], how: str) -> dict[str, np.ndarray]:
     return arrays | {name: changed[what]()}
 
 
-@pytest.mark.parametrize("name", byte_lm._MATRICES)
+@pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("what", ["too large", "too small", "another shape", "an axis less", "another dtype"])
 def test_matrices_that_are_no_models_are_refused(make_byte_lm, name, what):
     arrays = make_byte_lm(embed=64, heads=4, head_dim=16, mlp=600).arrays
@@ -264,7 +265,7 @@ def test_hostile_tables_and_exponents_still_give_probabilities(make_byte_lm):
         hostile = {
             name: random.randint(-largest, largest, array.shape).astype(np.int32)
             for name, array in arrays.items()
-            if name not in byte_lm._MATRICES
+            if name not in MATRICES
         }
         assert_probabilities(ByteLM(arrays | hostile).shares(texts[:, :5]))
 

@@ -99,7 +99,7 @@ def test_text_is_learned_from_in_any_order_and_no_more_than_asked_for(documents,
         sizes.append(sum(len(text.encode()) for text in texts))
         return add_superwords(tokenizer, texts, vocab_size)
 
-    monkeypatch.setattr("tokenizer_lab.subword.representation.add_superwords", add_and_note)
+    monkeypatch.setattr("tokenizer_lab.subword.fit.add_superwords", add_and_note)
     assert fit.fit(documents, "").fingerprint == fit.fit(documents[::-1], "").fingerprint
     assert sizes[0] == sizes[1] and 1 << 13 < sizes[0] <= 1 << 15
 

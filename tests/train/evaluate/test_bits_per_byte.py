@@ -8,8 +8,9 @@ import pytest
 import rich.console
 from hypothesis import given, settings, strategies as st
 
+from data.corpus_writer import write_corpus
 from data.held_out import fixed_subset
-from data.store import Corpus, write_corpus
+from data.store import Corpus
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
 from train.evaluate import bits_per_byte as evaluation

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.axes import use_placement
 from models.decoder import DecoderConfig
+from models.dropout import no_dropout
 from models.encoder import EncoderConfig
-from models.layers import no_dropout
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import CLS, MASK, SEP
 from train.evaluate.encoders import area_under_curve, figures

@@ -14,7 +14,8 @@ import rich.console
 from etils import epath
 
 import tokenizer_lab
-from data.encoded import EncodeOptions, bring_ids, encode_corpus
+from data.encode_corpus import EncodeOptions, encode_corpus
+from data.encoded import bring_ids
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import copy_folder

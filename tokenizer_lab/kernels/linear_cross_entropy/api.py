@@ -17,9 +17,8 @@ from tokenizer_lab.kernels.table_softmax.pallas_tpu import Blocks
 from tokenizer_lab.kernels.table_softmax.passes import Fold, Passes, all_passes, differentiable, refusals
 
 Implementation = Literal["auto", "reference", "chunked", "pallas", "interpreted", "pallas_gpu", "interpreted_gpu"]
-MAX_LOGITS_BYTES = (
-    128 << 20
-)  # of a device's float32 logits, up to which "auto" keeps them all where there is no kernel: no product twice
+# Of a device's float32 logits, up to which "auto" keeps them all where there is no kernel: no product twice.
+MAX_LOGITS_BYTES = 128 << 20
 BLOCKS = Blocks(1024, 512), Blocks(512, 512), Blocks(512, 256), Blocks(256, 256), Blocks(128, 256)
 # (positions of a device, rows of the table, width): bytes, the demo's subwords, 2**15, GPT-2's 50,257, 2**16, Llama 3's
 # 128,256.
@@ -76,8 +75,7 @@ def linear_cross_entropy(
         "pallas" and the GPU kernel "pallas_gpu" have a tile of them, and compute each twice or three times;
         "interpreted" and "interpreted_gpu" are the kernels without their chip, slow. "auto" is the kernel on TPUs.
         Elsewhere, and where that kernel refuses (`table_softmax.pallas_tpu.refusal`), it is "reference" up to
-        `MAX_LOGITS_BYTES` and then
-        "chunked": the GPU kernel has run on no GPU yet.
+        `MAX_LOGITS_BYTES` and then "chunked": the GPU kernel has run on no GPU yet.
     """
     assert x_btd.shape == (*labels_bt.shape, table_vd.shape[1]) and labels_bt.dtype == jnp.int32, (
         x_btd,

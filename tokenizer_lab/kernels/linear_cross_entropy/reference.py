@@ -22,9 +22,8 @@ def linear_cross_entropy(
       nats_bt and logz_bt, f32[B, T]: -log p(label), and the log of the softmax's denominator (for a z-loss).
     """
     is_id_v = jnp.arange(len(table_vd)) < vocab_size
-    table_vd = jnp.where(is_id_v[:, None], table_vd, 0).astype(
-        x_btd.dtype
-    )  # zero times what is there might be no number
+    # Zeros where no ids are: zero times what is there might be no number.
+    table_vd = jnp.where(is_id_v[:, None], table_vd, 0).astype(x_btd.dtype)
     # Times the table transposed: for its gradient by einsum, XLA's CPU compiler copies that of the logits transposed.
     logits_btv = jnp.matmul(x_btd, table_vd.T, preferred_element_type=jnp.float32) + bias_v.astype(jnp.float32)
     if vocab_size < len(table_vd):

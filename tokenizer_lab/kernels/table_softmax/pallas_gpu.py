@@ -1,12 +1,11 @@
 """The passes with GPU kernels, by Triton: a tile of logits in registers, to which the width is added piece by piece.
 
 - forward: a program folds some tiles of ids into a state of each of its positions; XLA makes one of the states of all
-ids. Positions
-  alone would be too few programs to keep a GPU busy.
+  ids. Positions alone would be too few programs to keep a GPU busy.
 - backward: a kernel computes the logits' gradient, `MAX_GRADIENT_BYTES` of it at a time, in x's type; XLA multiplies
-with it. The sums by x or
-  by the table, float32 and as wide as the hidden states, are kept in VMEM on TPUs. A GPU's core has 256 KiB of
-  registers: kernels with these sums in them would compute the logits again for every 256 or so of the width.
+  with it. The sums by x or by the table, float32 and as wide as the hidden states, are kept in VMEM on TPUs. A GPU's
+  core has 256 KiB of registers: kernels with these sums in them would compute the logits again for every 256 or so of
+  the width.
 
 Compiled for an H100 ahead of time, run nowhere yet.
 """

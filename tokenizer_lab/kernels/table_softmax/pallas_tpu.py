@@ -99,13 +99,11 @@ def forward(
     op = _Operands.of(x_nd, table_vd, bias_v, blocks)
     specs = op.specs(positions_axis=0, ids_axis=1)
     rows = [op.row(x_n) for x_n in numbers]
-    state, results = (
-        jax.tree.flatten(jax.eval_shape(f))
-        for f in (lambda: of_no_ids(blocks.positions), lambda: of_no_ids(op.num_positions).results())
-    )
+    state, state_tree = jax.tree.flatten(jax.eval_shape(lambda: of_no_ids(blocks.positions)))
+    results = jax.tree.leaves(jax.eval_shape(lambda: of_no_ids(op.num_positions).results()))
 
     def kernel(x_ref, table_ref, bias_ref, *refs):
-        row_refs, result_refs, state_refs = refs[: len(rows)], refs[len(rows) : -len(state[0])], refs[-len(state[0]) :]
+        row_refs, result_refs, state_refs = refs[: len(rows)], refs[len(rows) : -len(state)], refs[-len(state) :]
         j = pl.program_id(1)
 
         @pl.when(j == 0)
@@ -113,7 +111,7 @@ def forward(
             _store(state_refs, of_no_ids(blocks.positions))
 
         logits_vn = tiles.logits(x_ref[...], table_ref[...], _column(bias_ref))
-        before = jax.tree.unflatten(state[1], [ref[...] for ref in state_refs])
+        before = jax.tree.unflatten(state_tree, [ref[...] for ref in state_refs])
         after = add(before, logits_vn, j * blocks.ids, *(ref[...] for ref in row_refs))
         _store(state_refs, after)
 
@@ -127,9 +125,9 @@ def forward(
         op.cost(num_products=1, passes_over_x=1, passes_over_table=op.num_position_blocks),
         grid=(op.num_position_blocks, op.num_id_blocks),
         in_specs=[specs.x, specs.table, specs.bias, *[specs.row] * len(rows)],
-        out_specs=[specs.row] * len(results[0]),
-        out_shape=results[0],
-        scratch_shapes=[pltpu.VMEM(part.shape, part.dtype) for part in state[0]],
+        out_specs=[specs.row] * len(results),
+        out_shape=results,
+        scratch_shapes=[pltpu.VMEM(part.shape, part.dtype) for part in state],
         interpret=interpret,
     )(op.x_nd, op.table_vd, op.bias_1v, *rows)
     return tuple(x_1n[0, : len(x_nd)] for x_1n in results_1n)

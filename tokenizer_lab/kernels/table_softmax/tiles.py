@@ -29,9 +29,8 @@ class Loss(NamedTuple):
         def row(value):
             return jnp.full((1, num_positions), value, jnp.float32)
 
-        return Loss(
-            row(jnp.finfo(jnp.float32).min), row(0.0), row(-jnp.inf)
-        )  # a finite `largest`: -inf - -inf is no number
+        # A finite `largest`: -inf - -inf is no number.
+        return Loss(row(jnp.finfo(jnp.float32).min), row(0.0), row(-jnp.inf))
 
     def add(self, logits_vn: jax.Array, first_id: jax.Array, labels_1n: jax.Array) -> "Loss":
         """After a tile (Milakov & Gimelshein 2018, arXiv 1805.02867)."""
