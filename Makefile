@@ -71,10 +71,11 @@ bench: $(VENV)/installed-for-tests demo
 	$(BIN)/python benchmarks/trainer.py --text $(A_TEXT)
 	$(BIN)/python benchmarks/scaling.py
 
-# Sphinx sees the checkout without what was built in it, so that links between any two files are checked.
+# Sphinx sees the checkout without what was built in it: its pages, and the rest by links, as pages lead to code too.
 docs: $(VENV)/installed-for-docs
 	@rm -rf build/docs build/docs-source && mkdir -p build/docs-source
-	@ln -s $(addprefix $(CURDIR)/,$(filter-out build demo runs,$(wildcard *))) build/docs-source
+	@cp -R $(wildcard *.md) docs build/docs-source
+	@ln -s $(addprefix $(CURDIR)/,$(filter-out build demo runs docs %.md,$(wildcard *))) build/docs-source
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --conf-dir docs \
 	  --doctree-dir build/docs-source/.doctrees build/docs-source build/docs
 	@echo build/docs/index.html
