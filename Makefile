@@ -1,29 +1,45 @@
 # make install | demo | test | bench    the first that needs .venv makes it, with the versions that were tested
+# make docs                             build/docs/index.html: README, docs/ and a reference, with all links checked
 # make constraints                      renews those versions: run it once for each supported Python, then make test
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
-TESTED := constraints/python$(MINOR).txt
+OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
+IS_OLD := $(shell printf '%s\n' $(OLDEST) $(MINOR) | sort -VC || echo yes)
+TESTED := $(wildcard constraints/python$(MINOR).txt)
 A_TEXT = $(shell $(BIN)/python -c 'import pydoc_data.topics as topics; print(topics.__file__)')
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --progress-bar on
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --progress-bar on $(addprefix --constraint ,$(TESTED))
 
-.PHONY: install demo test test-slow bench constraints clean
+# One line where PYTHON cannot be used; make says it before a command runs, with `make -n` too.
+ANOTHER = make $(MAKECMDGOALS) PYTHON=/path/to/python3
+REFUSE_UNFIT_PYTHON = $(if $(MINOR),,$(error $(PYTHON) does not run; give another: $(ANOTHER)))$\
+  $(if $(IS_OLD),$(error Python $(MINOR) is too old, it takes $(OLDEST) or later: $(ANOTHER)))
+WARN_OF_UNTESTED = $(if $(TESTED),,$\
+  $(warning warning: constraints/ has none for Python $(MINOR), so the newest that pyproject.toml allows is installed))
+
+.PHONY: install demo test test-slow bench docs constraints clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml $(wildcard constraints/*.txt)
-	@test -f $(TESTED) || { echo "Python '$(MINOR)' has no tested versions here, $(patsubst constraints/python%.txt,%,$(wildcard constraints/*.txt)) have; \
-	try make $(MAKECMDGOALS) PYTHON=/path/to/one of them" >&2; exit 2; }
+	$(REFUSE_UNFIT_PYTHON)$(WARN_OF_UNTESTED)
 	@echo "installing into $(VENV) (Python $(MINOR), about a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --constraint $(TESTED) --editable .
+	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
+	$(REFUSE_UNFIT_PYTHON)
 	@echo "installing what only the tests need (libtpu, pytest, hypothesis)"
-	@$(PIP) --constraint $(TESTED) --editable '.[test]'
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-for-docs: $(VENV)/installed
+	$(REFUSE_UNFIT_PYTHON)
+	@echo "installing what only the docs need (Sphinx)"
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 demo: install
@@ -55,7 +71,18 @@ bench: $(VENV)/installed-for-tests demo
 	$(BIN)/python benchmarks/trainer.py --text $(A_TEXT)
 	$(BIN)/python benchmarks/scaling.py
 
+# Sphinx sees the checkout without what was built in it: its pages, and the rest by links, as pages lead to code too.
+docs: $(VENV)/installed-for-docs
+	@rm -rf build/docs build/docs-source && mkdir -p build/docs-source
+	@cp -R $(wildcard *.md) docs build/docs-source
+	@ln -s $(addprefix $(CURDIR)/,$(filter-out build demo runs docs %.md,$(wildcard *))) build/docs-source
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --conf-dir docs \
+	  --doctree-dir build/docs-source/.doctrees build/docs-source build/docs
+	@echo build/docs/index.html
+
+constraints: TESTED := constraints/python$(MINOR).txt
 constraints:
+	$(REFUSE_UNFIT_PYTHON)
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	@build/constraints/bin/pip --disable-pip-version-check install --quiet '.[test]'
 	@{ echo "# The versions that were tested on Python $(MINOR); 'make constraints PYTHON=python$(MINOR)' renews them."; \
