@@ -29,7 +29,7 @@ from train.evaluate.bits_per_byte import evaluate_run, make_judge
 from train.evaluate.finetune import FinetuneOptions, finetune
 from train.evaluate.tasks import task_name
 from train.loop import FINISHED, train
-from train.objectives.objectives import Causal, Masked, RandomSubstitution, Replaced
+from train.objectives import Causal, Masked, RandomSubstitution, Replaced
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
 from train.report.report import write_report

@@ -135,7 +135,7 @@ def make_train_step(
 
     Args:
       program: of `build_program`.
-      objective: of `train/objectives/objectives.py`.
+      objective: of `train/objectives/`.
       config: the optimizer's options.
       mesh: the mesh.
       meter: of `train.optimizer.make_meter`. Once the budget is all spent a step changes nothing.

@@ -24,7 +24,7 @@ from train import loop
 from train.commands import cli, command_line
 from train.evaluate.bits_per_byte import make_judge
 from train.loop import FINISHED, STOPPED, train
-from train.objectives.objectives import Replaced
+from train.objectives import Replaced
 from train.optimizer import Budget
 from train.run.checkpoints import Checkpoints
 from train.run.folder import RunFolder, read_lines

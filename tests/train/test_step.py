@@ -13,7 +13,7 @@ from flax import nnx
 from data.rows import cursor_width
 from models.axes import parameter
 from models.decoder import Decoder, DecoderConfig
-from train.objectives.objectives import Causal
+from train.objectives import Causal
 from train.optimizer import LIMB_BITS, Budget, OptimizerConfig, from_limbs, learning_rate, limbs, make_meter
 from train.recipe import Recipe, load_recipe
 from train.setup import lay_out

@@ -26,7 +26,7 @@ from tokenizer_lab.files import is_remote, write_json
 from tokenizer_lab.representation import Representation
 from train.evaluate import encoders
 from train.evaluate.intervals import middle_95, resampled_bits_per_byte
-from train.objectives.objectives import token_nats
+from train.objectives.losses import token_nats
 from train.recipe import read_recipe
 from train.run.folder import RunFolder
 from train.setup import Setup, load_run

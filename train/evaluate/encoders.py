@@ -11,7 +11,7 @@ from flax import nnx
 from data.encoder_rows import held_out_batches
 from data.rows import Documents
 from models.axes import use_placement
-from train.objectives.objectives import binary_entropy
+from train.objectives.losses import binary_entropy
 from train.setup import Setup
 from train.sharding import placement, put_batch, replicated
 

@@ -20,7 +20,7 @@ from train.evaluate.finetune import FinetuneOptions, cut, encode_examples, finet
 from train.evaluate.minimal_pairs import MinimalPairsOptions, masked_in_turn, score_minimal_pairs
 from train.evaluate.tasks import Example
 from train.loop import FINISHED, train
-from train.objectives.objectives import Masked, Replaced
+from train.objectives import Masked, Replaced
 from train.optimizer import Budget
 from train.report.report import write_report
 from train.setup import load_run

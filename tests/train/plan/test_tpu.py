@@ -22,7 +22,7 @@ from models.attention import _splash_attend, attend
 from models.axes import Placement, use_placement
 from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig
-from train.objectives.objectives import Objective
+from train.objectives import Objective
 from train.optimizer import Budget, OptimizerConfig
 from train.plan.plan import Pod, compile_ahead
 from train.recipe import DataConfig, Recipe, from_json
