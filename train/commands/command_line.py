@@ -318,7 +318,10 @@ def parse_with_recipe(command: str, fields: Sequence[Any], usage: str, arguments
 def plan(arguments: list[str]) -> int:
     """what a recipe's training step takes on TPUs: memory, FLOPs, collectives, time"""
     with interruptible_import():
-        from train.plan.plan import Pod, compare_by_arithmetic, compared, find_ids, make_plan, search
+        from train.plan.plan import make_plan
+        from train.plan.pod import Pod
+        from train.plan.representations import compare_by_arithmetic, compared, find_ids
+        from train.plan.search import search
         from train.plan.tables import arithmetic_table, compared_table, plan_lines, search_table
 
     field = ("options", Annotated[PlanOptions, tyro.conf.arg(name="")])
