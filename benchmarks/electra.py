@@ -28,11 +28,14 @@ from tokenizer_lab.subword import SubwordFit
 from train.evaluate.bits_per_byte import evaluate_run, make_judge
 from train.evaluate.finetune import FinetuneOptions, finetune
 from train.evaluate.tasks import task_name
-from train.loop import FINISHED, train
-from train.objectives.objectives import Causal, Masked, RandomSubstitution, Replaced
+from train.loop import train
+from train.objectives import Causal, Masked, RandomSubstitution, Replaced
 from train.optimizer import Budget, OptimizerConfig
-from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
+from train.recipe import DataConfig, EvaluationConfig, Recipe
 from train.report.report import write_report
+from train.run.checkpoints import CheckpointConfig
+from train.run.logs import LoggingConfig
+from train.summary import FINISHED
 
 SHAPE = dict(
     num_layers=2,

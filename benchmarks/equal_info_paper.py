@@ -35,10 +35,13 @@ from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoFit
 from train.evaluate.bits_per_byte import evaluate_run, make_judge
 from train.export.compressor import load_byte_lm
-from train.loop import FINISHED, train
+from train.loop import train
 from train.optimizer import Budget, OptimizerConfig
-from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
+from train.recipe import DataConfig, EvaluationConfig, Recipe
+from train.run.checkpoints import CheckpointConfig
+from train.run.logs import LoggingConfig
 from train.setup import load_run
+from train.summary import FINISHED
 
 SEED = 0
 WIDTHS = (16, 24, 32, 64, 128)

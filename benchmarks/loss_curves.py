@@ -18,7 +18,7 @@ import rich.console
 import rich.table
 import tyro
 
-from train.loop import open_batches
+from train.batches import open_batches
 from train.recipe import load_recipe
 from train.setup import Setup, set_up
 from train.step import make_train_step

@@ -27,7 +27,7 @@ from loss import Loss, losses
 
 from models.axes import current_placement, use_placement
 from models.decoder import Decoder, DecoderConfig
-from train.objectives.objectives import Batch, Causal, Sums
+from train.objectives import Batch, Causal, Sums
 from train.optimizer import Budget
 from train.plan.compiled_step import compile_step
 from train.plan.tpu_stand_in import topology_devices  # before JAX

@@ -10,7 +10,7 @@ from data.rows import cursor_width
 from models import flops
 from models.decoder import DecoderConfig
 from train.commands.cli import keep_memory
-from train.objectives.objectives import Causal
+from train.objectives import Causal
 from train.optimizer import Budget, OptimizerConfig, make_meter
 from train.sharding import MeshConfig, make_mesh, put_batch
 from train.step import build_program, make_train_step

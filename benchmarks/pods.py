@@ -17,7 +17,9 @@ import rich.progress
 import tyro
 
 from tokenizer_lab.errors import UserError
-from train.plan.plan import ASSUMED, Ids, Pod, compared, make_plan
+from train.plan.plan import make_plan
+from train.plan.pod import Pod
+from train.plan.representations import ASSUMED, Ids, compared
 from train.plan.tables import plan_cells
 from train.recipe import Recipe, load_recipe
 

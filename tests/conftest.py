@@ -19,7 +19,9 @@ from data.ingest import IngestOptions, ingest
 from models.decoder import DecoderConfig
 from tokenizer_lab.byte import ByteFit
 from train.optimizer import Budget, OptimizerConfig
-from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe, to_json
+from train.recipe import DataConfig, EvaluationConfig, Recipe, to_json
+from train.run.checkpoints import CheckpointConfig
+from train.run.logs import LoggingConfig
 from train.sharding import MeshConfig
 
 

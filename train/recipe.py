@@ -23,7 +23,7 @@ from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json, remote_errors
 from train.hosts.watchdog import Deadlines
-from train.objectives.objectives import Causal, Objective
+from train.objectives import Causal, Objective
 from train.optimizer import Budget, OptimizerConfig
 from train.run.checkpoints import CheckpointConfig
 from train.run.folder import RunFolder

@@ -1,11 +1,11 @@
 """One training step: the state it changes and the jitted function that changes it.
 
 The state is everything a run needs to go on exactly, as one tree of arrays that is donated to each step, sharded over
-the mesh
-and saved as one unit: weights, optimizer, counters, random key and the data's cursors.
+the mesh and saved as one unit: weights, optimizer, counters, random key and the data's cursors.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from data.rows import cursor_width
-from models.axes import parameter_axes, use_placement
+from models.axes import Placement, parameter_axes, use_placement
+from train.objectives import Batch
 from train.optimizer import LIMB_BITS, Meter, OptimizerConfig, learning_rate, make_optimizer
 from train.sharding import cursor_sharding, parameter_shardings, placement, replicated
 
@@ -130,120 +131,143 @@ def make_train_step(
     meter: Meter,
     num_microbatches: int = 1,
     kernels: str = "auto",
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step (state, batch) -> (state, metrics); the state is donated.
 
     Args:
       program: of `build_program`.
-      objective: of `train/objectives/objectives.py`.
+      objective: of `train/objectives/`.
       config: the optimizer's options.
       mesh: the mesh.
       meter: of `train.optimizer.make_meter`. Once the budget is all spent a step changes nothing.
       num_microbatches: the batch is taken in this many parts whose gradients are added up.
       kernels: as in a recipe.
     """
+    gradients = functools.partial(_mean_gradients, program, objective, placement(mesh, kernels), num_microbatches)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = dict(batch)
+        cursors, num_bytes = batch.pop("cursors"), jnp.sum(batch.pop("num_bytes"))
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        share, over = meter(state.step, state.bytes_seen, state.seconds)
+        rate = learning_rate(config, share)
+        grads, weight, sums = gradients(state.params, batch, rng)
+        norm = optax.tree.norm(grads)
+        spiked = _is_spike(config, state, norm)
+        good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & ~spiked
+
+        params, opt_state, mean_grad_norm = jax.lax.cond(
+            good & ~over,
+            lambda: _update(program, objective, config, state, grads, norm, rate, sums["sums"]),
+            lambda: (state.params, state.opt_state, state.mean_grad_norm),
+        )
+        counted = _count(state, over, cursors, num_bytes, skipped := (~good).astype(jnp.int32))
+        state = dataclasses.replace(state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted)
+        metrics = {
+            "loss": sums["loss"] / weight,
+            "tokens": sums["weight"],
+            "num_bytes": num_bytes,
+            "learning_rate": rate,
+            "sums": {name: value for name, value in sums["sums"].items() if value.ndim == 0},  # others are for `learn`
+            "grad_norm": norm,
+            "skipped": skipped,
+            "over": over,
+            "share": meter(state.step, state.bytes_seen, state.seconds)[0],
+            **{name: getattr(state, name) for name in ("step", "bytes_seen", "skipped_steps", "skipped_in_a_row")},
+        }
+        return state, metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(program.shardings, replicated(mesh)))
+
+
+def _mean_gradients(
+    program: StepProgram,
+    objective: Callable,
+    place: Placement,
+    num_microbatches: int,
+    params: Any,
+    batch: Batch,
+    rng: jax.Array,
+) -> tuple[Any, jax.Array, dict[str, Any]]:
+    """Gradients of the mean loss of a batch; the weight f32[] that the loss was divided by; and the sums over the
+    batch."""
 
     def gradients(params, batch, rng):
         def loss(params):
             loss_sum, weight_sum, sums = objective(nnx.merge(program.model_def, nnx.State(params)), batch, rng)
             return loss_sum, {"loss": loss_sum, "weight": weight_sum, "sums": sums}
 
-        grads, sums = jax.grad(loss, has_aux=True)(params)
-        return grads, sums
+        return jax.grad(loss, has_aux=True)(params)
 
-    def accumulated_gradients(params, batch, rng):
+    with use_placement(place):
+        drawn = objective.draw(nnx.merge(program.model_def, nnx.State(params)), batch)
         if num_microbatches == 1:
-            return gradients(params, batch, rng)
-
-        def microbatches(x):  # every device keeps its own rows: part i takes every num_microbatches-th row
-            x = jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0)
-            spec = placement(mesh).spec(None, "batch", *(["sequence"] if x.shape[2:] == batch["ids"].shape[1:] else []))
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
-
-        def add(total, numbered):
-            number, part = numbered
-            return jax.tree.map(jnp.add, total, gradients(params, part, jax.random.fold_in(rng, number))), None
-
-        parts = jax.tree.map(microbatches, batch)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts), rng),
-        )
-        return jax.lax.scan(add, zeros, (jnp.arange(num_microbatches), parts))[0]
-
-    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch = dict(batch)
-        cursors, num_bytes = batch.pop("cursors"), jnp.sum(batch.pop("num_bytes"))
-        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        share, over = meter(state.step, state.bytes_seen, state.seconds)
-        rate = learning_rate(config, share)
-
-        with use_placement(placement(mesh, kernels)):
-            grads, sums = accumulated_gradients(
-                state.params, objective.draw(nnx.merge(program.model_def, nnx.State(state.params)), batch), rng
-            )
-        weight = jnp.maximum(sums["weight"], 1)
-        grads = jax.tree.map(lambda g: g / weight, grads)
-        norm = optax.tree.norm(grads)
-        spiked = (state.step - state.skipped_steps >= _STEPS_BEFORE_SPIKES) & (
-            norm > config.skip_above * state.mean_grad_norm
-        )
-        good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & ~spiked
-
-        def update():
-            clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-20)), grads)
-            updates, opt_state = program.optimizer.update(clipped, state.opt_state, state.params)
-            params = objective.learn(jax.tree.map(lambda p, u: p + rate * u, state.params, updates), sums["sums"])
-            mean = jnp.where(
-                state.mean_grad_norm > 0, _NORM_DECAY * state.mean_grad_norm + (1 - _NORM_DECAY) * norm, norm
-            )
-            return params, opt_state, mean
-
-        def keep():
-            return state.params, state.opt_state, state.mean_grad_norm
-
-        params, opt_state, mean_grad_norm = jax.lax.cond(good & ~over, update, keep)
-        skipped = (~good).astype(jnp.int32)
-        high, low = state.bytes_seen[0], state.bytes_seen[1] + num_bytes
-        counted = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            bytes_seen=jnp.stack([high + (low >> LIMB_BITS), low & (2**LIMB_BITS - 1)]),
-            cursors=cursors,
-            skipped_steps=state.skipped_steps + skipped,
-            skipped_in_a_row=(state.skipped_in_a_row + skipped) * skipped,
-        )
-        counted = jax.tree.map(
-            lambda old, new: jnp.where(over, old, new), state_counters(state), state_counters(counted)
-        )
-        new_state = dataclasses.replace(
-            state, params=params, opt_state=opt_state, mean_grad_norm=mean_grad_norm, **counted
-        )
-        metrics = {
-            "loss": sums["loss"] / weight,
-            "tokens": sums["weight"],
-            "num_bytes": num_bytes,
-            "learning_rate": rate,
-            "sums": {
-                name: value for name, value in sums["sums"].items() if value.ndim == 0
-            },  # for the log; others are for `learn`
-            "grad_norm": norm,
-            "skipped": skipped,
-            "over": over,
-            "share": meter(new_state.step, new_state.bytes_seen, new_state.seconds)[0],
-            "step": new_state.step,
-            "bytes_seen": new_state.bytes_seen,
-            "skipped_steps": new_state.skipped_steps,
-            "skipped_in_a_row": new_state.skipped_in_a_row,
-        }
-        return new_state, metrics
-
-    everywhere = replicated(mesh)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(program.shardings, everywhere))
+            grads, sums = gradients(params, drawn, rng)
+        else:
+            grads, sums = _over_microbatches(gradients, place, num_microbatches, params, drawn, rng)
+    weight = jnp.maximum(sums["weight"], 1)
+    return jax.tree.map(lambda g: g / weight, grads), weight, sums
 
 
-def state_counters(state: TrainState) -> dict[str, jax.Array]:
-    """The parts of the state that count what has been done."""
-    return {
-        name: getattr(state, name) for name in ("step", "bytes_seen", "cursors", "skipped_steps", "skipped_in_a_row")
+def _over_microbatches(
+    gradients: Callable, place: Placement, num_microbatches: int, params: Any, batch: Batch, rng: jax.Array
+) -> tuple[Any, dict[str, Any]]:
+    """The sums of what `gradients` gives for each part of a batch."""
+
+    def microbatches(x):  # every device keeps its own rows: part i takes every num_microbatches-th row
+        x = jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0)
+        spec = place.spec(None, "batch", *(["sequence"] if x.shape[2:] == batch["ids"].shape[1:] else []))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(place.mesh, spec))
+
+    def add(total, numbered):
+        number, part = numbered
+        return jax.tree.map(jnp.add, total, gradients(params, part, jax.random.fold_in(rng, number))), None
+
+    parts = jax.tree.map(microbatches, batch)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], parts), rng),
+    )
+    return jax.lax.scan(add, zeros, (jnp.arange(num_microbatches), parts))[0]
+
+
+def _is_spike(config: OptimizerConfig, state: TrainState, norm: jax.Array) -> jax.Array:
+    """Whether a gradient norm is far above the running mean, bool[]."""
+    return (state.step - state.skipped_steps >= _STEPS_BEFORE_SPIKES) & (
+        norm > config.skip_above * state.mean_grad_norm
+    )
+
+
+def _update(
+    program: StepProgram,
+    objective: Callable,
+    config: OptimizerConfig,
+    state: TrainState,
+    grads: Any,
+    norm: jax.Array,
+    rate: jax.Array,
+    sums: dict[str, jax.Array],
+) -> tuple[Any, Any, jax.Array]:
+    """Parameters, optimizer state and running mean of gradient norms after a good step."""
+    clipped = jax.tree.map(lambda g: g * jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-20)), grads)
+    updates, opt_state = program.optimizer.update(clipped, state.opt_state, state.params)
+    params = objective.learn(jax.tree.map(lambda p, u: p + rate * u, state.params, updates), sums)
+    mean = jnp.where(state.mean_grad_norm > 0, _NORM_DECAY * state.mean_grad_norm + (1 - _NORM_DECAY) * norm, norm)
+    return params, opt_state, mean
+
+
+def _count(
+    state: TrainState, over: jax.Array, cursors: jax.Array, num_bytes: jax.Array, skipped: jax.Array
+) -> dict[str, jax.Array]:
+    """The counters after a step; they stay as they are once the budget is spent."""
+    high, low = state.bytes_seen[0], state.bytes_seen[1] + num_bytes
+    counted = {
+        "step": state.step + 1,
+        "bytes_seen": jnp.stack([high + (low >> LIMB_BITS), low & (2**LIMB_BITS - 1)]),
+        "cursors": cursors,
+        "skipped_steps": state.skipped_steps + skipped,
+        "skipped_in_a_row": (state.skipped_in_a_row + skipped) * skipped,
     }
+    return jax.tree.map(
+        lambda old, new: jnp.where(over, old, new), {name: getattr(state, name) for name in counted}, counted
+    )

@@ -1,6 +1,7 @@
-"""Pages as a browser meets them: Chromium where it is installed, and a parser."""
+"""Pages as a browser meets them (Chromium where it is installed, and a parser), and states of runs to compare."""
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import json
@@ -9,7 +10,13 @@ import shutil
 import socket
 import subprocess
 
+import jax
+import numpy as np
 import pytest
+
+from train.run.checkpoints import Checkpoints
+from train.run.folder import RunFolder
+from train.setup import set_up
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _KEY_CODES = {"Enter": 13, "Escape": 27, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
@@ -143,3 +150,45 @@ def _assert_harmless(page: str) -> None:
     policy = next(attributes["content"] for tag, attributes in tags if tag == "meta" and "http-equiv" in attributes)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert "default-src 'none'" in policy and policy.endswith(f"script-src 'sha256-{digest}'")
+
+
+@pytest.fixture(scope="session")
+def change():
+    """change(recipe, data={"batch_rows": 4}, seed=1): the recipe with fields of sections changed."""
+
+    def changed(recipe, **sections):
+        parts = {
+            name: dataclasses.replace(getattr(recipe, name), **value) if isinstance(value, dict) else value
+            for name, value in sections.items()
+        }
+        return dataclasses.replace(recipe, **parts)
+
+    return changed
+
+
+@pytest.fixture(scope="session")
+def final_state():
+    """final_state(recipe, run_dir): every array of the newest checkpoint, by its path."""
+
+    def restore(recipe, run_dir) -> dict[str, np.ndarray]:
+        setup, checkpoints = set_up(recipe), Checkpoints(RunFolder(run_dir).checkpoints)
+        state = checkpoints.restore(checkpoints.latest_step(), setup.program.shapes, setup.program.shardings)
+        checkpoints.close()
+        return {
+            jax.tree_util.keystr(path): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+        }
+
+    return restore
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """assert_same(a, b): two of `final_state` are bit-identical."""
+
+    def compare(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+        assert a.keys() == b.keys()
+        differing = [name for name in a if not np.array_equal(a[name], b[name])]
+        assert not differing, f"not bit-identical: {differing}"
+
+    return compare

@@ -1,19 +1,13 @@
-"""The promises of a run: exact resume wherever it was cut off, and no other run's folder taken over."""
+"""The promises of a run: exact resume wherever it was stopped, and no other run's folder taken over."""
 
 import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import random
-import resource
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 import pytest
 import rich.console
@@ -21,44 +15,20 @@ import rich.console
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from train import loop
-from train.commands import cli, command_line
+from train.commands import command_line
 from train.evaluate.bits_per_byte import make_judge
-from train.loop import FINISHED, STOPPED, train
-from train.objectives.objectives import Replaced
+from train.loop import train
+from train.objectives import Replaced
 from train.optimizer import Budget
+from train.resume import refuse_another_run
 from train.run.checkpoints import Checkpoints
-from train.run.folder import RunFolder, read_lines
+from train.run.folder import RunFolder, lock, read_lines
 from train.run.logs import Stopwatch
 from train.setup import set_up
 from train.sharding import MeshConfig
+from train.summary import FINISHED, STOPPED
 
 CONSOLE = rich.console.Console(quiet=True)
-
-
-def change(recipe, **sections):
-    """The recipe with fields of sections changed: change(recipe, data={"batch_rows": 4}, seed=1)."""
-    parts = {
-        name: dataclasses.replace(getattr(recipe, name), **value) if isinstance(value, dict) else value
-        for name, value in sections.items()
-    }
-    return dataclasses.replace(recipe, **parts)
-
-
-def final_state(recipe, run_dir) -> dict[str, np.ndarray]:
-    """Every array of the newest checkpoint, by its path."""
-    setup = set_up(recipe)
-    checkpoints = Checkpoints(RunFolder(run_dir).checkpoints)
-    state = checkpoints.restore(checkpoints.latest_step(), setup.program.shapes, setup.program.shardings)
-    checkpoints.close()
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-    }
-
-
-def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    assert a.keys() == b.keys()
-    differing = [name for name in a if not np.array_equal(a[name], b[name])]
-    assert not differing, f"not bit-identical: {differing}"
 
 
 # With dropout: all that is drawn at random must go on too.
@@ -74,6 +44,8 @@ PAIR = EncoderConfig(
     compute_dtype="float32",
     dropout=0.1,
 )
+
+
 ARMS = {"decoder": {}, "pair": {"model": PAIR, "objective": Replaced(generator_share=0.5)}}
 
 
@@ -95,7 +67,9 @@ def stopped_after(num_steps: int) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("arm", ["decoder", pytest.param("pair", marks=pytest.mark.slow)])
-def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_through(recipe, tmp_path, arm):
+def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_through(
+    recipe, tmp_path, arm, final_state, assert_same
+):
     recipe = dataclasses.replace(recipe, **ARMS[arm])
     train(recipe, tmp_path / "straight", CONSOLE, make_judge)
     for num_steps in (2, 3):  # a stop takes effect up to three steps later
@@ -113,7 +87,7 @@ def test_a_run_stopped_and_resumed_twice_is_bit_identical_to_one_straight_throug
 
 
 @pytest.mark.usefixtures("one_device")
-def test_batches_after_a_resume_are_those_of_the_straight_run_past_the_end_of_an_epoch(recipe, tmp_path):
+def test_batches_after_a_resume_are_those_of_the_straight_run_past_the_end_of_an_epoch(recipe, tmp_path, change):
     recipe = change(
         recipe, data={"sequence_length": 128}, budget=Budget(steps=14)
     )  # 14 x 8 x 128 positions are several epochs
@@ -187,7 +161,7 @@ def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:
         pytest.param("pair", dict(replica=2, fsdp=2, sequence=2), marks=pytest.mark.slow),
     ],
 )  # the generator's one head cannot be split
-def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_path, arm, other_mesh):
+def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_path, arm, other_mesh, change):
     recipe = dataclasses.replace(recipe, **ARMS[arm])
     train(change(recipe, mesh=MeshConfig(fsdp=8)), tmp_path / "straight", CONSOLE, make_judge)
     with stopped_after(4):
@@ -200,7 +174,7 @@ def test_a_resume_onto_another_mesh_goes_on_with_the_same_losses(recipe, tmp_pat
 
 @pytest.mark.usefixtures("one_device")
 def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with_what_differs(
-    recipe, tmp_path, make_corpus
+    recipe, tmp_path, make_corpus, change, final_state, assert_same
 ):
     train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE, make_judge)
     before = final_state(recipe, tmp_path / "run")
@@ -218,12 +192,12 @@ def test_a_run_folder_of_another_recipe_corpus_or_representation_is_refused_with
         assert difference in str(error.value) and "\n" not in str(error.value)
     stored = set_up(recipe).identity | {"representation_fingerprint": "f" * 64}
     with pytest.raises(UserError, match="holds another run: representation_fingerprint: ffffffffffff -> "):
-        loop.refuse_another_run(RunFolder(tmp_path / "run"), stored, set_up(recipe).identity)
+        refuse_another_run(RunFolder(tmp_path / "run"), stored, set_up(recipe).identity)
     assert_same(before, final_state(recipe, tmp_path / "run"))
 
 
 @pytest.mark.usefixtures("one_device")
-def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path):
+def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path, change):
     flops_per_step = set_up(recipe).flops_per_step
     train(change(recipe, budget=Budget(flops=3.5 * flops_per_step)), tmp_path / "run", CONSOLE, make_judge)
     assert read_lines(RunFolder(tmp_path / "run").metrics)[-1]["step"] == 4
@@ -241,7 +215,7 @@ def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(recipe, tmp_path):
+def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(recipe, tmp_path, change):
     train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE, make_judge)
     bad = change(recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": 1e38})
     with pytest.raises(
@@ -253,7 +227,7 @@ def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(r
 
 @pytest.mark.usefixtures("one_device")
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_bit_identical(
-    recipe, write_recipe, tmp_path, capsys
+    recipe, write_recipe, tmp_path, capsys, final_state, assert_same
 ):
     damaged_file = pathlib.Path("rest", "manifest.ocdbt")
     train(recipe, tmp_path / "run", CONSOLE, make_judge)  # saves steps 5, 10 and 12
@@ -296,7 +270,7 @@ def test_a_save_that_failed_in_the_background_stops_the_run_at_the_next_step(rec
     assert read_lines(RunFolder(tmp_path / "run").metrics) == []
 
 
-def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path):
+def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path, change):
     for message, bad in {
         "a batch of 12 rows cannot be split": change(recipe, data={"batch_rows": 12}),
         "does not cover 8 devices": change(recipe, mesh=MeshConfig(fsdp=3)),
@@ -310,149 +284,9 @@ def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path):
 
 
 def test_a_folder_that_another_process_trains_in_or_that_cannot_be_written_is_refused(recipe, tmp_path):
-    with loop.lock(tmp_path / "run"):
+    with lock(tmp_path / "run"):
         with pytest.raises(UserError, match="another process is training in"):
             train(recipe, tmp_path / "run", CONSOLE, make_judge)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         train(recipe, tmp_path / "file" / "run", CONSOLE, make_judge)
-
-
-ONE_DEVICE = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in conftest.py
-
-
-def command(recipe_file: str, run: pathlib.Path, *overrides: str) -> list[str]:
-    """The command line that trains a recipe."""
-    return [sys.executable, "-m", "train.commands.cli", "train", recipe_file, "--run-dir", str(run), *overrides]
-
-
-def run_command(arguments: list[str], **keywords) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, env=ONE_DEVICE, capture_output=True, text=True, timeout=300, **keywords)
-
-
-def train_and_kill(arguments: list[str], run: pathlib.Path, num_steps: int, delay_seconds: float, how: int) -> int:
-    """Trains until the log is `num_steps` further than before, waits, then sends a signal; returns the exit code."""
-    metrics = run / "metrics.jsonl"
-    target = last_step(metrics) + num_steps
-    process = subprocess.Popen(arguments, env=ONE_DEVICE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline and num_steps and last_step(metrics) < target:
-        time.sleep(0.005)
-    time.sleep(delay_seconds)
-    process.send_signal(how)
-    _, stderr = process.communicate(timeout=120)
-    assert b"Traceback" not in stderr, stderr.decode()
-    return process.returncode
-
-
-def last_step(metrics: pathlib.Path) -> int:
-    """The step of the last whole line of a log that is being written; 0 before the first."""
-    lines = metrics.read_bytes().split(b"\n")[:-1] if metrics.exists() else []
-    return json.loads(lines[-1])["step"] if lines else 0
-
-
-def crash_and_compare(recipe, recipe_file: str, tmp_path, crashes: list[tuple[int, float, int]]) -> None:
-    """Kills a run by (steps, seconds, signal) each, lets it finish, and compares it to an undisturbed one."""
-    arguments = command(recipe_file, tmp_path / "crashed")
-    codes = [train_and_kill(arguments, tmp_path / "crashed", *crash) for crash in crashes]
-    for (num_steps, _, how), code in zip(crashes, codes):
-        # Before Python runs our first line a signal does what it does to every process; later, but before the loop,
-        # 130.
-        early = () if num_steps else (-how, cli.EXIT_INTERRUPTED)
-        assert code in (-how if how == signal.SIGKILL else cli.EXIT_STOPPED, 0, *early), codes
-    finished = run_command(arguments)
-    assert finished.returncode == 0, finished.stderr
-    assert run_command(command(recipe_file, tmp_path / "straight")).returncode == 0
-    assert_same(final_state(recipe, tmp_path / "straight"), final_state(recipe, tmp_path / "crashed"))
-    straight, crashed = (read_lines(RunFolder(tmp_path / run).metrics) for run in ("straight", "crashed"))
-    assert [(line["step"], line["loss"], line["bytes_seen"]) for line in straight] == [
-        (line["step"], line["loss"], line["bytes_seen"]) for line in crashed
-    ]
-
-
-@pytest.mark.usefixtures("one_device")
-def test_a_process_that_is_killed_and_started_again_ends_bit_identical(recipe, write_recipe, tmp_path):
-    recipe = change(recipe, budget=Budget(steps=60), checkpoint={"every_steps": 7})
-    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(17, 0.0, signal.SIGKILL)])  # more of them below
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_device")
-def test_many_kills_at_random_moments(recipe, write_recipe, tmp_path):
-    """Twenty rounds, kills during saves, evaluations and start-up among them."""
-    random_ = random.Random(0)
-    recipe = change(recipe, budget=Budget(steps=600), checkpoint={"every_steps": 3}, evaluation={"every_steps": 10})
-    moments = [
-        (random_.randrange(1, 40), random_.uniform(0, 0.1)) if i % 4 else (0, random_.uniform(0, 8)) for i in range(20)
-    ]
-    crash_and_compare(
-        recipe,
-        write_recipe(recipe),
-        tmp_path,
-        [(*moment, random_.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])) for moment in moments],
-    )
-
-
-@pytest.mark.parametrize("moment", ["train.commands.command_line", "configs"])
-def test_a_signal_before_training_has_begun_asks_for_another_start(moment):
-    program = f"""if 1:
-        import os, signal, sys
-        from train.commands import cli
-        class Terminate:  # when the module is looked for
-            def find_spec(self, name, *_):
-                if name == {moment!r}:
-                    os.kill(os.getpid(), signal.SIGTERM)
-        sys.meta_path.insert(0, Terminate())
-        sys.argv = ["toklab", "train", "demo_byte", "--run-dir", "nowhere"]
-        cli.main()"""
-    stopped = run_command([sys.executable, "-c", program])
-    assert (stopped.returncode, stopped.stderr.count("\n")) == (cli.EXIT_STOPPED, 1), stopped.stderr
-    assert "the same command starts again" in stopped.stderr
-
-
-LIMIT_FILE_SIZE = (
-    "import resource, sys, os; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes})); os.execv(sys.argv[1],"
-    " sys.argv[1:])"
-)
-
-
-@pytest.mark.usefixtures("one_device")
-def test_no_disk_space_during_a_save_is_said_and_the_checkpoint_before_stays_whole(recipe, write_recipe, tmp_path):
-    recipe_file = write_recipe(change(recipe, budget=Budget(steps=5)))
-    arguments = command(recipe_file, tmp_path / "run")
-    assert run_command(arguments).returncode == 0
-    before = final_state(recipe, tmp_path / "run")
-    arguments = command(recipe_file, tmp_path / "run", "--budget.steps", "40")
-    full = run_command([sys.executable, "-c", LIMIT_FILE_SIZE.format(bytes=6000), *arguments])
-    assert full.returncode == 2, (full.returncode, full.stdout, full.stderr)
-    assert "toklab: saving a checkpoint in " in full.stderr or "toklab: cannot write " in full.stderr, full.stderr
-    assert "/train/" not in full.stderr, (
-        f"a traceback of ours (tensorstore prints some of its own from its threads): {full.stderr}"
-    )
-    assert_same(before, final_state(recipe, tmp_path / "run"))
-    assert run_command(arguments).returncode == 0
-
-
-@pytest.mark.usefixtures("one_device")
-def test_a_save_that_fails_in_the_background_ends_the_run_before_the_next_one(recipe, tmp_path):
-    recipe = change(
-        recipe,
-        budget=Budget(steps=2000),
-        checkpoint={"every_steps": 300},
-        evaluation={"every_steps": 5000},
-        logging={"every_steps": 50},
-    )
-    before, save = resource.getrlimit(resource.RLIMIT_FSIZE), Checkpoints.save
-
-    def save_onto_a_full_disk(*arguments):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
-        save(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_onto_a_full_disk)
-        try:
-            with pytest.raises(UserError, match="saving a checkpoint in .* failed"):
-                train(recipe, tmp_path / "run", CONSOLE, make_judge)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert 300 <= read_lines(RunFolder(tmp_path / "run").metrics)[-1]["step"] < 600

@@ -10,14 +10,11 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from data.rows import cursor_width
 from models.axes import parameter
 from models.decoder import Decoder, DecoderConfig
-from train.objectives.objectives import Causal
+from train.objectives import Causal
 from train.optimizer import LIMB_BITS, Budget, OptimizerConfig, from_limbs, learning_rate, limbs, make_meter
-from train.recipe import Recipe, load_recipe
-from train.setup import lay_out
-from train.sharding import MeshConfig, batch_sharding, cursor_sharding, make_mesh, put_batch, put_rows
+from train.sharding import MeshConfig, batch_sharding, cursor_sharding, make_mesh, put_rows
 from train.step import build_program, make_train_step
 
 ROWS, LENGTH, VOCAB_SIZE, STEPS = 16, 16, 61, 3
@@ -147,63 +144,6 @@ def test_every_mesh_every_number_of_microbatches_and_every_kernel_trains_the_sam
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6), state, expected_state)
 
 
-def demo_losses(recipe: Recipe, vocab_size: int, kernels: str, num_microbatches: int = 1) -> np.ndarray:
-    """f32[100], of the first steps of a recipe on two rows of its length; ids are drawn more often the lower they are,
-    so that there is something to learn."""
-    rows, length, mesh = 2, recipe.data.sequence_length, mesh_of(devices=1)
-    recipe = dataclasses.replace(
-        recipe, budget=Budget(steps=200), data=dataclasses.replace(recipe.data, batch_rows=rows)
-    )
-    program = lay_out(recipe, vocab_size, mesh)
-    step = make_train_step(
-        program,
-        recipe.objective,
-        recipe.optimizer,
-        mesh,
-        meter=make_meter(recipe.budget, 1.0),
-        num_microbatches=num_microbatches,
-        kernels=kernels,
-    )
-    state, rng, losses = program.init(KEY), np.random.default_rng(0), []
-    for _ in range(100):
-        ids = np.minimum(rng.geometric(8 / vocab_size, (rows, length + 1)) - 1, vocab_size - 1).astype(np.int32)
-        ones = np.ones((rows, length), np.int32)
-        state, metrics = step(
-            state,
-            put_batch(
-                mesh,
-                {
-                    "ids": ids[:, :-1],
-                    "targets": ids[:, 1:],
-                    "segment_ids": ones,
-                    "positions": ones * np.arange(length, dtype=np.int32),
-                    "num_bytes": ones[:, 0],
-                    "cursors": np.zeros((rows, cursor_width(1)), np.int32),
-                },
-            ),
-        )
-        losses.append(metrics["loss"])
-    return np.array(losses)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name, vocab_size", [("demo_byte", 257), ("demo_subword", 2048), ("demo_equal_info", 257)])
-def test_a_hundred_steps_with_the_kernel_lose_what_they_lose_without(name, vocab_size):
-    """Model, sequence length, vocabulary, optimizer and schedule are the demo's; batches have two rows of its eight,
-    and drawn ids.
-
-    `benchmarks/loss_curves.py` compares the recipes as they are, on their text.
-    """
-    losses = functools.partial(demo_losses, load_recipe(name), vocab_size)
-    plain, by_kernel, in_halves = losses("reference"), losses("interpreted"), losses("reference", num_microbatches=2)
-    assert plain[-1] < 0.9 * plain[0]
-    np.testing.assert_allclose(by_kernel[:10], plain[:10], rtol=1e-4)
-    # Weights part a little with every step, however their gradients are rounded: no further by the kernel than by
-    # adding up two halves.
-    apart, apart_in_halves = (np.max(np.abs(other / plain - 1)) for other in (by_kernel, in_halves))
-    assert apart < max(1e-4, 3 * apart_in_halves)
-
-
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_training_learns(kind):
     """So that what is compared above is not a step that does nothing."""
@@ -260,32 +200,6 @@ def test_orbax_saves_the_state_as_it_is_and_restores_it_onto_another_mesh(kind, 
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     assert jax.tree.map(lambda x: x.sharding, restored) == program.shardings
     assert_bitwise_equal(restored, saved)
-
-
-class Embedder(nnx.Module):
-    """What the objective asks of a model, and no more."""
-
-    vocab_size = VOCAB_SIZE
-
-    def __init__(self):
-        self.output_table = parameter(jax.random.normal(jax.random.key(0), (VOCAB_SIZE + 3, 4)), "vocab", "embed")
-
-    def __call__(self, ids_bt, segment_ids_bt, positions_bt):
-        return self.output_table[ids_bt]
-
-
-def test_z_loss_adds_log_z_squared():
-    model, batch = Embedder(), make_batch(mesh_of(devices=1), 0)
-    table = np.array(model.output_table[...])
-    logits = (table[batch["ids"]] @ table.T)[..., :VOCAB_SIZE]
-    logz = np.log(np.exp(logits).sum(-1))
-    nats = logz - np.take_along_axis(logits, np.array(batch["targets"])[..., None], axis=-1)[..., 0]
-    real = np.array(batch["segment_ids"]) > 0
-    for z_loss in (0.0, 0.5):
-        loss, weight, aux = Causal(z_loss=z_loss)(model, batch, jax.random.key(0))
-        np.testing.assert_allclose(aux["nats"], nats[real].sum(), rtol=1e-5)
-        np.testing.assert_allclose(loss, (nats + z_loss * logz**2)[real].sum(), rtol=1e-5)
-        assert weight == real.sum()
 
 
 # What the step does around the gradient, with a model that compiles at once.

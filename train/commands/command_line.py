@@ -264,9 +264,10 @@ def train(arguments: list[str]) -> int:
         from train.evaluate.bits_per_byte import make_judge
         from train.hosts import processes
         from train.hosts.watchdog import Watchdog
-        from train.loop import STOPPED, train as run_training
+        from train.loop import train as run_training
         from train.recipe import to_json
         from train.run.profiles import StepRange
+        from train.summary import STOPPED
 
     fields = [("run_dir", epath.Path), ("profile", str | None, dataclasses.field(default=None))]
     options = parse_with_recipe("train", fields, "--run-dir RUN", arguments)
@@ -321,7 +322,10 @@ def parse_with_recipe(command: str, fields: Sequence[Any], usage: str, arguments
 def plan(arguments: list[str]) -> int:
     """what a recipe's training step takes on TPUs: memory, FLOPs, collectives, time"""
     with interruptible_import():
-        from train.plan.plan import Pod, compare_by_arithmetic, compared, find_ids, make_plan, search
+        from train.plan.plan import make_plan
+        from train.plan.pod import Pod
+        from train.plan.representations import compare_by_arithmetic, compared, find_ids
+        from train.plan.search import search
         from train.plan.tables import arithmetic_table, compared_table, plan_lines, search_table
 
     field = ("options", Annotated[PlanOptions, tyro.conf.arg(name="")])

@@ -50,7 +50,6 @@ from train.compare.experiment import (
 )
 from train.exits import EXIT_STOPPED, EXIT_USER_ERROR
 from train.hosts.processes import code_fingerprint
-from train.loop import FINISHED
 from train.optimizer import Budget, total_steps
 from train.recipe import Recipe, refused_changes, to_json
 from train.report.page import NOTHING, fixed, si
@@ -58,6 +57,7 @@ from train.run.folder import RunFolder
 from train.setup import model_flops_per_token
 from train.submit.job import Target, make_job
 from train.submit.local import EXIT_DONE, Local, launch, newest_step
+from train.summary import FINISHED
 
 DONE, UNSCORED, CUT_OFF, MISSING = "done", "to evaluate", "cut off", "missing"
 _SAMPLE_BYTES = 1 << 18  # of each corpus, on which bytes per position are measured

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from data.held_out import HeldOut, held_out_documents
@@ -20,18 +19,18 @@ from data.rows import CausalRow, Documents
 from data.scoring_rows import scoring_batches
 from data.store import Corpus, corpora_hash
 from models import flops
-from models.axes import use_placement
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, write_json
 from tokenizer_lab.representation import Representation
 from train.evaluate import encoders
 from train.evaluate.intervals import middle_95, resampled_bits_per_byte
-from train.objectives.objectives import token_nats
+from train.model_function import jit_of_weights
+from train.objectives.losses import token_nats
 from train.recipe import read_recipe
 from train.run.folder import RunFolder
 from train.setup import Setup, load_run
-from train.sharding import check_batch, placement, put_batch, replicated
+from train.sharding import check_batch, put_batch
 
 _MAX_COMPARED_BYTES = 4 << 30  # of training text, beyond which it is not read to look for held-out documents
 _MODEL_ARRAYS = ("ids", "targets", "segment_ids", "positions")
@@ -73,12 +72,7 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
 
 def make_scorer(model_def: Any, mesh: Mesh, kernels: str = "auto") -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
     """The jitted function (params, batch) -> -log p(target) f32[B, T], the whole of it on every host."""
-
-    def score(params, batch):
-        with use_placement(placement(mesh, kernels)):
-            return token_nats(nnx.merge(model_def, nnx.State(params)), batch)[0]
-
-    return jax.jit(score, out_shardings=replicated(mesh))
+    return jit_of_weights(lambda model, batch: token_nats(model, batch)[0], model_def, mesh, kernels)
 
 
 def score_documents(

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.stats
-from flax import nnx
 
 from data.encoder_rows import held_out_batches
 from data.rows import Documents
-from models.axes import use_placement
-from train.objectives.objectives import binary_entropy
+from train.model_function import jit_of_weights
+from train.objectives.losses import binary_entropy
 from train.setup import Setup
-from train.sharding import placement, put_batch, replicated
+from train.sharding import put_batch
 
 
 def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
@@ -25,18 +24,13 @@ def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
 def make_scorer(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
     """The jitted function (params, batch) -> what the objective scores, the weights of chosen positions, and segment
     ids."""
-    objective, mesh = setup.recipe.objective, setup.mesh
+    objective = setup.recipe.objective
 
-    def score(params, batch):
-        with use_placement(placement(mesh, setup.recipe.kernels)):
-            model = nnx.merge(setup.program.model_def, nnx.State(params))
-            batch = objective.draw(model, batch)
-            return objective.score(model, batch) | {
-                "weights": batch["chosen_weights"],
-                "segment_ids": batch["segment_ids"],
-            }
+    def score(model, batch):
+        batch = objective.draw(model, batch)
+        return objective.score(model, batch) | {"weights": batch["chosen_weights"], "segment_ids": batch["segment_ids"]}
 
-    return jax.jit(score, out_shardings=replicated(mesh))
+    return jit_of_weights(score, setup.program.model_def, setup.mesh, setup.recipe.kernels)
 
 
 def _judge(

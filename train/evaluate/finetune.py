@@ -23,7 +23,7 @@ from flax import nnx
 from data.encoded import encode
 from data.encoder_rows import MIN_LENGTH, RowBuilder
 from models import flops
-from models.axes import parameter, parameter_axes, use_placement
+from models.axes import parameter, parameter_axes
 from models.dropout import Dropout, no_dropout, row_dropout
 from models.encoder import Encoder, Heads
 from models.initialization import published_normal
@@ -31,10 +31,11 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name, write_json
 from tokenizer_lab.representation import NUM_ENCODER_IDS
 from train.evaluate.tasks import Example, Task, metrics, read_task
+from train.model_function import of_weights
 from train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from train.run.folder import RunFolder
 from train.setup import LoadedRun, load_run
-from train.sharding import parameter_shardings, placement, put_batch, replicated
+from train.sharding import parameter_shardings, put_batch, replicated
 
 Batch = dict[str, np.ndarray]
 
@@ -225,9 +226,7 @@ class _Trainer:
         targets = task.targets(task.train)
         self.center, self.scale = (0.0, 1.0) if task.labels else (float(targets.mean()), float(targets.std()) or 1.0)
 
-        def outputs(params, batch, dropout):
-            with use_placement(placement(self._mesh, setup.recipe.kernels)):
-                return nnx.merge(self._definition, nnx.State(params))(batch, dropout)
+        outputs = of_weights(Classifier.__call__, self._definition, self._mesh, setup.recipe.kernels)
 
         def loss(params, batch):
             found = outputs(params, batch, row_dropout(batch["row_seeds"], options.dropout))

@@ -12,7 +12,6 @@ lies across the border, every byte of the continuation still counts once, and wh
 compared by is right.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +21,11 @@ import numpy as np
 from flax import nnx
 from scipy.special import logsumexp
 
-from models.axes import use_placement
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
+from train.model_function import jit_of_weights
 from train.setup import LoadedRun
-from train.sharding import placement, put_batch, replicated
+from train.sharding import put_batch
 
 Interval = tuple[int, int]  # a first and a last id
 Box = tuple[Interval, ...]  # for each next id, those it may be; whatever comes behind
@@ -90,13 +89,7 @@ class Likelihoods:
             )
         self._loaded, self._representation = loaded, setup.representation
         self._length = setup.recipe.data.sequence_length
-
-        @functools.partial(jax.jit, out_shardings=replicated(setup.mesh))
-        def score(params, batch):
-            with use_placement(placement(setup.mesh, setup.recipe.kernels)):
-                return score_intervals(nnx.merge(setup.program.model_def, nnx.State(params)), batch)
-
-        self._score = score
+        self._score = jit_of_weights(score_intervals, setup.program.model_def, setup.mesh, setup.recipe.kernels)
 
     def continuations(
         self, pairs: Sequence[tuple[bytes, bytes]], on_progress: Callable[[int, int], None] = lambda done, total: None

@@ -21,14 +21,14 @@ from flax import nnx
 
 from data.encoded import encode
 from data.encoder_rows import RowBuilder
-from models.axes import use_placement
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from tokenizer_lab.representation import MASK
 from train.evaluate.bits_per_byte import make_scorer, score_run_documents
+from train.model_function import jit_of_weights
 from train.run.folder import RunFolder
 from train.setup import LoadedRun, load_run
-from train.sharding import placement, put_batch, replicated
+from train.sharding import put_batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,12 +159,7 @@ def _row_scorer(
         recipe.data.sequence_length,
         recipe.evaluation.batch_rows,
     )
-
-    @jax.jit
-    def score(params, batch):
-        with use_placement(placement(setup.mesh, recipe.kernels)):
-            scores_b = score_rows(nnx.merge(setup.program.model_def, nnx.State(params)), batch)
-            return jax.lax.with_sharding_constraint(scores_b, replicated(setup.mesh))
+    score = jit_of_weights(score_rows, setup.program.model_def, setup.mesh, recipe.kernels)
 
     def rows_of(texts: Sequence[bytes]) -> Iterator[tuple[int, Row]]:
         for number, (ids, _) in enumerate(encode(setup.representation, texts)):

@@ -13,10 +13,11 @@ from tokenizer_lab.equal_info.byte_lm import ByteLM
 from tokenizer_lab.equal_info.quantization import quantize
 from tokenizer_lab.errors import UserError
 from train.evaluate.bits_per_byte import make_judge
-from train.loop import FINISHED, train
+from train.loop import train
 from train.recipe import load_recipe
 from train.run.folder import RunFolder
 from train.setup import load_run
+from train.summary import FINISHED
 
 
 def train_byte_lm(

@@ -6,7 +6,8 @@ from typing import Any
 import rich.box
 import rich.table
 
-from train.plan.plan import ASSUMPTIONS, Searched, gib
+from train.plan.plan import ASSUMPTIONS, gib
+from train.plan.search import Searched
 
 _KINDS = (
     ("parameters", "parameters"),

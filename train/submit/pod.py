@@ -5,7 +5,7 @@ import dataclasses
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote
 from train.hosts.hardware import CHIPS_PER_HOST
-from train.plan.plan import Pod, on_pod
+from train.plan.pod import Pod, on_pod
 from train.recipe import Recipe
 from train.submit.job import Job
 

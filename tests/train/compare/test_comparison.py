@@ -25,7 +25,7 @@ from train.commands import command_line
 from train.compare import comparison
 from train.compare.comparison import CUT_OFF, DONE, MISSING, CompareOptions, compare
 from train.compare.experiment import Arm, Experiment, Measured, Size, Text, check, fit_of, open_text, resolve
-from train.objectives.objectives import Replaced
+from train.objectives import Replaced
 from train.optimizer import Budget
 from train.recipe import to_json
 from train.run.document_hashes import read_hashes

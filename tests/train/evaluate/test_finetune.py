@@ -19,11 +19,12 @@ from train.evaluate.bits_per_byte import evaluate_run, make_judge
 from train.evaluate.finetune import FinetuneOptions, cut, encode_examples, finetune, layer_rates
 from train.evaluate.minimal_pairs import MinimalPairsOptions, masked_in_turn, score_minimal_pairs
 from train.evaluate.tasks import Example
-from train.loop import FINISHED, train
-from train.objectives.objectives import Masked, Replaced
+from train.loop import train
+from train.objectives import Masked, Replaced
 from train.optimizer import Budget
 from train.report.report import write_report
 from train.setup import load_run
+from train.summary import FINISHED
 
 CONSOLE = rich.console.Console(quiet=True)
 ENCODER = EncoderConfig(

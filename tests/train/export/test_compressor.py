@@ -16,8 +16,10 @@ from tokenizer_lab.equal_info import window_stream
 from train import loop
 from train.commands import command_line
 from train.optimizer import Budget, OptimizerConfig
-from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe, read_recipe, to_json
+from train.recipe import DataConfig, EvaluationConfig, Recipe, read_recipe, to_json
+from train.run.checkpoints import CheckpointConfig
 from train.run.folder import RunFolder, read_lines
+from train.run.logs import LoggingConfig
 from train.setup import set_up
 
 RECIPE_FILE = """

@@ -15,10 +15,11 @@ from train.commands import command_line
 from train.evaluate.bits_per_byte import evaluate_run, make_judge
 from train.evaluate.harness import as_the_harness_cuts, evaluate_tasks, generate, language_model
 from train.export.hugging_face import ExportOptions, export_run
-from train.loop import FINISHED, train
-from train.objectives.objectives import Replaced
+from train.loop import train
+from train.objectives import Replaced
 from train.optimizer import Budget
 from train.setup import load_run
+from train.summary import FINISHED
 
 CONSOLE = rich.console.Console(quiet=True)
 BERT = EncoderConfig(

@@ -17,81 +17,19 @@ import psutil
 import pytest
 import rich.console
 
-from tokenizer_lab.errors import UserError
 from train import loop
 from train.evaluate.bits_per_byte import make_judge
 from train.exits import EXIT_HUNG, EXIT_STOPPED, EXIT_USER_ERROR
-from train.hosts.processes import recognize
-from train.loop import FINISHED, STOPPED, train
+from train.loop import train
 from train.optimizer import Budget
 from train.run.checkpoints import Checkpoints
-from train.run.folder import RunFolder, read_lines
-from train.setup import set_up
+from train.run.folder import RunFolder, lock, read_lines
+from train.summary import FINISHED, STOPPED
 
 CONSOLE = rich.console.Console(quiet=True)
+
+
 HEARTBEAT_SECONDS = 10
-ALONE = {"TPU_SKIP_MDS_QUERY": "1"}  # JAX sets it where there is no TPU
-OURS = {"TOKLAB_COORDINATOR": "host-0:1234", "TOKLAB_NUM_PROCESSES": "4", "TOKLAB_PROCESS_ID": "3"}
-SLURM = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_NODELIST": "node[01-02]",
-    "SLURM_NTASKS": "2",
-    "SLURM_PROCID": "1",
-    "SLURM_LOCALID": "0",
-}
-
-
-@pytest.mark.parametrize(
-    "environment, named_by",
-    [
-        ({}, None),
-        (OURS, "TOKLAB_COORDINATOR"),
-        (OURS | SLURM, "TOKLAB_COORDINATOR"),
-        (SLURM | {"TOKLAB_NUM_PROCESSES": "1"}, None),
-        (SLURM, "SLURM"),
-        (SLURM | {"SLURM_NTASKS": "1"}, None),
-        (
-            {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"},
-            None,
-        ),  # in an allocation, but not started by srun
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPUs of GKE"),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "TPUs of GKE"),
-        ({"TPU_PROCESS_ADDRESSES_PATH": "/etc/addresses"}, "TPUs of GKE"),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "a Kubernetes Job"),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
-    ],
-)
-def test_clusters_are_known_by_their_variables(environment, named_by):
-    cluster = recognize(ALONE | environment)
-    assert (cluster and cluster.named_by) == named_by
-
-
-def test_a_machine_with_tpus_is_asked_for_its_neighbours_unless_it_is_told_to_compute_elsewhere():
-    assert recognize({}).named_by == recognize({"JAX_PLATFORMS": "tpu,cpu"}).named_by == "Cloud TPU VM"
-    assert recognize({"JAX_PLATFORMS": "cpu"}) is None
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"TOKLAB_COORDINATOR": "host"},
-        {"TOKLAB_COORDINATOR": "host:0"},
-        {"TOKLAB_COORDINATOR": ":80"},
-        {"TOKLAB_COORDINATOR": "host:99999"},
-        {"TOKLAB_NUM_PROCESSES": "two"},
-        {"TOKLAB_NUM_PROCESSES": "0"},
-        {"TOKLAB_PROCESS_ID": "4"},
-        {"TOKLAB_PROCESS_ID": "-1"},
-        {"TOKLAB_PROCESS_ID": ""},
-    ],
-)
-def test_variables_that_name_no_process_are_one_line(change):
-    with pytest.raises(UserError, match="name no process of several; set") as error:
-        recognize(ALONE | OURS | change)
-    [(name, value)] = change.items()
-    assert f"{name}={value!r}" in str(error.value) and "\n" not in str(error.value)
 
 
 def quick(run: pathlib.Path, devices: int = 1) -> dict[str, str]:
@@ -202,24 +140,20 @@ def ends(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     ]
 
 
-def final_state(recipe, run) -> dict[str, np.ndarray]:
-    setup, checkpoints = set_up(recipe), Checkpoints(RunFolder(run).checkpoints)
-    state = checkpoints.restore(checkpoints.latest_step(), setup.program.shapes, setup.program.shardings)
-    checkpoints.close()
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-    }
+@pytest.fixture
+def assert_same_run(final_state, assert_same):
+    """assert_same_run(recipe, run, other): bit-identical weights, optimizer and cursors, and the same losses on the
+    way."""
 
+    def compare(recipe, run, other) -> None:
+        assert_same(final_state(recipe, run), final_state(recipe, other))
+        figures = lambda run: [
+            (line["step"], line["bytes_seen"], line["loss"], line["grad_norm"])
+            for line in read_lines(RunFolder(run).metrics)
+        ]
+        assert figures(run) == figures(other)
 
-def assert_same_run(recipe, run, other) -> None:
-    """Bit-identical weights, optimizer and cursors, and the same losses on the way."""
-    state, other_state = final_state(recipe, run), final_state(recipe, other)
-    assert not [name for name in state if not np.array_equal(state[name], other_state[name])]
-    figures = lambda run: [
-        (line["step"], line["bytes_seen"], line["loss"], line["grad_norm"])
-        for line in read_lines(RunFolder(run).metrics)
-    ]
-    assert figures(run) == figures(other)
+    return compare
 
 
 @pytest.fixture
@@ -254,7 +188,7 @@ def two_devices(monkeypatch, compiled_once):
 
 @pytest.mark.usefixtures("two_devices")
 def test_one_and_two_processes_in_turn_stopped_and_killed_end_bit_identical_to_one_undisturbed(
-    mixture, write_recipe, tmp_path
+    mixture, write_recipe, tmp_path, assert_same_run
 ):
     assert train(mixture, tmp_path / "straight", CONSOLE, make_judge) == FINISHED
     run, recipe_file = tmp_path / "run", write_recipe(mixture)
@@ -337,7 +271,7 @@ def test_what_one_host_cannot_do_is_told_once_and_ends_all(case, expected, recip
         case "a batch that no host can split":
             processes = start(recipe_file, run, 2, "--data.batch-rows", "7")
         case "a folder that is taken":
-            with loop.lock(run):
+            with lock(run):
                 processes = start(recipe_file, run, 2)
                 codes, complaints = ends(processes)
     codes, complaints = (codes, complaints) if "taken" in case else ends(processes)
@@ -423,7 +357,9 @@ def test_processes_of_a_slurm_step_find_each_other(recipe, write_recipe, tmp_pat
 
 
 @pytest.mark.slow
-def test_another_number_of_hosts_at_every_resume_sees_the_same_documents(mixture, write_recipe, tmp_path, monkeypatch):
+def test_another_number_of_hosts_at_every_resume_sees_the_same_documents(
+    mixture, write_recipe, tmp_path, monkeypatch, final_state
+):
     """1 -> 2 -> 4 -> 1 processes over other meshes, against one process: the same bytes at every step, the same cursors
     at the end."""
     recipe_file, run = write_recipe(mixture), tmp_path / "run"

@@ -10,12 +10,12 @@ from models.encoder import Clusters, EncoderConfig
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
 from train.evaluate.bits_per_byte import make_judge
-from train.loop import FINISHED, train
-from train.objectives import objectives
+from train.loop import train
+from train.objectives import ClusteredSubstitution, substitutions
 from train.objectives.clusters import TEXT_BYTES, cluster, cluster_of_id, neighbour_vectors
-from train.objectives.objectives import ClusteredSubstitution
 from train.optimizer import Budget
 from train.setup import load_run
+from train.summary import FINISHED
 
 
 def test_ids_in_alike_places_are_in_one_cluster():
@@ -86,7 +86,7 @@ def test_a_run_begins_with_the_clusters_of_its_text_and_reads_it_once(make_recip
         rich.console.Console(quiet=True),
     )
     assert train(recipe, tmp_path / "run", console, make_judge) == FINISHED
-    monkeypatch.setattr(objectives, "cluster_of_id", None)  # neither a load nor a resume looks at the text again
+    monkeypatch.setattr(substitutions, "cluster_of_id", None)  # neither a load nor a resume looks at the text again
     assert (
         train(
             make_recipe(model=model, objective=recipe.objective, budget=Budget(steps=3)),

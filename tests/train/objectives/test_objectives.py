@@ -16,16 +16,9 @@ from models.dropout import no_dropout
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import CLS, MASK, SEP
-from train.evaluate.encoders import area_under_curve, figures
-from train.objectives.objectives import (
-    ClusteredSubstitution,
-    Masked,
-    RandomSubstitution,
-    Replaced,
-    binary_entropy,
-    detected,
-    max_chosen,
-)
+from train.objectives import ClusteredSubstitution, Masked, RandomSubstitution, Replaced
+from train.objectives.chosen_positions import max_chosen
+from train.objectives.heads import detected
 from train.optimizer import Budget
 from train.recipe import DataConfig, Recipe
 from train.sharding import placement
@@ -260,47 +253,6 @@ def test_devices_do_not_change_what_is_drawn_nor_the_loss(objective):
         np.testing.assert_allclose(loss, results[0][1][0], rtol=1e-5)
         assert weight == results[0][1][1]
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), sums, results[0][1][2])
-
-
-@pytest.mark.parametrize(
-    "scores, labels, expected",
-    [
-        ([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], 0.75),
-        ([1, 1, 1], [0, 1, 1], 0.5),
-        ([3, 2, 1], [1, 1, 0], 1.0),
-        ([1, 2], [1, 1], None),
-    ],
-)
-def test_area_under_curve(scores, labels, expected):
-    assert area_under_curve(np.array(scores, float), np.array(labels, bool)) == expected
-
-
-def test_figures_of_held_out_text():
-    logits, replaced = np.array([2.0, -1.0, 0.5, -3.0]), np.array([True, False, False, False])
-    found = figures(
-        {
-            "logits": logits,
-            "replaced": replaced,
-            "predicted_nats": np.array([1.0, 3.0]),
-            "predicted_right": np.array([True, False]),
-        }
-    )
-    nats = -np.log(1 / (1 + np.exp(-np.where(replaced, logits, -logits)))).mean()
-    assert found == pytest.approx(
-        {
-            "detection_nats": nats,
-            "always_real_nats": binary_entropy(0.25),
-            "replaced_share": 0.25,
-            "auc": 1.0,
-            "predicted_nats": 2.0,
-            "predicted_right": 0.5,
-        }
-    )
-    assert (
-        binary_entropy(0.25) == pytest.approx(0.5623351446)
-        and binary_entropy(1.0) == binary_entropy(0.0) == 0
-        and binary_entropy(None) is None
-    )
 
 
 def recipe(**changes):

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.plan.hlo import attention_kernel_flops, computations_of, first_group, parse_shapes, runs, summarize
+from train.plan.hlo import computations_of, parse_shapes, runs
+from train.plan.hlo_collectives import first_group
+from train.plan.hlo_cost import summarize
+from train.plan.hlo_flops import attention_kernel_flops
 
 # Two slices of four chips. A loop that goes by twos gathers over four chips and multiplies; an asynchronous gather
 # stands in two operations and is one; a fused all-reduce of which each chip keeps a part is a reduce-scatter; gradients

@@ -22,9 +22,10 @@ from models.attention import _splash_attend, attend
 from models.axes import Placement, use_placement
 from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig
-from train.objectives.objectives import Objective
+from train.objectives import Objective
 from train.optimizer import Budget, OptimizerConfig
-from train.plan.plan import Pod, compile_ahead
+from train.plan.compiler_process import compile_ahead
+from train.plan.pod import Pod
 from train.recipe import DataConfig, Recipe, from_json
 from train.sharding import ACTIVATION_AXES, MESH_AXES, MeshConfig, make_mesh, placement
 

@@ -1,0 +1,26 @@
+"""Functions of a model as functions of its weights, computed over a mesh: what evaluation and fine-tuning jit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from models.axes import use_placement
+from train.sharding import placement, replicated
+
+
+def of_weights(function: Callable, model_def: Any, mesh: Mesh, kernels: str = "auto") -> Callable:
+    """`function(model, *arguments)` as a function (params, *arguments), over the mesh and with a recipe's kernels."""
+
+    def computed(params: Any, *arguments: Any) -> Any:
+        with use_placement(placement(mesh, kernels)):
+            return function(nnx.merge(model_def, nnx.State(params)), *arguments)
+
+    return computed
+
+
+def jit_of_weights(function: Callable, model_def: Any, mesh: Mesh, kernels: str = "auto") -> Callable:
+    """`of_weights`, jitted; its result is whole on every host."""
+    return jax.jit(of_weights(function, model_def, mesh, kernels), out_shardings=replicated(mesh))

@@ -1,0 +1,102 @@
+"""What a run says of itself: how far it has come, what is about to be trained, and summary.json at its end."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+import rich.console
+
+from tokenizer_lab.files import read_json
+from train.optimizer import from_limbs
+from train.run.folder import RunFolder
+from train.setup import Setup
+from train.step import TrainState
+
+FINISHED, STOPPED = "finished", "stopped"
+
+
+def counters(setup: Setup, state: TrainState) -> dict[str, Any]:
+    """How far a state has come."""
+    step = int(state.step)
+    return {"step": step, "bytes_seen": from_limbs(state.bytes_seen), "flops": setup.flops(step)}
+
+
+def describe(setup: Setup, compile_seconds: float, console: rich.console.Console) -> None:
+    """Says what is about to be trained."""
+    parameters = setup.recipe.objective.count_parameters(setup.recipe.model, setup.representation.vocab_size)["total"]
+    budget = setup.budget
+    length = (
+        f"{setup.num_steps:,} steps"
+        if setup.num_steps is not None
+        else f"{budget.seconds:,g} seconds"
+        if budget.seconds
+        else f"{budget.bytes:,} bytes of text"
+    )
+    console.print(
+        f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters;"
+        f" {setup.flops_per_step:.3g} FLOPs a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size}"
+        f" x {jax.devices()[0].device_kind}; compiled in {compile_seconds:.1f} s",
+        soft_wrap=True,
+    )
+
+
+def is_summarized(run: RunFolder, step: int) -> bool:
+    """Whether summary.json says that the run finished at this step; a crash can come between a run's last checkpoint
+    and that."""
+    if not run.summary.exists():
+        return False
+    summary = read_json(run.summary, "run's summary")
+    return (summary.get("state"), summary.get("steps")) == (FINISHED, step)
+
+
+def summarize(
+    setup: Setup,
+    state: TrainState,
+    outcome: str,
+    steps_here: int,
+    bytes_here: int,
+    loop_seconds: float,
+    seconds_by_part: dict[str, float],
+) -> dict[str, Any]:
+    """What goes into summary.json: what the run was, what it has seen and spent, and where the time of its last part
+    went."""
+    recipe, step, bytes_seen = setup.recipe, int(state.step), from_limbs(state.bytes_seen)
+    stepping = max(1e-9, loop_seconds - seconds_by_part.get("evaluation", 0.0))
+    tokens_seen = step * setup.tokens_per_step
+    bytes_per_token = bytes_seen / max(1, tokens_seen)
+    vocab_size = setup.representation.vocab_size
+    packages = ("jax", "jaxlib", "flax", "tokenizer-lab")
+    return {
+        "name": recipe.name,
+        "state": outcome,
+        "representation": {
+            "kind": setup.representation.kind,
+            "vocab_size": vocab_size,
+            "fingerprint": setup.representation.fingerprint,
+            "bytes_per_token": bytes_per_token,
+            "costs": dict(setup.representation.costs),
+            "statistics": dict(setup.representation.statistics),
+        },
+        "parameters": recipe.objective.count_parameters(recipe.model, vocab_size),
+        "flops_per_token": setup.flops_per_token,
+        "flops_per_byte": setup.flops_per_token["total"] / bytes_per_token if bytes_per_token else None,
+        "steps": step,
+        "bytes_seen": bytes_seen,
+        "tokens_seen": tokens_seen,
+        "flops": setup.flops(step),
+        "seconds": loop_seconds,
+        "seconds_by_part": seconds_by_part,
+        "bytes_per_second": bytes_here / stepping,
+        "tokens_per_second": steps_here * setup.tokens_per_step / stepping,
+        "outside_step_share": max(0.0, 1 - seconds_by_part.get("step", 0.0) / stepping),
+        "skipped_steps": int(state.skipped_steps),
+        "corpora": [
+            {"path": path, "content_hash": corpus.content_hash}
+            for path, corpus in zip(recipe.data.corpora, setup.corpora)
+        ],
+        "device": f"{setup.mesh.size} x {jax.devices()[0].device_kind}",
+        "versions": (
+            {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+        ),
+    }
