@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from data.rows import cursor_width
-from models import flops
 from models.decoder import DecoderConfig
 from train.commands.cli import keep_memory
 from train.objectives import Causal
@@ -45,7 +44,7 @@ class Shape:
     @property
     def flops(self) -> float:
         """Of a step, by `models/flops.py`."""
-        return flops.training_flops_per_token(self.model, self.vocab_size, self.sequence_length)["total"] * self.tokens
+        return self.model.training_flops_per_token(self.vocab_size, self.sequence_length)["total"] * self.tokens
 
     def ids(self) -> np.ndarray:
         """i32[B, T + 1], the same every time."""

@@ -13,8 +13,9 @@ FOLDER = "reference"
 
 def write(root: pathlib.Path, packages: list[str], source: pathlib.Path) -> None:
     """Writes a page for each module of the packages in `root`, wherever in them it is, to `source`/FOLDER."""
-    loader = griffe.GriffeLoader(search_paths=[root], allow_inspection=False, docstring_parser="google",
-                                 docstring_options={"warnings": False})
+    loader = griffe.GriffeLoader(
+        search_paths=[root], allow_inspection=False, docstring_parser="google", docstring_options={"warnings": False}
+    )
     tops = [loader.load(package) for package in packages]
     loader.resolve_aliases()
     folder = source / FOLDER

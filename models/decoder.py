@@ -4,13 +4,14 @@ Legend: B batch, T positions, D embed, V vocab (padded), L layers, S cache lengt
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models.attention import KVCache
+from models import flops
 from models.axes import constrain, parameter
 from models.config import TransformerConfig
 from models.layers import Block, over_layers
@@ -26,8 +27,39 @@ class DecoderConfig(TransformerConfig):
     tied_embeddings: bool = False
     """One table for looking ids up and for projecting onto them."""
 
+    family: ClassVar[str] = "decoder"
+    """Which objectives train it: those that predict the next id."""
+
     def build(self, vocab_size: int, rngs: nnx.Rngs) -> "Decoder":
         return Decoder(self, vocab_size, rngs=rngs)
+
+    def count_parameters(self, vocab_size: int) -> dict[str, int]:
+        """Parameter counts by component, and "total". Rows that only pad the vocabulary are not counted."""
+        counts, table = flops.layer_parameters(self), vocab_size * self.embed_dim
+        counts["norm"] += self.embed_dim
+        counts |= {"embedding": table, "softmax": 0 if self.tied_embeddings else table}
+        return counts | {"total": sum(counts.values())}
+
+    def training_flops_per_token(self, vocab_size: int, sequence_length: int) -> dict[str, float]:
+        """FLOPs to train on one position of a sequence, by component, and "total".
+
+        Causal attention is counted at half: a position sees (sequence_length + 1) / 2 others on average. That
+        sequences hold several documents, which see less, is not taken off.
+        """
+        return flops.training_flops(self._forward_flops(vocab_size, sequence_length), lookups=self.embed_dim)
+
+    def generation_flops_per_token(self, vocab_size: int, sequence_length: int) -> float:
+        """FLOPs to generate one position of a sequence with a cache of keys and values, on average over the sequence:
+        one forward pass."""
+        return sum(self._forward_flops(vocab_size, sequence_length).values())
+
+    @property
+    def kv_cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values that generation keeps of a position."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * jnp.dtype(self.compute_dtype).itemsize
+
+    def _forward_flops(self, vocab_size: int, sequence_length: int) -> dict[str, float]:
+        return flops.layer_flops(self, (sequence_length + 1) / 2) | {"softmax": 2.0 * self.embed_dim * vocab_size}
 
 
 class Decoder(nnx.Module):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models import flops
 from models.axes import constrain, parameter
 from models.config import TransformerConfig
 from models.dense import Dense
@@ -41,6 +42,8 @@ class EncoderConfig(TransformerConfig):
     dropout: float = 0.0
     """Of embeddings, of attention weights and of what a layer adds; of the form "bert" only (published: 0.1)."""
 
+    family: ClassVar[str] = "encoder"
+    """Which objectives train it: those that see a whole row."""
     causal: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -255,3 +258,63 @@ class Encoder(nnx.Module):
         """i32[B, T] each -> f[B, T, D] hidden states (of the generator's width, if by it)."""
         x_bte = self.embeddings(ids_bt, positions_bt, types_bt, dropout)
         return (self.generator if by_generator else self.body)(x_bte, segment_ids_bt, positions_bt, dropout)
+
+
+def count_parameters(config: EncoderConfig, num_ids: int, heads: Heads) -> dict[str, int]:
+    """Parameter counts of an encoder and its heads by component, and "total"; tables that are shared are counted once.
+
+    Args:
+      config: of the encoder, or of a pair's discriminator.
+      num_ids: the vocabulary, the encoder's own ids included.
+      heads: what is on it.
+    """
+    d, e = config.embed_dim, config.table_width
+    counts = _body_parameters(config)
+    counts["embedding"] = (num_ids + 2) * e + (config.max_positions * e + 2 * e if config.published else 0)
+    if heads.detects:
+        counts["detection_head"] = d * d + d + d + 1
+    if heads.predicts:
+        predictor = heads.predictor(config)
+        counts["vocab_head"] = predictor.embed_dim * e + e + 2 * e + num_ids
+    if heads.generator_share:
+        counts["generator"] = sum(_body_parameters(heads.predictor(config)).values())
+    return counts | {"total": sum(counts.values())}
+
+
+def _body_parameters(config: EncoderConfig) -> dict[str, int]:
+    counts, d, e = flops.layer_parameters(config), config.embed_dim, config.table_width
+    counts["projection"] = 0 if d == e else e * d + d
+    counts["norm"] += 0 if config.published else d
+    return counts
+
+
+def training_flops_per_token(
+    config: EncoderConfig, num_ids: int, sequence_length: int, heads: Heads, predicted_share: float
+) -> dict[str, float]:
+    """FLOPs to train an encoder, or a generator and a discriminator, on one position of a sequence, by component, and
+    "total".
+
+    Args:
+      config: of the encoder, or of a pair's discriminator.
+      num_ids: what the vocabulary's head chooses from.
+      sequence_length: of a row; every position is taken to see all of it.
+      heads: what is on the encoder.
+      predicted_share: share of the positions that the vocabulary's head is computed at.
+    """
+    d, e = config.embed_dim, config.table_width
+    forward, lookups = _body_flops(config, sequence_length), e
+    if heads.detects:
+        forward["detection_head"] = 2.0 * d * d + 2.0 * d
+    if heads.predicts:
+        predictor = heads.predictor(config)
+        forward["vocab_head"] = predicted_share * 2.0 * predictor.embed_dim * e
+        forward["softmax"] = predicted_share * 2.0 * e * num_ids
+    if heads.generator_share:
+        forward["generator"] = sum(_body_flops(heads.predictor(config), sequence_length).values())
+        lookups += e
+    return flops.training_flops(forward, lookups)
+
+
+def _body_flops(config: EncoderConfig, sequence_length: int) -> dict[str, float]:
+    d, e = config.embed_dim, config.table_width
+    return flops.layer_flops(config, sequence_length) | {"projection": 0.0 if d == e else 2.0 * d * e}

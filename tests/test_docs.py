@@ -131,7 +131,7 @@ def test_links_that_lead_nowhere_fail_the_build_and_are_all_told(tmp_path):
     broken = {
         "README.md": "\n[1](docs/gone.md) [2](docs/page.md#another-part) [3](wing/leaf.py)\n",
         "docs/page.md": "\n[4](#top-of-all) ![5](curve.png)\n",
-        "wing/deep/leaf.py": "\n\ndef fall():\n    \"\"\"See [6](ground.md).\"\"\"\n",
+        "wing/deep/leaf.py": '\n\ndef fall():\n    """See [6](ground.md)."""\n',
     }
     write_project(tmp_path, FILES | {name: FILES[name] + text for name, text in broken.items()})
     made = make_docs(tmp_path)

@@ -32,8 +32,13 @@ def fake_python(folder: pathlib.Path, version: str) -> str:
 
 
 def make(checkout: pathlib.Path, goal: str, python: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["make", "--dry-run", "--no-print-directory", goal, f"PYTHON={python}"], cwd=checkout,
-                          capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    return subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", goal, f"PYTHON={python}"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"},
+    )
 
 
 def supported() -> list[str]:

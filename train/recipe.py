@@ -118,10 +118,10 @@ class Recipe:
         for name, value in flatten(to_json(self)).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name} is {value}; it must be a finite number")
-        if self.model.kind != self.objective.model_kind:
+        if self.model.family != self.objective.model_family:
             raise UserError(
-                f"objective {self.objective.kind!r} trains a model of kind {self.objective.model_kind!r} and the"
-                f" recipe's is of kind {self.model.kind!r}; change one of the two in the recipe"
+                f"objective {self.objective.kind!r} trains a model of kind {self.objective.model_family!r} and the"
+                f" recipe's is of kind {self.model.family!r}; change one of the two in the recipe"
             )
         self.objective.check(self.model, self.data.sequence_length)
         if self.objective.layout is not CausalRow and self.data.piece_length:

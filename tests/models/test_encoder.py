@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import flops
+from models import encoder
 from models.dropout import row_dropout
 from models.encoder import Encoder, EncoderConfig, Heads, published_config
 from tokenizer_lab.errors import UserError
@@ -134,7 +134,7 @@ def test_dropout_keeps_the_mean():
 def test_published_sizes(size, millions, with_generator):
     """14M, 110M and 335M (Clark et al. 2020); the pair's generator comes on top of that."""
     config, share = published_config(size), 1 / 3 if size == "base" else 1 / 4
-    count = functools.partial(flops.count_encoder_parameters, config, 30_522)
+    count = functools.partial(encoder.count_parameters, config, 30_522)
     assert count(Heads(detects=True))["total"] / 1e6 == pytest.approx(millions, rel=1e-3)
     assert count(Heads(detects=True, predicts=True, generator_share=share))["total"] / 1e6 == pytest.approx(
         with_generator, rel=1e-3
@@ -150,7 +150,7 @@ def test_count_parameters(config, heads):
     leaves = jax.tree.leaves(
         nnx.state(nnx.eval_shape(lambda: Encoder(config, VOCAB, heads, rngs=nnx.Rngs(0))), nnx.Param)
     )
-    counts = flops.count_encoder_parameters(config, num_ids, heads)
+    counts = encoder.count_parameters(config, num_ids, heads)
     assert counts["total"] == sum(leaf.size for leaf in leaves) - padding
     assert counts["total"] == sum(count for name, count in counts.items() if name != "total")
 
@@ -188,9 +188,7 @@ def test_flops_are_within_2_percent_of_xla(config):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
         by_xla = jax.jit(jax.grad(loss)).lower(state, row, row, row, row).cost_analysis()["flops"] / length
-    ours = flops.encoder_training_flops_per_token(
-        config, vocab_size + NUM_ENCODER_IDS, length, heads, num_predicted / length
-    )
+    ours = encoder.training_flops_per_token(config, vocab_size + NUM_ENCODER_IDS, length, heads, num_predicted / length)
     assert ours["total"] == pytest.approx(sum(count for name, count in ours.items() if name != "total"))
     assert ours["total"] == pytest.approx(by_xla, rel=0.02)
 
@@ -234,7 +232,7 @@ def test_flops_of_the_small_size_are_near_the_published_ones():
     assert released == pytest.approx(1.2937e18, rel=1e-3) and released == pytest.approx(1.4e18, rel=0.1)
     heads = Heads(predicts=True, detects=True, generator_share=0.25)
     ours = (
-        flops.encoder_training_flops_per_token(published_config("small"), 30_522, 128, heads, 19 / 128)["total"]
+        encoder.training_flops_per_token(published_config("small"), 30_522, 128, heads, 19 / 128)["total"]
         * 128
         * 128
         * 1e6

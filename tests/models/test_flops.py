@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from models import attention, flops
+from models import attention
 from models.decoder import DecoderConfig
 from tokenizer_lab.kernels.linear_cross_entropy import linear_cross_entropy
 
@@ -46,7 +46,7 @@ def test_count_parameters(options, vocab_size):
     _, params = abstract_model(config, vocab_size)
     num_tables = 1 if config.tied_embeddings else 2
     padding = num_tables * (config.padded_vocab_size(vocab_size) - vocab_size) * config.embed_dim
-    counts = flops.count_parameters(config, vocab_size)
+    counts = config.count_parameters(vocab_size)
     assert counts["total"] == sum(leaf.size for leaf in jax.tree.leaves(params)) - padding
     assert counts["total"] == sum(count for name, count in counts.items() if name != "total")
     of_blocks = {
@@ -83,7 +83,7 @@ def xla_flops(config, vocab_size=VOCAB, length=LENGTH):
 def our_flops(config, vocab_size=VOCAB, length=LENGTH):
     """By component, and "total"; attention's scores as XLA's plain attention computes them, which is the whole
     square."""
-    counts = flops.training_flops_per_token(config, vocab_size, length)
+    counts = config.training_flops_per_token(vocab_size, length)
     assert counts["total"] == pytest.approx(sum(count for name, count in counts.items() if name != "total"))
     whole_square = counts["attention_scores"] * length / ((length + 1) / 2)
     return counts | {
@@ -142,5 +142,5 @@ def test_attention_scores_are_within_2_percent_of_xla():
 
 
 def test_causal_attention_is_counted_at_half():
-    scores = flops.training_flops_per_token(CONFIG, VOCAB, LENGTH)["attention_scores"]
+    scores = CONFIG.training_flops_per_token(VOCAB, LENGTH)["attention_scores"]
     assert scores * LENGTH == 3 * CONFIG.num_layers * sum(4 * 4 * 128 * (position + 1) for position in range(LENGTH))

@@ -18,7 +18,6 @@ from data.held_out import HeldOut, held_out_documents
 from data.rows import CausalRow, Documents
 from data.scoring_rows import scoring_batches
 from data.store import Corpus, corpora_hash
-from models import flops
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, write_json
@@ -213,12 +212,12 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
     """
     recipe, per_id = setup.recipe, setup.flops_per_token
     generation = cache = None
-    if recipe.model.kind == "decoder":
+    if recipe.model.family == "decoder":
         generation = (
-            flops.generation_flops_per_token(recipe.model, setup.representation.vocab_size, recipe.data.sequence_length)
+            recipe.model.generation_flops_per_token(setup.representation.vocab_size, recipe.data.sequence_length)
             + per_id["encode"]
         )
-        cache = flops.kv_cache_bytes_per_token(recipe.model)
+        cache = recipe.model.kv_cache_bytes_per_token
     each = {
         "train_flops": per_id["total"],
         "generator_flops": per_id.get("generator", 0.0),

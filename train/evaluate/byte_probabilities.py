@@ -250,9 +250,9 @@ def _padded(count: int) -> int:
 def byte_model(loaded: LoadedRun) -> ByteModel:
     """A run's model of bytes. Raises UserError where its model or its representation has none."""
     setup, recipe = loaded.setup, loaded.setup.recipe
-    if recipe.model.kind != "decoder":
+    if recipe.model.family != "decoder":
         raise UserError(
-            f"{recipe.name} trained an {recipe.model.kind}, which gives no next id; only decoders have probabilities of"
+            f"{recipe.name} trained an {recipe.model.family}, which gives no next id; only decoders have probabilities of"
             " bytes"
         )
     representation = setup.representation

@@ -22,7 +22,7 @@ from flax import nnx
 
 from data.encoded import encode
 from data.encoder_rows import MIN_LENGTH, RowBuilder
-from models import flops
+from models import encoder
 from models.axes import parameter, parameter_axes
 from models.dropout import Dropout, no_dropout, row_dropout
 from models.encoder import Encoder, Heads
@@ -162,7 +162,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def encode_examples(examples: Sequence[Example], loaded: LoadedRun, sequence_length: int) -> Batch:
     """One row an example, as wide as the longest: `RowBuilder`'s arrays i32[n, T], and the position that is `asked`
     i32[n]."""
-    representation, is_encoder = loaded.setup.representation, loaded.setup.recipe.model.kind == "encoder"
+    representation, is_encoder = loaded.setup.representation, loaded.setup.recipe.model.family == "encoder"
     flat = iter(
         [ids for ids, _ in encode(representation, [text.encode() for example in examples for text in example.texts])]
     )
@@ -204,7 +204,7 @@ class _Trainer:
     def __init__(self, loaded: LoadedRun, task: Task, options: FinetuneOptions, num_steps: int):
         self._loaded, self._mesh, setup = loaded, loaded.setup.mesh, loaded.setup
         vocab_size, self._model = setup.representation.vocab_size, setup.recipe.model
-        if self._model.kind == "encoder":
+        if self._model.family == "encoder":
             self._model = dataclasses.replace(self._model, dropout=options.dropout if self._model.published else 0.0)
         build = lambda rngs: Classifier(self._base(vocab_size, rngs), task.num_outputs, rngs=rngs)
         self._definition, abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param)
@@ -255,7 +255,7 @@ class _Trainer:
     def _base(self, vocab_size: int, rngs: nnx.Rngs) -> nnx.Module:
         return (
             Encoder(self._model, vocab_size, Heads(), rngs=rngs)
-            if self._model.kind == "encoder"
+            if self._model.family == "encoder"
             else self._model.build(vocab_size, rngs)
         )
 
@@ -278,11 +278,11 @@ class _Trainer:
     def flops_per_token(self, length: int) -> float:
         """Of the body; what one head's output an example takes is left out."""
         vocab_size = self._loaded.setup.representation.vocab_size
-        if self._model.kind == "encoder":
-            return flops.encoder_training_flops_per_token(
-                self._model, vocab_size + NUM_ENCODER_IDS, length, Heads(), 0.0
-            )["total"]
-        found = flops.training_flops_per_token(self._model, vocab_size, length)
+        if self._model.family == "encoder":
+            return encoder.training_flops_per_token(self._model, vocab_size + NUM_ENCODER_IDS, length, Heads(), 0.0)[
+                "total"
+            ]
+        found = self._model.training_flops_per_token(vocab_size, length)
         return found["total"] - found["softmax"]
 
 

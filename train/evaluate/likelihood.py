@@ -82,9 +82,9 @@ class Likelihoods:
 
     def __init__(self, loaded: LoadedRun):
         setup = loaded.setup
-        if setup.recipe.model.kind != "decoder":
+        if setup.recipe.model.family != "decoder":
             raise UserError(
-                f"{setup.recipe.name} is a run of an {setup.recipe.model.kind}, which gives no next id; only decoders"
+                f"{setup.recipe.name} is a run of an {setup.recipe.model.family}, which gives no next id; only decoders"
                 " say how likely a text is"
             )
         self._loaded, self._representation = loaded, setup.representation

@@ -108,7 +108,7 @@ def _read_file(path: pathlib.Path) -> list[tuple[bytes, bytes]]:
 def choose_score(loaded: LoadedRun) -> tuple[str, Callable[[Sequence[bytes]], np.ndarray]]:
     """What a run can say of sentences, and the function texts -> f64[n] that says it."""
     setup = loaded.setup
-    if setup.recipe.model.kind == "decoder":
+    if setup.recipe.model.family == "decoder":
         score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
         return "log-likelihood", lambda texts: -score_run_documents(setup, texts, score, loaded.params).nats
     if setup.recipe.objective.heads.detects:

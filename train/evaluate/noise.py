@@ -97,7 +97,7 @@ def evaluate_noise(
     setup, held_out = loaded.setup, held_out_documents(loaded.setup.corpora)
     documents = [document[:_MAX_BYTES] for document in fixed_subset(held_out, _MAX_BYTES)]
     pairs = find_pairs(fixed_subset(held_out, _MAX_BYTES_FOR_PAIRS), _NUM_PAIRS)
-    is_decoder = setup.recipe.model.kind == "decoder"
+    is_decoder = setup.recipe.model.family == "decoder"
     token_score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels) if is_decoder else None
     score_name, score_texts = choose_score(loaded)
     levels = []

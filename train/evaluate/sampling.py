@@ -186,9 +186,9 @@ def sample_run(
     prompt_bytes = prompt.encode("utf-8", "surrogateescape")  # as the shell gave it
     check_sampling(prompt_bytes, max_tokens, temperature, top_k, top_p)
     loaded = load_run(run_dir)
-    if loaded.setup.recipe.model.kind != "decoder":
+    if loaded.setup.recipe.model.family != "decoder":
         raise UserError(
-            f"{run_dir} is a run of an {loaded.setup.recipe.model.kind}, which gives no next id; only decoders can be"
+            f"{run_dir} is a run of an {loaded.setup.recipe.model.family}, which gives no next id; only decoders can be"
             " sampled from"
         )
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)

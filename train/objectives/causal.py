@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data.rows import CausalRow, Row
-from models import flops
 from models.decoder import DecoderConfig
 from train.objectives.losses import token_nats, z_loss
 from train.objectives.objective import Batch, LearnsByGradients, Sums
@@ -26,7 +25,7 @@ class Causal(LearnsByGradients):
     z_loss: float = 1e-4
     """Weight of log(Z)^2, which keeps the softmax's denominator near 1 (PaLM, arXiv 2204.02311, section 5)."""
 
-    model_kind: ClassVar[str] = "decoder"
+    model_family: ClassVar[str] = "decoder"
     layout: ClassVar[type[Row]] = CausalRow
 
     def check(self, model: DecoderConfig, sequence_length: int) -> None:
@@ -36,10 +35,10 @@ class Causal(LearnsByGradients):
         return model.build(vocab_size, rngs)
 
     def count_parameters(self, model: DecoderConfig, vocab_size: int) -> dict[str, int]:
-        return flops.count_parameters(model, vocab_size)
+        return model.count_parameters(vocab_size)
 
     def training_flops_per_token(self, model: DecoderConfig, vocab_size: int, sequence_length: int) -> dict[str, float]:
-        return flops.training_flops_per_token(model, vocab_size, sequence_length)
+        return model.training_flops_per_token(vocab_size, sequence_length)
 
     def draw(self, model: Any, batch: Batch) -> Batch:
         del model

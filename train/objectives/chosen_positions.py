@@ -12,7 +12,7 @@ from flax import nnx
 
 from data.encoder_rows import MIN_LENGTH, EncoderRow
 from data.rows import Row
-from models import flops
+from models import encoder
 from models.encoder import Encoder, EncoderConfig, Heads
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import MASK, NUM_ENCODER_IDS
@@ -32,7 +32,7 @@ class OnChosenPositions(LearnsByGradients):
     with_replacement: bool = False
     """Draw positions as google-research/electra does, where a position may come out twice (here it counts once)."""
 
-    model_kind: ClassVar[str] = "encoder"
+    model_family: ClassVar[str] = "encoder"
     layout: ClassVar[type[Row]] = EncoderRow
 
     @property
@@ -74,13 +74,11 @@ class OnChosenPositions(LearnsByGradients):
         return Encoder(model, vocab_size, self.heads, rngs=rngs)
 
     def count_parameters(self, model: EncoderConfig, vocab_size: int) -> dict[str, int]:
-        return flops.count_encoder_parameters(model, vocab_size + NUM_ENCODER_IDS, self.heads)
+        return encoder.count_parameters(model, vocab_size + NUM_ENCODER_IDS, self.heads)
 
     def training_flops_per_token(self, model: EncoderConfig, vocab_size: int, sequence_length: int) -> dict[str, float]:
         share = max_chosen(self.chosen_share, sequence_length) / sequence_length
-        return flops.encoder_training_flops_per_token(
-            model, vocab_size + NUM_ENCODER_IDS, sequence_length, self.heads, share
-        )
+        return encoder.training_flops_per_token(model, vocab_size + NUM_ENCODER_IDS, sequence_length, self.heads, share)
 
     def draw(self, model: Encoder, batch: Batch) -> Batch:
         """The batch with what is drawn for it, all a function of each row and its seed (and, for clusters, of their

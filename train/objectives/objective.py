@@ -5,7 +5,7 @@ number of devices. Where a loss is a sum of two means over different positions, 
 many there are of each: `draw`, which takes all chances of a step, sees it before it is cut into microbatches. Chance
 belongs to a row (`row_seeds`) and not to a device, so that a batch and its losses are the same on every mesh.
 
-An objective also says which model it needs (`model_kind`, `check`, `build`, `count_parameters`,
+An objective also says which model it needs (`model_family`, `check`, `build`, `count_parameters`,
 `training_flops_per_token`), how rows are laid out for it (`layout`), and what its sums stand for (`figures`).
 `causal.py` is the shortest example. Batches are those of `data/rows.py` and `data/encoder_rows.py`.
 """
