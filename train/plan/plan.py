@@ -23,7 +23,8 @@ from typing import Any
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import read_manifest
 from train.hosts.hardware import CHIPS, Chip
-from train.recipe import Recipe, nearest, to_json
+from train.nearest import nearest
+from train.recipe import Recipe, to_json
 from train.setup import model_flops_per_token
 
 ASSUMPTIONS = (

@@ -14,6 +14,7 @@ from models import attention, layers
 from models.decoder import DecoderConfig
 from tokenizer_lab.errors import UserError
 from train.commands import command_line
+from train.commands.plan import write_results
 from train.hosts.hardware import CHIPS
 from train.loop import open_batches
 from train.plan import plan
@@ -123,7 +124,7 @@ def test_what_does_not_go_together_is_one_line(capsys, monkeypatch, tmp_path):
         and "--vocab-size" in complaint
     )
     assert "the recipe comes first: toklab plan RECIPE --topology" in refused(capsys, "--topology", "v5e:4x4")
-    assert "cannot write" in pytest.raises(UserError, command_line.write_results, tmp_path, {}).value.args[0]
+    assert "cannot write" in pytest.raises(UserError, write_results, tmp_path, {}).value.args[0]
 
 
 def test_without_libtpu_the_extra_is_named(monkeypatch, small):
