@@ -4,7 +4,8 @@ import rich.console
 
 from train.commands.options import parse
 from train.commands.terminal import progress_bar
-from train.inspect.inspection import InspectOptions, console_table, inspect
+from train.inspect.inspection import console_table, inspect
+from train.inspect.options import InspectOptions
 
 
 def run(arguments: list[str]) -> None:

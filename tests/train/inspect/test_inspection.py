@@ -16,7 +16,9 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.subword import SubwordRepresentation
 from train.commands import command_line
 from train.inspect import inspection_page
-from train.inspect.inspection import InspectOptions, console_table, inspect, shown_pieces
+from train.inspect.inspection import console_table, inspect
+from train.inspect.measuring import shown_pieces
+from train.inspect.options import InspectOptions
 
 HOSTILE = (
     "'\"></i></pre></td></script><script>window.stung = 1</script><img src=http://x.example/ onerror=alert(1)>$title"
