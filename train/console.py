@@ -1,4 +1,4 @@
-"""The one look of tables in a terminal."""
+"""What terminals show: the one look of tables, and durations."""
 
 from collections.abc import Iterator, Sequence
 
@@ -83,3 +83,14 @@ def _blocks(widths: Sequence[int], width: int) -> list[tuple[list[int], int]]:
             left = width - widths[0] - 2 - widths[column]
         blocks[-1].append(column)
     return [(block, 2) for block in blocks]
+
+
+def duration(seconds: float) -> str:
+    """`5400 -> "1.5 h"`."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -4,7 +4,9 @@ laws, parts and costs."""
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from train.compare.decision import Cell, Decision, Part, Ranking, as_json
+from train.compare.decision_data import as_json
+from train.compare.in_words import supported, unsupported
+from train.compare.results import Cell, Decision, Part, Ranking
 from train.evaluate.intervals import Interval, mean_interval
 from train.report import chart
 from train.report.chart import Axis, Line
@@ -38,8 +40,8 @@ def opening(decision: Decision) -> Opening:
 def _sections(decision: Decision) -> str:
     styles = {arm: number for number, arm in enumerate(decision.design.arms)}
     sections = {
-        "What the numbers support": _items(decision.supported),
-        "What they do not": _items(decision.unsupported),
+        "What the numbers support": _items(supported(decision)),
+        "What they do not": _items(unsupported(decision)),
     }
     if decision.rankings:
         sections |= {

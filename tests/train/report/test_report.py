@@ -16,8 +16,9 @@ import pytest
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from train.compare.decision import Design
 from train.compare.decision_report import write_decision
+from train.compare.in_words import supported
+from train.compare.results import Design
 from train.report import chart
 from train.report.report import console_table, write_report
 
@@ -643,7 +644,7 @@ def test_page_of_an_experiment_begins_with_what_is_supported(experiment, tmp_pat
         (size, arm) for size in ("small", "large") for arm in ("subword-4k", "byte")
     ]
     decision = json.loads((tmp_path / "out/report.json").read_text())["decision"]
-    assert decision["supported"] == decided.supported and float(in_csv[2]["bits_per_byte"]) == decision["arms"][2][
+    assert decision["supported"] == supported(decided) and float(in_csv[2]["bits_per_byte"]) == decision["arms"][2][
         "bits_per_byte"
     ] == pytest.approx(1.605)
     assert set(decision["laws"]) == {"subword-4k", "byte"} and decision["laws"]["byte"]["slope"] < 0
