@@ -1,8 +1,13 @@
+"""What the runs of an experiment say: what is clear, what is not, and how a terminal shows it."""
+
+import io
 import math
 import types
 
 import pytest
+import rich.console
 
+from train.compare.console_output import show_decision
 from train.compare.decision import decide
 from train.compare.decision_data import as_json, rows
 from train.compare.in_words import supported, unsupported
@@ -167,3 +172,19 @@ def test_rows_of_all_arms_have_the_same_keys():
         and "bits_per_byte_at_noise_0.1" in first
     )
     assert as_json(decision)["arms"] == [first, second]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_table_in_the_terminal_never_breaks_a_name(width):
+    names = ("demo_subword", "demo_equal_info", "superword_64k_numbers_left", "a_name_of_just_thirty_letters_")
+    decision = decide_on(
+        {name: [run(2.0 + 0.1 * number + 0.01 * seed) for seed in range(3)] for number, name in enumerate(names)},
+        sizes=("the_size_that_is_fitted_last",),
+    )
+    console = rich.console.Console(width=width, file=io.StringIO())
+    show_decision(decision, console)
+    lines = console.file.getvalue().splitlines()
+    table = lines[: next(number for number, line in enumerate(lines) if line.startswith("- "))]
+    for name in (*names, "the_size_that_is_fitted_last"):
+        assert any(line.split()[:1] == [name] for line in table), table
+    assert max(map(len, table)) <= width and not any("…" in line for line in table)

@@ -133,6 +133,20 @@ def test_the_table_in_the_terminal_fits_and_takes_no_markup(options, artifacts, 
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_table_in_the_terminal_never_breaks_a_name(options, tmp_path, width):
+    names = ("demo_subword", "demo_equal_info", "superword_64k_numbers_left", "a_name_of_just_thirty_letters_")
+    for name in names:
+        ByteRepresentation().save(tmp_path / name)
+    console = rich.console.Console(width=width, file=io.StringIO())
+    console.print(console_table(run(options(artifacts=tuple(tmp_path / name for name in names)))))
+    lines = console.file.getvalue().splitlines()
+    for name in names:
+        assert len([line for line in lines if name in line.split()]) == 1, lines
+    assert sum(line.count(" 1.00") for line in lines if line.startswith("bytes/token")) == len(names)
+    assert max(map(len, lines)) <= width
+
+
 def test_only_as_much_text_as_asked_for_is_read(options):
     inspection = run(options(max_bytes=100, parallel=None, morphscore=None))
     assert 0 < inspection.text["num_bytes"] <= 300 < inspection.text["held_out_bytes"]
