@@ -13,7 +13,7 @@ from train.commands.terminal import progress_bar
 
 
 def run_on_engine(command: str, options_class: type, work: Callable[..., Any], arguments: list[str]) -> None:
-    """Does the work of a command on the engine that its options name, and prints what comes out."""
+    """Runs a command on the engine that its options name, and prints the result."""
     flat = tyro.conf.arg(name="")
     both = dataclasses.make_dataclass(
         command.capitalize(),

@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> None:
 
 
 def evaluate_noise(options: EvalOptions, console: rich.console.Console) -> list[str]:
-    """A line for each rate of noise."""
+    """Evaluates text with wrong characters. Returns a line for each rate of noise."""
     from train.evaluate.noise import evaluate_noise as score_noise
 
     with progress_bar(console, "noise", of_bytes=False) as update:
@@ -128,7 +128,7 @@ def evaluate_exact_bytes(options: EvalOptions, console: rich.console.Console) ->
 
 
 def evaluate_tasks(options: EvalOptions, console: rich.console.Console) -> None:
-    """The harness's results, a line each."""
+    """Runs the tasks and prints each result on a line."""
     with interruptible_import():
         from train.evaluate.harness import evaluate_tasks as run_tasks
 

@@ -59,8 +59,8 @@ def run(arguments: list[str]) -> int:
 
 
 def byte_language_model(options: Any, console: rich.console.Console) -> Any:
-    """The compressor of `toklab fit`'s options and the FLOPs it took, trained first if need be; None where a signal
-    stopped that."""
+    """Returns the compressor that the options name and the FLOPs it took, training it first if they name none. None if
+    a signal stopped the training."""
     with interruptible_import():
         from train.export.compressor import load_byte_lm, train_byte_lm
 
@@ -75,7 +75,7 @@ def byte_language_model(options: Any, console: rich.console.Console) -> Any:
 
 
 def counted(documents: Any, total_bytes: int = 0, update: Callable[[int, int], None] = lambda done, total: None) -> Any:
-    """The documents one by one, telling `update` how many bytes have gone by."""
+    """Yields the documents and tells `update` how many bytes have been read."""
     done = 0
     for number in range(len(documents)):
         document = documents[number]

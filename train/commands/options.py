@@ -13,7 +13,7 @@ from tokenizer_lab.errors import UserError
 
 
 def parse(options: Any, arguments: Sequence[str], command: str, **keywords: Any) -> Any:
-    """`tyro.cli` whose complaint, a box of several lines, becomes one line."""
+    """`tyro.cli`, with its error box turned into a UserError of one line."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -27,7 +27,7 @@ def parse(options: Any, arguments: Sequence[str], command: str, **keywords: Any)
 
 
 def parse_with_recipe(command: str, fields: Sequence[Any], usage: str, arguments: list[str]) -> Any:
-    """Options of a command on a recipe, whose every field is one too; None where only help was asked for.
+    """Parses the options of a command on a recipe; every field of the recipe is an option. None if only help was shown.
 
     Args:
       command: its name.
@@ -59,7 +59,7 @@ def parse_with_recipe(command: str, fields: Sequence[Any], usage: str, arguments
 
 
 def take_option(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The value of an option that decides which others there are, and the arguments without it."""
+    """Takes out one option, which decides what the others are. Returns its value and the other arguments."""
     for number, word in enumerate(arguments):
         if word.startswith(f"{name}="):
             return word.removeprefix(f"{name}="), [*arguments[:number], *arguments[number + 1 :]]

@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
 
 
 def write_results(path: pathlib.Path, result: dict[str, Any]) -> None:
-    """A command's results as JSON. Raises UserError where they cannot be written."""
+    """Writes results as JSON. Raises UserError if that fails."""
     try:
         path.write_text(json.dumps(result, indent=2) + "\n")
     except OSError as error:

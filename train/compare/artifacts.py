@@ -26,8 +26,7 @@ def path_of(arm: Arm, text: Text, out: epath.Path) -> str:
 
 
 def fit_all(experiment: Experiment, text: Text, out: epath.Path, console: rich.console.Console) -> bool:
-    """Fits the artifacts that are missing; whether no signal stopped that. Raises UserError where one cannot be
-    fitted."""
+    """Fits the missing artifacts. Returns False if a signal stopped it. Raises UserError if one cannot be fitted."""
     for fit in dict.fromkeys(fit_of(arm, text) for arm in experiment.arms if arm.fit is not None):
         folder = out / "artifacts" / fit.folder_name
         if (folder / "manifest.json").exists():
@@ -45,8 +44,8 @@ def fit_all(experiment: Experiment, text: Text, out: epath.Path, console: rich.c
 
 
 def measure(path: str, text: Text, recipe: Recipe) -> Measured:
-    """An artifact, and how much text its ids hold: in a fixed sample of each corpus, weighted as rows draw from
-    them."""
+    """Loads an artifact and measures the bytes per position, on a fixed sample of each corpus weighted as in
+    training."""
     representation = tokenizer_lab.load(path)
     weights = recipe.data.weights or (1.0,) * len(text.corpora)
     num_bytes, num_positions = np.average(
@@ -62,7 +61,7 @@ def measure(path: str, text: Text, recipe: Recipe) -> Measured:
 
 
 def _mean_sizes(representation: Representation, corpus: Corpus) -> tuple[float, float]:
-    """Bytes and positions of a document, on average; its end is a position too."""
+    """Mean bytes and positions of a document. The end of a document is a position too."""
     sample = fixed_subset(corpus.documents("train"), _SAMPLE_BYTES)
     encoded = representation.encode_many(sample)
     return statistics.fmean(map(len, sample)), statistics.fmean(len(ids) + 1 for ids, _ in encoded)

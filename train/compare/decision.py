@@ -1,5 +1,4 @@
-"""What the runs of an experiment say: arms with their seeds together, differences that hold, laws, costs, and a summary
-in plain words.
+"""Decides an experiment: ranks the arms of each size, tests their differences, fits power laws.
 
 A difference between two arms is called clear if zero is outside of two 95 % intervals: over documents, both arms on the
 same ones drawn again with replacement and each with its mean over seeds; and over seeds, by Student's t of what runs of
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from train.compare.results import Cell, Decision, Design, Difference, Part, Ranking
+from train.compare.results import ArmAtSize, Decision, Design, Difference, Part, Ranking
 from train.evaluate.intervals import (
     PowerLaw,
     crossing,
@@ -28,7 +27,7 @@ from train.report.runs import Arm as RunRead
 
 
 def decide(design: Design, runs: Sequence[RunRead]) -> Decision:
-    """What runs say; those that cannot be compared with the others are left out, and named."""
+    """Compares the runs. Those that cannot be compared with the others are left out, and named."""
     left_out: list[str] = []
     cells = _cells(design, runs, left_out)
     decoders, encoders = ([cell for cell in cells if cell.is_encoder is is_encoder] for is_encoder in (False, True))
@@ -52,8 +51,8 @@ def decide(design: Design, runs: Sequence[RunRead]) -> Decision:
     )
 
 
-def _cells(design: Design, runs: Sequence[RunRead], left_out: list[str]) -> list[Cell]:
-    """Arms at sizes of which all seeds have been scored, document by document."""
+def _cells(design: Design, runs: Sequence[RunRead], left_out: list[str]) -> list[ArmAtSize]:
+    """The arms and sizes whose seeds have all been scored, document by document."""
     found: dict[tuple[str, str], dict[int, Any]] = {(size, arm): {} for size in design.sizes for arm in design.arms}
     for (arm, size, seed), run in zip(design.places, runs, strict=True):
         if (
@@ -70,14 +69,14 @@ def _cells(design: Design, runs: Sequence[RunRead], left_out: list[str]) -> list
                 " and evaluated."
             )
     return [
-        Cell(arm=arm, size=size, runs=dict(sorted(by_seed.items())))
+        ArmAtSize(arm=arm, size=size, runs=dict(sorted(by_seed.items())))
         for (size, arm), by_seed in found.items()
         if len(by_seed) == design.num_seeds
     ]
 
 
-def _on_one_text(cells: list[Cell], left_out: list[str]) -> list[Cell]:
-    """The cells whose runs were evaluated on what most were."""
+def _on_one_text(cells: list[ArmAtSize], left_out: list[str]) -> list[ArmAtSize]:
+    """Those whose runs were evaluated on the most common text."""
     if not cells:
         return []
     texts = [{run.held_out_text for run in cell.runs.values()} for cell in cells]
@@ -90,7 +89,7 @@ def _on_one_text(cells: list[Cell], left_out: list[str]) -> list[Cell]:
     return [cell for cell, of_cell in zip(cells, texts) if of_cell == {usual}]
 
 
-def _rank(size: str, cells: list[Cell]) -> Ranking:
+def _rank(size: str, cells: list[ArmAtSize]) -> Ranking:
     cells = sorted(cells, key=lambda cell: cell.mean)
     resampled_ra = resampled_bits_per_byte(np.stack([cell.nats_n for cell in cells]), _num_bytes(cells[0]))
     behind = {}
@@ -106,11 +105,11 @@ def _rank(size: str, cells: list[Cell]) -> Ranking:
     return Ranking(size, cells, behind)
 
 
-def _num_bytes(cell: Cell) -> np.ndarray:
+def _num_bytes(cell: ArmAtSize) -> np.ndarray:
     return np.array(next(iter(cell.runs.values())).documents_scored["num_bytes"])
 
 
-def _laws(cells: list[Cell]) -> dict[str, PowerLaw | None]:
+def _laws(cells: list[ArmAtSize]) -> dict[str, PowerLaw | None]:
     laws = {}
     for arm in dict.fromkeys(cell.arm for cell in cells):
         runs = [run for cell in cells if cell.arm == arm for run in cell.runs.values()]
@@ -118,8 +117,8 @@ def _laws(cells: list[Cell]) -> dict[str, PowerLaw | None]:
     return laws
 
 
-def _parts(cells: list[Cell]) -> list[Part]:
-    """Domains and scripts of the held-out documents; a single one is the whole text again."""
+def _parts(cells: list[ArmAtSize]) -> list[Part]:
+    """Domains and scripts of the held-out documents. A kind with only one part is skipped: it is the whole text."""
     documents, num_bytes = next(iter(cells[0].runs.values())).documents_scored, _num_bytes(cells[0])
     nats_an, parts = np.stack([cell.nats_n for cell in cells]), []
     for kind, key in (("domain", "domains"), ("script", "scripts")):

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from train.compare.decision_data import as_json
 from train.compare.in_words import supported, unsupported
-from train.compare.results import Cell as ArmAtSize, Decision, Part, Ranking
+from train.compare.results import ArmAtSize, Decision, Part, Ranking
 from train.evaluate.intervals import Interval, mean_interval
 from train.report import chart, page
 from train.report.chart import Axis, Line

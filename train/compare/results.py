@@ -1,4 +1,4 @@
-"""The runs of an experiment with their seeds together: what each arm came to at each size, and what it is behind."""
+"""The results of an experiment: each arm at each size over its seeds, the rankings, and what is decided from them."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ class Design:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
+class ArmAtSize:
     """The runs of an arm at a size, by seed."""
 
     arm: str
@@ -64,7 +64,7 @@ class Cell:
         return np.mean([run.documents_scored["nats"] for run in self.runs.values()], axis=0)
 
     def values(self, key: str) -> list[float | None]:
-        """What each seed has of a number in the runs' rows or costs."""
+        """A number from the row or the costs of each seed's run."""
         return [(run.row | run.costs).get(key) for run in self.runs.values()]
 
     def average(self, key: str) -> float | None:
@@ -86,7 +86,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How much more bits per byte an arm takes than another."""
+    """How many more bits per byte one arm takes than another."""
 
     bits: float
     over_documents: Interval
@@ -101,20 +101,20 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """The arms of a size, best first, and what each is behind the best."""
+    """The arms of a size, best first, and how far each is behind the best."""
 
     size: str
-    cells: list[Cell]
+    cells: list[ArmAtSize]
     behind: dict[str, Difference]
     """Of all arms but the best."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A domain or a script of the held-out text at the largest size: bits per byte of each arm, and what arms are
-    behind the best, over documents.
+    """A domain or a script of the held-out text, at the largest size.
 
-    A part of few documents has the numbers and no intervals, and is not spoken of in the summary.
+    It has the bits per byte of each arm, and a 95 % interval over documents of how far the others are behind the best.
+    A part with few documents has no intervals and is left out of the summary.
     """
 
     kind: str
@@ -149,7 +149,7 @@ class Decision:
 
     design: Design
     rankings: list[Ranking]
-    encoders: list[Cell]
+    encoders: list[ArmAtSize]
     laws: dict[str, PowerLaw | None]
     crossings: dict[tuple[str, str], Crossing]
     parts: list[Part]

@@ -1,4 +1,4 @@
-"""What a run takes: steps, bytes, FLOPs."""
+"""The cost of a run: steps, bytes and FLOPs, in total and still to do."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from train.setup import model_flops_per_token
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a run takes. None where only its end can tell."""
+    """The cost of a run. None where it is only known at the end."""
 
     parameters: int
     flops_per_byte: float
@@ -24,7 +24,7 @@ class Cost:
 
 
 def cost_of(recipe: Recipe, measured: Measured, text: Text, step: int, state: str, rate: float | None) -> Cost:
-    """What a run takes in all and from a step on; `rate` is FLOPs a second, where that is known."""
+    """The cost of a run in total, and from a step on. `rate` is in FLOPs per second, None if unknown."""
     per_position = model_flops_per_token(recipe, measured.vocab_size)["total"]
     encode_flops, fit_flops = (measured.costs.get(name, 0.0) for name in ("encode_flops_per_id", "fit_flops"))
     positions, budget = recipe.data.batch_rows * recipe.data.sequence_length, recipe.budget

@@ -29,7 +29,7 @@ class PlannedRun:
     """Of its newest checkpoint; 0 where there is none."""
     cost: Cost
     seconds: float | None
-    """That it will take, start-up and compiling left out."""
+    """Estimated, without start-up and compiling."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """All that is missing; None where that is not known."""
+        """Time for everything that is missing; None if unknown."""
         seconds = [planned.seconds for planned in self.runs if planned.state != DONE]
         return None if None in seconds else sum(seconds)
 
@@ -85,7 +85,7 @@ def make_plan(
 
 
 def measured_rates(runs: Sequence[Run], out: epath.Path) -> dict[tuple[str, str], float]:
-    """FLOPs a second of training, of each arm and size that has trained here."""
+    """Training speed in FLOPs per second, by arm and size, where one has trained here."""
     rates: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         for folder in (folder_of(run, out), RunFolder(out / "trial" / run.folder_name)):
@@ -98,7 +98,7 @@ def measured_rates(runs: Sequence[Run], out: epath.Path) -> dict[tuple[str, str]
 
 
 def notes_on_code(planned: Sequence[PlannedRun]) -> list[str]:
-    """Which runs were begun by another version of the code than this one."""
+    """Names the runs that another version of the code began."""
     here, by_code = code_fingerprint(), {}
     for run in planned:
         if run.folder.job.exists():
@@ -113,7 +113,7 @@ def notes_on_code(planned: Sequence[PlannedRun]) -> list[str]:
 
 
 def refuse_longer(plan: Plan, max_hours: float | None) -> None:
-    """Raises UserError where the plan takes longer than that, or nobody knows."""
+    """Raises UserError if the plan takes longer than `max_hours`, or if its time is unknown."""
     if max_hours is None or all(planned.state == DONE for planned in plan.runs):
         return
     if plan.seconds is None:

@@ -1,4 +1,4 @@
-"""How far a run of an experiment has come, as its folder tells."""
+"""How far a run has come, read from its folder."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ def state_of(folder: RunFolder) -> tuple[str, int]:
 
 
 def other_runs_there(runs: Sequence[Run], out: epath.Path) -> list[str]:
-    """Folders that hold another run than their name says: somebody has trained in them otherwise."""
+    """Names folders that hold another run than the experiment's: somebody has trained something else in them."""
     problems = []
     for run in runs:
         folder, wanted = folder_of(run, out), to_json(run.recipe)

@@ -1,4 +1,4 @@
-"""Doing what is missing: a trial, training, evaluation, one run after the other, and the report at the end."""
+"""Runs what is missing, one run after the other: trial, training, evaluation; then writes the report."""
 
 import dataclasses
 
@@ -23,8 +23,8 @@ _TRIAL_STEPS = 8
 
 
 def try_out(plan: Plan, out: epath.Path, console: rich.console.Console) -> bool:
-    """A few steps of the first run that is missing, to learn how fast this machine is; whether no signal stopped
-    that."""
+    """Trains the first missing run for a few steps, to measure this machine's speed. Returns False if a signal stopped
+    it."""
     run = next(planned.run for planned in plan.runs if planned.state != DONE)
     console.print(f"{_TRIAL_STEPS} steps of {run.recipe.name}, to estimate the time", soft_wrap=True)
     trial = dataclasses.replace(
@@ -42,8 +42,8 @@ def try_out(plan: Plan, out: epath.Path, console: rich.console.Console) -> bool:
 
 
 def run_all(plan: Plan, design: Design, out: epath.Path, target: Target, console: rich.console.Console) -> int:
-    """Does what is missing, one run after the other, and writes the report on `design`; the exit code. Raises UserError
-    naming runs that failed."""
+    """Runs what is missing, one run after the other, and writes the report. Returns the exit code. Raises UserError
+    with the names of the runs that failed."""
     failed, done = [], []
     for number, planned in enumerate(plan.runs, 1):
         if planned.state != DONE:
@@ -81,7 +81,7 @@ def run_all(plan: Plan, design: Design, out: epath.Path, target: Target, console
 
 
 def do(planned: PlannedRun, out: epath.Path, target: Target, console: rich.console.Console) -> int:
-    """Trains and evaluates a run, or goes on with it; the exit code of what ended it."""
+    """Starts or resumes a run and evaluates it. Returns the exit code of the last command."""
     recipe, folder = planned.run.recipe, planned.folder
     try:
         if planned.state != UNSCORED:
@@ -97,6 +97,6 @@ def do(planned: PlannedRun, out: epath.Path, target: Target, console: rich.conso
 
 
 def write_recipe(recipe: Recipe, path: epath.Path) -> str:
-    """Writes a resolved recipe where `toklab train` finds it; the path."""
+    """Writes a resolved recipe for `toklab train`. Returns its path."""
     write_json(path, to_json(recipe))
     return str(path)

@@ -1,4 +1,4 @@
-"""All metrics of one representation on the texts, and a text cut into its tokens."""
+"""Measures one representation on the texts, and cuts the shown text into its tokens."""
 
 import os
 import pathlib
@@ -28,7 +28,7 @@ def measure(
     about: dict[str, str],
     advance: metrics.Progress = lambda num_bytes: None,
 ) -> Inspected:
-    """All metrics of one representation; `about` are its names, which become the beginning of the row."""
+    """Computes all metrics of one representation. `about`, its names, becomes the beginning of the row."""
     text = metrics.encode(representation, texts.documents, advance)
     use, speed = metrics.vocabulary_use(text), metrics.speed(representation, _beginning(texts.documents, SPEED_BYTES))
     tokens = {
@@ -76,8 +76,8 @@ def measure(
 
 
 def shown_pieces(representation: Representation, text: bytes) -> list[tuple[list[int], bytes]]:
-    """A text cut: ids, and the bytes they carry together. An id that carries none goes with the next that does; the
-    last may remain."""
+    """Cuts a text into pieces: ids, and the bytes they carry together. An id without bytes joins the next piece; at the
+    end of the text it makes a piece without bytes."""
     [(ids, lengths)] = representation.encode_many([text])
     pieces: list[tuple[list[int], bytes]] = []
     waiting: list[int] = []

@@ -1,4 +1,4 @@
-"""What `toklab inspect` is told."""
+"""The options of `toklab inspect`."""
 
 import dataclasses
 import pathlib

@@ -52,7 +52,7 @@ class Texts:
 
     @property
     def num_bytes(self) -> int:
-        """That encoding and decoding all of it goes through."""
+        """Bytes that are encoded or decoded to measure one representation."""
         lines = sum(len(line) for lines in self.lines.values() for line in lines)
         return (
             2 * sum(map(len, self.documents))
@@ -62,7 +62,7 @@ class Texts:
 
 
 def read_texts(options: InspectOptions) -> Texts:
-    """All that the options name. Raises UserError where something is not there or not what it should be."""
+    """Reads everything the options name. Raises UserError if a file is missing or malformed."""
     corpus = Corpus.open(options.corpus)
     held_out = corpus.documents("test")
     documents = fixed_subset(held_out, options.max_bytes)
@@ -118,8 +118,9 @@ def read_parallel(folder: pathlib.Path, pivot: str) -> dict[str, list[bytes]]:
 
 
 def read_morphscore(path: pathlib.Path) -> tuple[dict[str, list[MorphItem]], dict[str, int]]:
-    """Language -> words with a morpheme boundary, and how many entries are not two parts of their word and were left
-    out.
+    """Reads words with a morpheme boundary, by language, and counts the entries left out, by language.
+
+    An entry is left out if its two parts do not make up its word.
 
     Raises:
       UserError: there is no .csv file, or one that is not a list of words and their two parts.
