@@ -2,7 +2,7 @@
 published shapes and settings, over any representation."""
 
 from models.encoder import published_config
-from train.objectives.objectives import Replaced
+from train.objectives import Replaced
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, Recipe
 

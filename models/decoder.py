@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention import KVCache
 from models import flops
+from models.attention import KVCache
 from models.axes import constrain, parameter
 from models.config import TransformerConfig
 from models.layers import Block, over_layers

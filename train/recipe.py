@@ -5,7 +5,6 @@ command, what it costs and what came out.
 """
 
 import dataclasses
-import difflib
 import importlib.util
 import math
 import pathlib
@@ -23,6 +22,7 @@ from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json, remote_errors
 from train.hosts.watchdog import Deadlines
+from train.nearest import nearest
 from train.objectives import Causal, Objective
 from train.optimizer import Budget, OptimizerConfig
 from train.run.checkpoints import CheckpointConfig
@@ -242,12 +242,6 @@ def load_config(name_or_path: str, function: str, kind: type) -> Any:
 
 def _configs_folder() -> pathlib.Path:
     return pathlib.Path(importlib.util.find_spec("configs").submodule_search_locations[0])
-
-
-def nearest(word: str, words: typing.Iterable[str]) -> str:
-    """', did you mean X?' for the closest of some words, or nothing."""
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def to_json(config: Any) -> Any:

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from etils import epath
 
 from tokenizer_lab import files
-from train.compare.decision import Decision, Design, decide, rows
+from train.compare.decision import decide
+from train.compare.decision_data import rows
 from train.compare.decision_page import opening
+from train.compare.results import Decision, Design
 from train.report.findings import Report
 from train.report.page import csv_text
 from train.report.report import write_pages

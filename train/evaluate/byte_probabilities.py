@@ -252,8 +252,8 @@ def byte_model(loaded: LoadedRun) -> ByteModel:
     setup, recipe = loaded.setup, loaded.setup.recipe
     if recipe.model.family != "decoder":
         raise UserError(
-            f"{recipe.name} trained an {recipe.model.family}, which gives no next id; only decoders have probabilities of"
-            " bytes"
+            f"{recipe.name} trained an {recipe.model.family}, which gives no next id; only decoders have probabilities"
+            " of bytes"
         )
     representation = setup.representation
     return ByteModel(

@@ -6,7 +6,8 @@ import re
 
 from tokenizer_lab.errors import UserError
 from train.hosts.hardware import CHIPS, Chip
-from train.recipe import Recipe, nearest
+from train.nearest import nearest
+from train.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

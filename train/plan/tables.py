@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-import rich.box
-import rich.table
-
+from train.console import NamedRows
 from train.plan.plan import ASSUMPTIONS, gib
 from train.plan.search import Searched
 
@@ -51,11 +49,12 @@ def verdict(plan: dict[str, Any]) -> str:
     )
 
 
-def memory_table(memory: dict[str, Any]) -> rich.table.Table:
-    table = _table("HBM of a chip", "GiB")
+def memory_table(memory: dict[str, Any]) -> NamedRows:
+    table = NamedRows("HBM of a chip", "GiB")
     for kind, name in _KINDS:
         table.add_row(name, f"{memory[kind] / 2**30:.2f}")
-    table.add_row("in all", f"{memory['total'] / 2**30:.2f}", end_section=True)
+    table.add_row("in all", f"{memory['total'] / 2**30:.2f}")
+    table.add_section()
     table.add_row("that a program may have", f"{memory['available'] / 2**30:.2f}")
     return table
 
@@ -69,8 +68,8 @@ def flops_line(flops: dict[str, Any]) -> str:
     )
 
 
-def collectives_table(collectives: list[dict[str, Any]]) -> rich.table.Table:
-    table = _table("collectives", "network", "a step", "MB sent by a chip")
+def collectives_table(collectives: list[dict[str, Any]]) -> NamedRows:
+    table = NamedRows("collectives", "network", "a step", "MB sent by a chip")
     for one in collectives:
         table.add_row(one["kind"], one["network"].upper(), f"{one['count']:,}", f"{one['bytes'] / 1e6:,.1f}")
     if not collectives:
@@ -89,10 +88,10 @@ def estimate_lines(estimate: dict[str, float]) -> Iterator[str]:
     yield from (f"  - {assumption}" for assumption in ASSUMPTIONS)
 
 
-def arithmetic_table(rows: list[dict[str, Any]]) -> rich.table.Table:
+def arithmetic_table(rows: list[dict[str, Any]]) -> NamedRows:
     """What each representation would change, by arithmetic: positions of a row, and the softmax's share of the
     FLOPs."""
-    table = _table("same text", "ids", "bytes/id", "positions", "params", "softmax", "FLOPs/byte")
+    table = NamedRows("same text", "ids", "bytes/id", "positions", "params", "softmax", "FLOPs/byte")
     for row in rows:
         table.add_row(
             row["representation"],
@@ -106,7 +105,7 @@ def arithmetic_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     return table
 
 
-def compared_table(plans: list[dict[str, Any]]) -> rich.table.Table:
+def compared_table(plans: list[dict[str, Any]]) -> NamedRows:
     """The compiled steps of each representation."""
     return _table_of_plans(
         "compiled over",
@@ -119,7 +118,7 @@ def compared_table(plans: list[dict[str, Any]]) -> rich.table.Table:
     )
 
 
-def search_table(found: Searched) -> rich.table.Table:
+def search_table(found: Searched) -> NamedRows:
     """What fits, the fastest first."""
 
     def name(plan: dict[str, Any]) -> str:
@@ -142,9 +141,9 @@ def search_table(found: Searched) -> rich.table.Table:
     return table
 
 
-def _table_of_plans(title: str, plans: list[tuple[str, dict[str, Any]]], *columns: str) -> rich.table.Table:
+def _table_of_plans(title: str, plans: list[tuple[str, dict[str, Any]]], *columns: str) -> NamedRows:
     """Named plans with some of the cells of `plan_cells`."""
-    table = _table(title, *columns)
+    table = NamedRows(title, *columns)
     for name, plan in plans:
         cells = plan_cells(plan)
         table.add_row(name, *(cells[column] for column in columns))
@@ -178,11 +177,3 @@ def plan_cells(plan: dict[str, Any]) -> dict[str, str]:
 
 def _megabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e6:,.0f}" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.3g}"
-
-
-def _table(first: str, *others: str) -> rich.table.Table:
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table

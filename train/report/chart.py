@@ -10,6 +10,8 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+from markupsafe import Markup
+
 _COLORS, _DASHES = 6, 4
 _MARKERS = (
     "M-4 0A4 4 0 1 0 4 0 4 4 0 1 0-4 0Z",
@@ -61,21 +63,21 @@ class Line:
         return dataclasses.replace(self, points=points, final=final, intervals=intervals)
 
 
-def figure(title: str, lines: list[Line], axis: Axis) -> str:
+def figure(title: str, lines: list[Line], axis: Axis) -> Markup:
     """A chart with its heading; a second one with a logarithmic x axis where x spans a decade. Empty without points."""
     xs = [x for line in lines for x in line.xs]
     if not xs:
-        return ""
+        return Markup()
     charts, of_both = _chart(title, lines, axis), ""
     if max(xs) >= 10 * min((x for x in xs if x > 0), default=math.inf):
         charts += _chart(title, [line.positive() for line in lines], axis, log=True)
         of_both = ' class="both"'
-    return f"<figure{of_both}><figcaption>{html.escape(title)}</figcaption>{charts}</figure>"
+    return Markup(f"<figure{of_both}><figcaption>{html.escape(title)}</figcaption>{charts}</figure>")
 
 
-def key(style: int) -> str:
+def key(style: int) -> Markup:
     """A short piece of a line with its marker, for legends."""
-    return (
+    return Markup(
         f'<svg class="key" viewBox="0 0 36 12" aria-hidden="true"><path class="line {_look(style)}" d="M1 6H35"/>'
         f'<path class="mark {_look(style)}" transform="translate(18 6)" d="{_marker(style)}"/></svg>'
     )

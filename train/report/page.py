@@ -1,50 +1,66 @@
-"""What our pages and their CSV are made of: texts and numbers as people read them, tables that sort, the template
-around them.
+"""What our pages and their CSV are made of: texts and numbers as people read them, tables that sort, the templates.
 
-Every text that is not ours goes through `escape`, and a page's own policy lets no script run but the page's.
+Templates are the .html files of `train/`. They escape every text that does not come from them, and a page's own policy
+lets no script run but the page's.
 """
 
 import base64
 import csv
 import dataclasses
+import functools
 import hashlib
-import html
 import io
 import pathlib
 import re
-import string
 from collections.abc import Sequence
 from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
 
 from train.report import chart
 
 NOTHING = "–"
-_HERE = pathlib.Path(__file__).parent
+_TRAIN = pathlib.Path(__file__).parents[1]
 
 # Control characters, text-direction overrides and halves of surrogate pairs: they belong on no page and no terminal.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def render(
-    template_file: pathlib.Path,
-    parts: dict[str, str],
-    *,
-    styles: Sequence[pathlib.Path] = (),
-    scripts: Sequence[pathlib.Path] = (),
-) -> str:
-    """A template, filled, as a page that loads nothing.
+def render(template: str, parts: dict[str, Any], *, styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> str:
+    """A page that loads nothing, from a template that extends `report/page.html`.
 
     Args:
-      template_file: the template.
-      parts: what it names, as finished HTML, besides css, script and script_hash.
+      template: its path below `train/`, as those of styles and scripts.
+      parts: what it names, besides css, script and script_hash.
       styles, scripts: files that are put into the page behind those that all pages have.
     """
-    template, css, script = (
-        "".join(file.read_text(encoding="utf-8") for file in files)
-        for files in ([template_file], [_HERE / "report.css", *styles], [_HERE / "report.js", *scripts])
+    css, script = (
+        "".join((_TRAIN / file).read_text(encoding="utf-8") for file in files)
+        for files in (["report/report.css", *styles], ["report/report.js", *scripts])
     )
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return string.Template(template).substitute(parts, css=css, script=script, script_hash=script_hash)
+    return fragment(template, parts | {"css": Markup(css), "script": Markup(script), "script_hash": script_hash})
+
+
+def fragment(template: str, parts: dict[str, Any]) -> Markup:
+    """A part of a page, from a template."""
+    return Markup(_environment().get_template(template).render(parts))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TRAIN),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"with_code": with_code}
+    environment.globals |= {"key": chart.key}
+    return environment
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -86,13 +102,9 @@ def short(content_hash: str) -> str:
     return "+".join(part[:12] for part in content_hash.split("+"))
 
 
-def escape(value: object) -> str:
-    return html.escape(str(value))
-
-
-def with_code(text: str) -> str:
+def with_code(text: str) -> Markup:
     """The text escaped, and what is between backticks in it as code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def some(count: int, noun: str) -> str:
@@ -109,27 +121,43 @@ class Column:
     sorted: bool = False
 
 
-def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls in its own frame and whose headings sort; `rows` hold finished cells."""
-    heads = ""
-    for column in columns:
-        attributes = (' class="number"' if column.number else "") + (' aria-sort="ascending"' if column.sorted else "")
-        note = f"<small>{escape(column.note)}</small>" if column.note else ""
-        title = f"<span>{escape(column.title)}</span>{note}"
-        heads += f'<th scope="col"{attributes}><button type="button">{title}</button></th>'
-    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table><caption>{caption}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+      value: what it sorts by; None comes last.
+      shown: what it says.
+      small: lines of small print below.
+      strong: whether it stands out.
+      is_head: whether it names its row.
+      style: the look of an arm in the charts, shown beside its name.
+      badge: a word behind a name.
+      whisker: an interval to draw, its low end, middle and high end in percent of the width.
+    """
+
+    value: float | str | None
+    shown: str
+    small: Sequence[str] = ()
+    strong: bool = False
+    is_head: bool = False
+    style: int | None = None
+    badge: str = ""
+    whisker: tuple[float, float, float] | None = None
 
 
-def row_head(label: str, before: str = "", after: str = "") -> str:
-    return f'<th scope="row" data-value="{escape(label)}">{before}{escape(label)}{after}</th>'
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table that scrolls in its own frame and whose headings sort."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
 
 
-def cell(value: float | str | None, shown: str) -> str:
-    """A cell that shows some HTML; `data-value`, absent for None, is what it sorts by."""
-    kind = "" if isinstance(value, str) else ' class="number"'
-    order = "" if value is None else f' data-value="{escape(value)}"'
-    return f"<td{kind}{order}>{shown}</td>"
+def row_head(label: str, style: int | None = None, badge: str = "") -> Cell:
+    return Cell(label, label, is_head=True, style=style, badge=badge)
+
+
+def text_cell(text: str) -> Cell:
+    return Cell(text, text)

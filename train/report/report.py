@@ -7,13 +7,11 @@ same runs give the same bytes. What a run folder holds is text from a stranger: 
 import dataclasses
 from collections.abc import Sequence
 
-import rich.box
-import rich.table
-import rich.text
 import tyro
 from etils import epath
 
 from tokenizer_lab import files
+from train.console import NamedRows
 from train.report import report_page
 from train.report.findings import Opening, Report, comparing_warnings, group_arms, orders
 from train.report.page import csv_text, fixed, si
@@ -57,19 +55,23 @@ def write_pages(arms: list[Arm], out: epath.PathLike, opening: Opening | None = 
     return report
 
 
-def console_table(report: Report) -> rich.table.Table:
-    """The arms as a table that 80 columns have room for, the findings below it."""
-    findings = rich.text.Text("\n".join(report.findings))
-    look = {"box": rich.box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
-    table = rich.table.Table(**look, caption=findings, caption_justify="left")
-    table.add_column("arm", overflow="fold")
-    size_titles = ("vocab", "bytes/\ntoken", "params", "FLOPs/\nbyte", "bytes\nseen", "bytes/s")
-    for title in ("bits/\nbyte", "95 %\ninterval", *size_titles):
-        table.add_column(title, justify="right", no_wrap=True)
+def console_table(report: Report) -> NamedRows:
+    """The arms, with the findings below."""
+    titles = (
+        "bits/\nbyte",
+        "95 %\ninterval",
+        "vocab",
+        "bytes/\ntoken",
+        "params",
+        "FLOPs/\nbyte",
+        "bytes\nseen",
+        "bytes/s",
+    )
+    table = NamedRows("arm", *titles, caption="\n".join(report.findings))
     for group in report.groups:
         for arm, row in ((arm, arm.row) for arm in group.arms):
             ends = [fixed(row[key], 3) for key in ("bits_per_byte_low", "bits_per_byte_high") if row[key] is not None]
-            cells = (
+            table.add_row(
                 row["arm"],
                 fixed(row["bits_per_byte"], 3),
                 ("unevaluated" if arm.evaluation is None else "") if row["bits_per_byte"] is None else "–".join(ends),
@@ -80,7 +82,6 @@ def console_table(report: Report) -> rich.table.Table:
                 si(row["bytes_seen"], "B"),
                 si(row["bytes_per_second"], "B"),
             )
-            table.add_row(*map(rich.text.Text, cells))  # a Text, so that no name is taken for markup
         table.add_section()
     return table
 

@@ -7,7 +7,7 @@ what is below them.
 import importlib
 
 from tokenizer_lab.errors import UserError
-from train.recipe import nearest
+from train.nearest import nearest
 
 TARGETS = {
     "local": "local.Local",

@@ -129,15 +129,9 @@ def test_help_is_shown_and_nothing_run(capsys, recipe_file):
     assert command_line.run(["train", "--help"]) == 0 and command_line.run(["fit", "--help"]) == 0
 
 
-@pytest.mark.usefixtures("one_device")
-def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tmp_path):
-    text = tmp_path / "text"
-    text.mkdir()
-    for number in range(60):
-        (text / f"{number}.txt").write_text(
-            f"document {number} says " + "the same thing again and again " * (number % 7)
-        )
-    steps = [
+def whole_path(text: pathlib.Path, recipe_file: str) -> list[list[str]]:
+    """Commands from text to report, one after the other."""
+    return [
         ["ingest", str(text), "--out", "corpus", "--domain", "same", "--test-fraction", "0.2"],
         ["fit", "subword", "--corpus", "corpus", "--out", "subword", "--vocab-size", "275"],
         [
@@ -160,6 +154,17 @@ def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tm
         ["sample", "run", "--prompt", "docum", "--max-tokens", "3", "--exact-bytes"],
         ["report", "run", "--out", "report"],
     ]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(60):
+        (text / f"{number}.txt").write_text(
+            f"document {number} says " + "the same thing again and again " * (number % 7)
+        )
+    steps = whole_path(text, recipe_file)
     monkeypatch.chdir(tmp_path)
     for arguments in steps:
         assert command_line.run(arguments) == 0, capsys.readouterr().err

@@ -16,7 +16,9 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.subword import SubwordRepresentation
 from train.commands import command_line
 from train.inspect import inspection_page
-from train.inspect.inspection import InspectOptions, console_table, inspect, shown_pieces
+from train.inspect.inspection import console_table, inspect
+from train.inspect.measuring import shown_pieces
+from train.inspect.options import InspectOptions
 
 HOSTILE = (
     "'\"></i></pre></td></script><script>window.stung = 1</script><img src=http://x.example/ onerror=alert(1)>$title"
@@ -129,6 +131,20 @@ def test_the_table_in_the_terminal_fits_and_takes_no_markup(options, artifacts, 
     shown = console.file.getvalue()
     assert "[red]x" in shown and re.search(r"bytes/token +1\.00", shown) and "–" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_table_in_the_terminal_never_breaks_a_name(options, tmp_path, width):
+    names = ("demo_subword", "demo_equal_info", "superword_64k_numbers_left", "a_name_of_just_thirty_letters_")
+    for name in names:
+        ByteRepresentation().save(tmp_path / name)
+    console = rich.console.Console(width=width, file=io.StringIO())
+    console.print(console_table(run(options(artifacts=tuple(tmp_path / name for name in names)))))
+    lines = console.file.getvalue().splitlines()
+    for name in names:
+        assert len([line for line in lines if name in line.split()]) == 1, lines
+    assert sum(line.count(" 1.00") for line in lines if line.startswith("bytes/token")) == len(names)
+    assert max(map(len, lines)) <= width
 
 
 def test_only_as_much_text_as_asked_for_is_read(options):

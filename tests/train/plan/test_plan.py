@@ -10,6 +10,7 @@ import rich.console
 
 from tokenizer_lab.errors import UserError
 from train.commands import command_line
+from train.commands.plan import write_results
 from train.hosts.hardware import CHIPS
 from train.plan.plan import estimate, make_plan, memory, summarize_plan
 from train.plan.pod import Pod
@@ -52,7 +53,7 @@ def test_what_does_not_go_together_is_one_line(capsys, monkeypatch, tmp_path):
         and "--vocab-size" in complaint
     )
     assert "the recipe comes first: toklab plan RECIPE --topology" in refused(capsys, "--topology", "v5e:4x4")
-    assert "cannot write" in pytest.raises(UserError, command_line.write_results, tmp_path, {}).value.args[0]
+    assert "cannot write" in pytest.raises(UserError, write_results, tmp_path, {}).value.args[0]
 
 
 def test_memory_is_told_by_kind_and_adds_up(compiled):

@@ -1,5 +1,7 @@
 """`--profile 2:5`: one trace of those steps, and one line for what is no range."""
 
+import dataclasses
+
 import pytest
 import rich.console
 from jax.profiler import ProfileData
@@ -42,7 +44,7 @@ def test_a_range_behind_the_budget_is_refused_before_anything_is_written(recipe,
 @pytest.mark.usefixtures("one_device")
 def test_the_steps_of_the_range_are_in_one_trace(recipe, tmp_path, capsys):
     console = rich.console.Console(force_terminal=False, width=200)
-    recipe = command_line.dataclasses.replace(recipe, budget=Budget(steps=6))
+    recipe = dataclasses.replace(recipe, budget=Budget(steps=6))
     train(recipe, str(tmp_path / "run"), console, make_judge, profile=StepRange.parse("2:5"))
     (trace,) = RunFolder(tmp_path / "run").profile.glob("plugins/profile/*/*.xplane.pb")
     steps = [
@@ -55,7 +57,7 @@ def test_the_steps_of_the_range_are_in_one_trace(recipe, tmp_path, capsys):
     assert sorted(steps) == [2, 3, 4]
     assert "a trace of steps 2 to 4" in capsys.readouterr().out
     train(
-        command_line.dataclasses.replace(recipe, budget=Budget(steps=8)),
+        dataclasses.replace(recipe, budget=Budget(steps=8)),
         str(tmp_path / "run"),
         console,
         make_judge,

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tokenizer_lab.errors import UserError
-from train.commands.command_line import parse_with_recipe
+from train.commands.options import parse_with_recipe
 from train.recipe import load_recipe
 from train.submit import target_class
 from train.submit.job import Job, default_name, make_job, overrides

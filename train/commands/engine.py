@@ -1,0 +1,28 @@
+"""Commands over the documents of a corpus, which run in this process or on Ray."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import rich.console
+import tyro
+
+from data.engines import EngineOptions
+from train.commands.options import parse
+from train.commands.terminal import progress_bar
+
+
+def run_on_engine(command: str, options_class: type, work: Callable[..., Any], arguments: list[str]) -> None:
+    """Runs a command on the engine that its options name, and prints the result."""
+    flat = tyro.conf.arg(name="")
+    both = dataclasses.make_dataclass(
+        command.capitalize(),
+        [("options", Annotated[options_class, flat]), ("engine", Annotated[EngineOptions, flat])],
+        kw_only=True,
+        frozen=True,
+    )
+    both.__doc__ = options_class.__doc__
+    parsed, console = parse(both, arguments, command), rich.console.Console()
+    with parsed.engine.open() as engine, progress_bar(console, command, of_bytes=True) as update:
+        result = work(parsed.options, update, engine)
+    console.print(str(result), soft_wrap=True)

@@ -1,0 +1,29 @@
+"""`toklab export RUN --to hf`: a run as a folder that Hugging Face transformers loads."""
+
+import rich.console
+
+from train.commands.options import parse
+from train.export.hugging_face import ExportOptions, export_run
+
+
+def run(arguments: list[str]) -> None:
+    options, console = parse(ExportOptions, arguments, "export"), rich.console.Console()
+    with console.status("exporting"):
+        result = export_run(options)
+    for folder, architecture in result.architectures.items():
+        console.print(f"{options.out / folder}  {architecture}", soft_wrap=True, highlight=False)
+    if result.checked is not None:
+        same, total = result.checked
+        console.print(
+            f"{options.out}  the tokenizer gives the same ids for {same:,} of {total:,} documents of the corpus"
+            + ("" if same == total else "; in the others it changes text, which is spelled in bytes here"),
+            soft_wrap=True,
+            highlight=False,
+        )
+    if result.needs_code:
+        console.print(
+            f"{options.out}  its tokenizer is a Python file in the folder: AutoTokenizer.from_pretrained(...,"
+            " trust_remote_code=True)",
+            soft_wrap=True,
+            highlight=False,
+        )

@@ -1,0 +1,53 @@
+"""`toklab sample RUN`: draws text from a run."""
+
+import dataclasses
+
+import rich.console
+import tyro
+from etils import epath
+
+from train.commands.options import parse
+from train.exits import interruptible_import
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Draw text from a trained run."""
+
+    run: tyro.conf.Positional[epath.Path]
+    """The run's folder."""
+    prompt: str
+    """The text to go on from; with subwords, best ended where a word ends (see train/evaluate/sampling.py), or use
+    --exact-bytes."""
+    exact_bytes: bool = False
+    """Draw byte by byte with exact probabilities, wherever the prompt ends; the other options are then of bytes (see
+    docs/byte_probabilities.md)."""
+    max_tokens: int = 200
+    """Ids to draw at most."""
+    temperature: float = 0.8
+    """0 takes the likeliest id."""
+    top_k: int = 0
+    """Only the k likeliest ids; 0 for all."""
+    top_p: float = 0.95
+    """Only the likeliest ids that together hold this probability."""
+    seed: int = 0
+
+
+def run(arguments: list[str]) -> None:
+    options, console = parse(SampleOptions, arguments, "sample"), rich.console.Console()
+    with interruptible_import():
+        from train.evaluate.sampling import sample_run
+
+    with console.status("sampling"):
+        text = sample_run(
+            str(options.run),
+            options.prompt,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            exact_bytes=options.exact_bytes,
+        )
+    console.print(options.prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

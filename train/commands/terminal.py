@@ -1,0 +1,34 @@
+"""What commands show in a terminal while they work."""
+
+import contextlib
+from typing import Any
+
+import rich.console
+import rich.progress
+
+STOPPED_AND_SAVED = "toklab: stopped by a signal; the state is saved, the same command goes on from there"
+
+
+@contextlib.contextmanager
+def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool):
+    """A bar that is drawn on a terminal; yields `update(done, total)`."""
+    columns = [
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+    ]
+    columns += [rich.progress.DownloadColumn(), rich.progress.TransferSpeedColumn()] if of_bytes else []
+    with rich.progress.Progress(
+        *columns, rich.progress.TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def show_config(config: dict[str, Any], console: rich.console.Console) -> None:
+    """The resolved config, a line a section."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{field}={'' if part is None else part}" for field, part in value.items())
+        console.print(f"[bold]{name:14}[/bold] ", end="", highlight=False)
+        console.print(value, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,35 @@
+"""The options of `toklab inspect`."""
+
+import dataclasses
+import pathlib
+
+import tyro
+from etils import epath
+
+from tokenizer_lab.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Compare what representations do to a text: metrics, and the text cut into tokens side by side."""
+
+    artifacts: tyro.conf.Positional[tuple[epath.Path, ...]]
+    """Artifact folders, as `toklab fit` makes them."""
+    corpus: epath.Path
+    """Corpus store; its held-out documents are measured."""
+    out: epath.Path
+    """Folder for metrics.json, metrics.csv and index.html."""
+    max_bytes: int = 1_000_000
+    """Text to measure at most: whole documents, in a fixed random order."""
+    parallel: pathlib.Path | None = None
+    """Folder of line-aligned .txt files, one a language (NTREX-128, FLORES), for the premium."""
+    pivot: str = "eng"
+    """The language of the folder that premiums are relative to."""
+    morphscore: pathlib.Path | None = None
+    """A MorphScore .csv file, or a folder of them: words with a morpheme boundary."""
+    text: pathlib.Path | None = None
+    """File of which the page shows the beginning, cut into tokens; by default a text of several languages."""
+
+    def __post_init__(self):
+        if self.max_bytes < 1:
+            raise UserError(f"--max-bytes {self.max_bytes} is no text; use a positive number, e.g. 1000000")
