@@ -8,7 +8,7 @@ from models.encoder import EncoderConfig
 from tokenizer_lab.byte import ByteFit
 from tokenizer_lab.equal_info import EqualInfoFit
 from tokenizer_lab.subword import SubwordFit
-from train.compare.experiment import Arm, Experiment, Size
+from train.experiment import Arm, Experiment, Size
 from train.objectives import Replaced
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe

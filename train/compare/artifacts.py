@@ -12,8 +12,9 @@ from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 from train.compare import subprocesses
-from train.compare.experiment import Arm, Experiment, Measured, Text, fit_of
+from train.compare.resolve import Measured, Text, fit_of
 from train.exits import EXIT_STOPPED
+from train.experiment import Arm, Experiment
 from train.recipe import Recipe
 from train.submit.local import EXIT_DONE
 

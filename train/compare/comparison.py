@@ -23,7 +23,7 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from train.compare.artifacts import fit_all, measure, path_of
 from train.compare.console_output import show
-from train.compare.experiment import check, load_experiment, open_text, resolve
+from train.compare.resolve import check, load_experiment, open_text, resolve
 from train.compare.results import Design
 from train.compare.run_plan import describe, make_plan, refuse_longer
 from train.compare.run_state import DONE, other_runs_there

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import rich.console
 
-from train.compare.experiment import Experiment, Measured
 from train.compare.in_words import supported
+from train.compare.resolve import Measured
 from train.compare.results import Decision
 from train.compare.run_plan import Plan
 from train.compare.run_state import CUT_OFF, DONE, MISSING, UNSCORED
 from train.console import NamedRows, duration
+from train.experiment import Experiment
 from train.report.page import NOTHING, fixed, si
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from train.compare.experiment import Measured, Text
+from train.compare.resolve import Measured, Text
 from train.compare.run_state import CUT_OFF, DONE, MISSING, UNSCORED
 from train.optimizer import total_steps
 from train.recipe import Recipe

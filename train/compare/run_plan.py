@@ -10,10 +10,11 @@ from etils import epath
 from data.rows import CausalRow
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json
-from train.compare.experiment import Experiment, Measured, Run, Text
+from train.compare.resolve import Measured, Run, Text
 from train.compare.run_cost import Cost, cost_of
 from train.compare.run_state import DONE, folder_of, state_of
 from train.console import duration
+from train.experiment import Experiment
 from train.hosts.processes import code_fingerprint
 from train.run.folder import RunFolder
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from tokenizer_lab.files import read_json
-from train.compare.experiment import Run
+from train.compare.resolve import Run
 from train.recipe import refused_changes, to_json
 from train.run.folder import RunFolder
 from train.submit.local import newest_step

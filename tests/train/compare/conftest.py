@@ -7,7 +7,8 @@ import pytest
 from data.store import Corpus
 from tokenizer_lab.byte import ByteFit
 from tokenizer_lab.subword import SubwordFit
-from train.compare.experiment import Arm, Experiment, Measured, Size, Text
+from train.compare.resolve import Measured, Text
+from train.experiment import Arm, Experiment, Size
 from train.optimizer import Budget
 
 

@@ -19,8 +19,8 @@ from train import loop
 from train.commands import command_line
 from train.compare import comparison, subprocesses
 from train.compare.comparison import CompareOptions, compare
-from train.compare.experiment import Experiment
 from train.compare.run_state import CUT_OFF, DONE, MISSING
+from train.experiment import Experiment
 from train.recipe import to_json
 from train.run.document_hashes import read_hashes
 from train.run.folder import RunFolder
@@ -144,7 +144,7 @@ def stop_after_a_step(train) -> int:
 EXPERIMENT_FILE = """
 from tokenizer_lab.byte import ByteFit
 from tokenizer_lab.subword import SubwordFit
-from train.compare.experiment import Arm, Experiment, Size
+from train.experiment import Arm, Experiment, Size
 from train.optimizer import Budget
 from train.recipe import load_recipe
 

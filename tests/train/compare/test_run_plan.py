@@ -9,9 +9,10 @@ from etils import epath
 from models.encoder import EncoderConfig
 from tokenizer_lab.files import write_json
 from train.compare import run_cost, run_plan
-from train.compare.experiment import Size, resolve
+from train.compare.resolve import resolve
 from train.compare.run_plan import make_plan
 from train.compare.run_state import CUT_OFF, DONE, MISSING, folder_of, other_runs_there
+from train.experiment import Size
 from train.objectives import Replaced
 from train.optimizer import Budget
 from train.recipe import to_json

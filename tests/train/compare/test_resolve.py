@@ -6,7 +6,8 @@ import pytest
 
 from data.store import Corpus
 from tokenizer_lab.subword import SubwordFit
-from train.compare.experiment import Experiment, Size, Text, check, fit_of, open_text, resolve
+from train.compare.resolve import Text, check, fit_of, open_text, resolve
+from train.experiment import Experiment, Size
 from train.optimizer import Budget
 
 
