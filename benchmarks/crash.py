@@ -5,10 +5,9 @@ model?
 
 In each round all processes are started; at a random moment of the start, of a step or of a save, one of them gets a
 SIGKILL or a SIGSTOP. The others must end by themselves before the deadline, and the next round goes on from the newest
-checkpoint. A run that has come to its end is
-compared with an undisturbed one of as many processes: weights, optimizer and cursors of the data bit for bit, and every
-step's loss and bytes, so that no document was missed or read twice. Then the next run begins. Exits with 1 if anything
-was not as it should be.
+checkpoint. A run that has come to its end is compared with an undisturbed one of as many processes: weights, optimizer
+and cursors of the data bit for bit, and every step's loss and bytes, so that no document was missed or read twice. Then
+the next run begins. Exits with 1 if anything was not as it should be.
 """
 
 import dataclasses

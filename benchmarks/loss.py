@@ -6,8 +6,7 @@ machine.
 One turn is the mean loss and its gradients by hidden states and table, float32 on a CPU and bfloat16 elsewhere. All
 agree before anything is timed, and take turns; ratios to "ours, plain" are taken turn by turn. Memory is what the
 compiled program needs besides its arguments and results (on a TPU without one: benchmarks/loss_memory.py). tokamax is
-no dependency of ours, and compared where it is installed, in an environment
-that may be thrown away:
+no dependency of ours, and compared where it is installed, in an environment that may be thrown away:
 
     pip install tokamax==0.0.12 && pip install 'typeguard>=4'
 

@@ -4,10 +4,9 @@
 
 Temporaries are what a compiled program needs besides its arguments and results, bfloat16, with 8,192 positions a chip.
 "loss alone": of the loss and its gradients on one chip, by ours, optax and tokamax (benchmarks/loss.py). With --step,
-which takes minutes to
-compile, "step": of the training step of a decoder of two layers over the whole topology, with what is wasted by packing
-them; "alive": the most of them that the step has at a time; and "the loss's part" of both: what they are more than of
-the same step with `LabelLogits` in place of the loss.
+which takes minutes to compile, "step": of the training step of a decoder of two layers over the whole topology, with
+what is wasted by packing them; "alive": the most of them that the step has at a time; and "the loss's part" of both:
+what they are more than of the same step with `LabelLogits` in place of the loss.
 """
 
 import dataclasses

@@ -102,8 +102,8 @@ class RowStreams(grain.IterDataset):
           rows: which of the B rows to read; all by default.
           cursors: i32[R, S + 3] from where to go on; the beginning by default.
           piece_length: if not 0, documents are cut, from a random place on, into pieces of at most this many positions,
-            none of which sees what is before it: each has a segment id of its own and begins with the
-            end-of-document id.
+            none of which sees what is before it: each has a segment id of its own and begins with the end-of-document
+            id.
           num_workers: threads that read and encode (tokenizers release the interpreter lock); changes nothing but the
             speed.
           layout: how rows are filled, `CausalRow` by default; those for encoders are in `data/encoder_rows.py`.

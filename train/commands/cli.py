@@ -38,8 +38,7 @@ def keep_memory() -> None:
     """Has glibc keep what is freed; to be called before there are threads.
 
     XLA's CPU runtime allocates a step's temporaries anew each step. Blocks of that size glibc gives back to the system
-    at once, which
-    then zeroes them page by page the next time: a fifth of a step.
+    at once, which then zeroes them page by page the next time: a fifth of a step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)) if mallopt else ():

@@ -3,10 +3,9 @@ byte.
 
 The byte-token representation lemma (Phan et al. 2024, arXiv 2410.09303): the probability that a document begins with
 some bytes is the sum over their covers (`tokenizer_lab/covers.py`) of the probability that its ids begin so. Every
-document has one sequence of ids. What the model holds
-possible besides, it was never trained on: ids that may not stand there get no probability, and the others are scaled up
-to sum to one. That makes the model one of documents, about which everything here is exact. (The paper scales the bytes
-up instead, one step later.)
+document has one sequence of ids. What the model holds possible besides, it was never trained on: ids that may not stand
+there get no probability, and the others are scaled up to sum to one. That makes the model one of documents, about which
+everything here is exact. (The paper scales the bytes up instead, one step later.)
 
 Legend: V vocab.
 """

@@ -3,8 +3,7 @@
 The protocol is ELECTRA's (configure_finetuning.py of google-research/electra) and the same for every arm: AdamW without
 bias correction, a rate that falls linearly after a warm-up and is lower the further a layer is from the head, a few
 epochs, several seeds. An encoder is asked at `[CLS]`; a decoder, which sees to the left only, at the text's last
-position. A run's own
-heads are not used: a causal run gets the same new head as a discriminator.
+position. A run's own heads are not used: a causal run gets the same new head as a discriminator.
 """
 
 import dataclasses

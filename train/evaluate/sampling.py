@@ -2,11 +2,10 @@
 
 A prompt may end anywhere. What that means is the representation's (`open_prompt`): with bytes nothing, as an id never
 depends on what follows it. With equal-info windows the prompt's last window may become longer, so the model draws it
-among the windows that begin with
-the rest of the prompt: exact. With subwords the prompt's ids are taken as they stand, even if training text would have
-had a longer id at its end ("hel" + "lo"), so that a prompt cut inside a word is continued from a division into ids that
-the model has seldom seen; end prompts where words end, or draw byte by byte (`sample_bytes`), which is exact wherever a
-prompt ends.
+among the windows that begin with the rest of the prompt: exact. With subwords the prompt's ids are taken as they stand,
+even if training text would have had a longer id at its end ("hel" + "lo"), so that a prompt cut inside a word is
+continued from a division into ids that the model has seldom seen; end prompts where words end, or draw byte by byte
+(`sample_bytes`), which is exact wherever a prompt ends.
 """
 
 import functools

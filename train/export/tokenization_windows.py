@@ -1,10 +1,9 @@
 """Text <-> ids of a model over equal-information windows, several ids a window, for Hugging Face `transformers`.
 
 This file lies beside an exported model and stands alone. `depths.npy` and `last_bytes.npy` are a tree of byte strings,
-its nodes in the
-order of a walk that takes a node before its children: how many bytes each string has, and its last one. A window of
-text is the longest string of the tree that the text goes on with; its ids are the bytes of the string's number, the
-high one first.
+its nodes in the order of a walk that takes a node before its children: how many bytes each string has, and its last
+one. A window of text is the longest string of the tree that the text goes on with; its ids are the bytes of the
+string's number, the high one first.
 """
 
 import pathlib

@@ -3,9 +3,8 @@
 Orbax writes a checkpoint under a temporary name while training goes on. Once the files of all processes are in it,
 process 0 reads them back, writes their checksums beside them and renames the folder, all in the background; only then
 are older checkpoints removed. A folder that still has a temporary name after a crash is no checkpoint and is removed by
-the next run. An object store
-cannot rename: there a last file, `commit_success.txt`, takes the place of the name. So what is committed has checksums,
-and they are checked before anything is read from it. The state's parts are one unit:
+the next run. An object store cannot rename: there a last file, `commit_success.txt`, takes the place of the name. So
+what is committed has checksums, and they are checked before anything is read from it. The state's parts are one unit:
 
     params             the weights alone, which is all that evaluation and sampling read
     rest               optimizer, counters, random key and the data's cursors

@@ -2,9 +2,8 @@
 
 Every few seconds a process writes down, in a file of its own, how long it has run by a clock that only goes forward,
 what on, and from which step to which. A process that dies loses no more than the last of these seconds. Between two
-processes there is only the time of
-day: from the last that one wrote to the start of the next, the run was "down" (the loading of Python and its libraries
-included). A clock that is set meanwhile can make that wrong, but no time negative.
+processes there is only the time of day: from the last that one wrote to the start of the next, the run was "down" (the
+loading of Python and its libraries included). A clock that is set meanwhile can make that wrong, but no time negative.
 
 A step that a later process took again, because the run went on from a checkpoint before it, was lost: its time is
 "repeated".
