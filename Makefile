@@ -1,4 +1,5 @@
 # make install | demo | test | bench    the first that needs .venv makes it, with the versions that were tested
+# make lint                             formatting, common mistakes and types
 # make docs                             build/docs/index.html: README, docs/ and a reference, with all links checked
 # make constraints                      renews those versions: run it once for each supported Python, then make test
 
@@ -19,7 +20,7 @@ REFUSE_UNFIT_PYTHON = $(if $(MINOR),,$(error $(PYTHON) does not run; give anothe
 WARN_OF_UNTESTED = $(if $(TESTED),,$\
   $(warning warning: constraints/ has none for Python $(MINOR), so the newest that pyproject.toml allows is installed))
 
-.PHONY: install demo test test-slow bench docs constraints clean
+.PHONY: install demo test test-slow lint bench docs constraints clean
 
 install: $(VENV)/installed
 
@@ -32,7 +33,7 @@ $(VENV)/installed: pyproject.toml $(wildcard constraints/*.txt)
 
 $(VENV)/installed-for-tests: $(VENV)/installed
 	$(REFUSE_UNFIT_PYTHON)
-	@echo "installing what only the tests need (libtpu, pytest, hypothesis)"
+	@echo "installing what only tests and lint need (libtpu, pytest, mypy, Sphinx)"
 	@$(PIP) --editable '.[test]'
 	@touch $@
 
@@ -59,6 +60,11 @@ test: $(VENV)/installed-for-tests
 
 test-slow: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -m slow $(TESTS)
+
+lint: $(VENV)/installed-for-tests
+	@$(BIN)/ruff format --check --quiet . || { echo "run $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
 
 bench: $(VENV)/installed-for-tests demo
 	$(BIN)/python benchmarks/ingest.py
