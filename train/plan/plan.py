@@ -1,8 +1,8 @@
 """`toklab plan`: what a recipe's training step takes on TPUs that are not there.
 
 The step is the one that `toklab train` runs, compiled by libtpu for the named chips (`train/plan/tpu_compile.py`);
-memory is the compiled program's, FLOPs and collectives are counted in its text (`train/plan/hlo.py`), and time is a
-roofline over the chip's peaks (`train/hosts/hardware.py`). Nothing is read but the recipe: of its representation the
+memory is the compiled program's, FLOPs and collectives are counted in its text (`train/plan/hlo_cost.py`), and time is
+a roofline over the chip's peaks (`train/hosts/hardware.py`). Nothing is read but the recipe: of its representation the
 number of ids and their mean bytes are enough.
 """
 

@@ -1,6 +1,7 @@
 """JobSets that are created and followed, on a server that answers as a cluster does."""
 
 import dataclasses
+import importlib
 import json
 import re
 import signal
@@ -223,6 +224,9 @@ def test_no_cluster_is_one_line(cluster, job, monkeypatch, tmp_path):
 
 
 def test_without_the_client_the_remedy_is_told(job, monkeypatch):
+    from train.submit import cluster
+
+    monkeypatch.setattr(cluster, "kubernetes", None)  # to be put back
     monkeypatch.setitem(sys.modules, "kubernetes", None)
-    monkeypatch.delitem(sys.modules, "train.submit.cluster", raising=False)
+    importlib.reload(cluster)
     assert "the kubernetes client is not installed; pip install 'tokenizer-lab[kubernetes]'" in refused(job)
