@@ -1,4 +1,4 @@
-"""The site of `make docs`: README, CHANGELOG and docs/*.md as they are, and a page for every module.
+"""The site of `make docs`: the *.md of this folder and of the one above as they are, and a page for every module.
 
 Sphinx with MyST: maintained, fails for a link or an anchor that leads nowhere, and its pages need no network.
 """
@@ -21,7 +21,7 @@ version = release = _PYPROJECT["project"]["version"]
 extensions = ["myst_parser"]
 myst_enable_extensions = ["colon_fence"]
 root_doc = "README"
-include_patterns = ["README.md", "CHANGELOG.md", "docs/*.md", f"{reference.FOLDER}/*.md"]
+include_patterns = ["*.md", "docs/*.md", f"{reference.FOLDER}/*.md"]
 myst_heading_anchors = 4
 suppress_warnings = ["ref.python"]  # a name in a signature that several modules have: it just becomes no link
 add_module_names = False
@@ -44,7 +44,7 @@ def write_reference(app: sphinx.application.Sphinx) -> None:
 def add_contents(app: sphinx.application.Sphinx, page: str, source: list[str]) -> None:
     """README is the first page of the site; the others are listed beside it."""
     if page == root_doc:
-        source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\ndocs/*\n{reference.FOLDER}/index\nCHANGELOG\n```\n"
+        source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\ndocs/*\n{reference.FOLDER}/index\n*\n```\n"
 
 
 def write_index(app: sphinx.application.Sphinx, error: Exception | None) -> None:
