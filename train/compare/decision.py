@@ -14,15 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from train.compare.power_laws import PowerLaw, crossing, fit_power_law
 from train.compare.results import ArmAtSize, Decision, Design, Difference, Part, Ranking
-from train.evaluate.intervals import (
-    PowerLaw,
-    crossing,
-    fit_power_law,
-    mean_interval,
-    middle_95,
-    resampled_bits_per_byte,
-)
+from train.evaluate.intervals import mean_interval, middle_95, resampled_bits_per_byte
 from train.report.runs import Arm as RunRead
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from train.evaluate.intervals import Crossing, Interval, PowerLaw, mean_interval
+from train.compare.power_laws import Crossing, PowerLaw
+from train.evaluate.intervals import Interval, mean_interval
 from train.report.runs import Arm as RunRead
 
 FEW_DOCUMENTS = 10  # below which a bootstrap over documents says little
