@@ -78,7 +78,8 @@ class ACRepresentation(Representation):
         found, first = [], 0  # the piece's first id
         while first < len(ids):
             code = np.frombuffer(code_from_ids(ids[first:], self._id_bits), np.uint8)
-            decoder, depth, symbol = arithmetic_coder.Decoder(code, 8 * len(code)), 0, 0
+            decoder, depth = arithmetic_coder.Decoder(code, 8 * len(code)), 0
+            symbol: int | None = 0
             while symbol is not None and symbol != END:
                 shares = yield depth, symbol
                 symbol = decoder.next(_frequencies(shares[None])[0])

@@ -86,7 +86,7 @@ class WindowStream:
             state, output = _encode(self.lm.weights, self._root, state, inputs)
             outputs.append([np.asarray(x)[: len(part)] for x in output])
         ended, numbers = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-        result = {}
+        result: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for lane, texts_of_lane in enumerate(owners):
             windows = _windows_of_lane(lanes[:, lane], ended[:, :, lane], numbers[:, :, :, lane])
             result |= zip(texts_of_lane, windows, strict=True)
@@ -171,7 +171,7 @@ def _windows_of_lane(bytes_t: np.ndarray, ended_te: np.ndarray, numbers_tek: np.
     numbers = np.ascontiguousarray(numbers_tek[ended_te][:, ::-1]).astype(">u2").view(np.uint8)
     # A window that ends before a step's byte, in the first place, lacks it; one that ends behind it has it.
     is_byte = (bytes_t >= 0) & (bytes_t < _END_OF_TEXT)
-    bytes_before = np.cumsum(is_byte) - is_byte
+    bytes_before: np.ndarray = np.cumsum(is_byte) - is_byte
     ends_at = bytes_before[step] + (is_byte[step] & (np.nonzero(ended_te)[1] == 1))
     lengths = np.diff(ends_at, prepend=0)
     first = 0

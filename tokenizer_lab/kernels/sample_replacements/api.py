@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def sample_replacements(
     return operation(x_nd, table_vd, bias_v, labels_n, seeds_n2)
 
 
-def _by_passes(passes: Passes, vocab_size: int) -> Callable:
+def _by_passes(passes: Passes, vocab_size: int) -> Callable[..., Any]:
     operation = differentiable(passes, vocab_size)
     return lambda x_nd, table_vd, bias_v, labels_n, seeds_n2: operation(
         x_nd, table_vd, bias_v, labels_n, seeds_n2[:, 0], seeds_n2[:, 1]

@@ -4,6 +4,7 @@ Positions are never cut, so they may be sharded; the backward pass computes the 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,13 @@ def tile_ids(num_positions: int, itemsize: int = 4, max_bytes: int | None = None
 
 
 def forward(
-    of_no_ids: Callable,
-    add: Callable,
+    of_no_ids: Callable[..., Any],
+    add: Callable[..., Any],
     x_nd: jax.Array,
     table_vd: jax.Array,
     bias_v: jax.Array,
     numbers: tuple[jax.Array, ...],
-) -> tuple:
+) -> tuple[Any, ...]:
     """See `pallas_tpu.forward`."""
     rows = [x_n[None] for x_n in numbers]
 
@@ -54,7 +55,7 @@ def backward(
     by_nats_n,
     by_logz_n,
     *,
-    of_tile: Callable = logits_gradient,
+    of_tile: Callable[..., Any] = logits_gradient,
     num_ids: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `pallas_tpu.backward`.

@@ -11,6 +11,7 @@ Compiled for an H100 ahead of time, run nowhere yet.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +36,14 @@ def shared_memory_bytes() -> int:
     return NUM_STAGES * (TILE_POSITIONS + TILE_IDS) * PIECE_BYTES
 
 
-def refusal(x_nd: jax.Array) -> str | None:
+def refusal(x_nd: jax.Array | jax.ShapeDtypeStruct) -> str | None:
     """What the kernels do not take about hidden states [N, D], and why; None if they take them."""
     return None if x_nd.dtype in DTYPES else f"hidden states of type {x_nd.dtype}, only bfloat16 and float32"
 
 
 def forward(
-    of_no_ids: Callable,
-    add: Callable,
+    of_no_ids: Callable[..., Any],
+    add: Callable[..., Any],
     x_nd: jax.Array,
     table_vd: jax.Array,
     bias_v: jax.Array,
@@ -165,11 +166,11 @@ def _piece(dtype) -> int:
     return PIECE_BYTES // jnp.dtype(dtype).itemsize
 
 
-def _block(block) -> pl.Slice:
+def _block(block) -> slice | pl.Slice:
     return pl.ds(block * TILE_POSITIONS, TILE_POSITIONS)
 
 
-def _tile(tile) -> pl.Slice:
+def _tile(tile) -> slice | pl.Slice:
     return pl.ds(tile * TILE_IDS, TILE_IDS)
 
 

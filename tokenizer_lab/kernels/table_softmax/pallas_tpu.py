@@ -8,7 +8,7 @@ positions a block has, the less often the table comes from HBM.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,12 @@ def choose_blocks(choices: Sequence[Blocks], num_positions: int, width: int, ite
     return next((blocks for blocks in candidates if vmem_bytes(blocks, width, itemsize) <= VMEM_LIMIT_BYTES), None)
 
 
-def refusal(choices: Sequence[Blocks], x_nd: jax.Array) -> str | None:
+def refusal(choices: Sequence[Blocks], x_nd: jax.Array | jax.ShapeDtypeStruct) -> str | None:
     """What the kernels do not take about hidden states [N, D], and why; None if they take them."""
     if x_nd.dtype not in DTYPES:
         return f"hidden states of type {x_nd.dtype}, only bfloat16 and float32"
-    if choose_blocks(choices, *x_nd.shape, x_nd.dtype.itemsize) is None:
+    num_positions, width = x_nd.shape
+    if choose_blocks(choices, num_positions, width, x_nd.dtype.itemsize) is None:
         return (
             f"hidden states {list(x_nd.shape)} of type {x_nd.dtype}, whose width does not fit its"
             f" {VMEM_LIMIT_BYTES >> 20} MiB of VMEM"
@@ -73,8 +74,8 @@ def vmem_bytes(blocks: Blocks, width: int, itemsize: int) -> int:
 
 
 def forward(
-    of_no_ids: Callable,
-    add: Callable,
+    of_no_ids: Callable[..., Any],
+    add: Callable[..., Any],
     x_nd: jax.Array,
     table_vd: jax.Array,
     bias_v: jax.Array,
