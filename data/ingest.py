@@ -227,7 +227,7 @@ def _documents(
 
 def _file_documents(options: IngestOptions, file: SourceFile, report: Callable[[int], None]) -> Iterator[bytes]:
     separator = None if options.separator is None else parse_separator(options.separator)
-    number = 0
+    number: int | None = 0
     for number, document in read_records(
         file, field=options.field, separator=separator, max_document_bytes=options.max_document_bytes, report=report
     ):
