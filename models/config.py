@@ -35,8 +35,6 @@ class TransformerConfig:
 
     causal: ClassVar[bool] = True
     """Whether a position sees only those before it."""
-    published: ClassVar[bool] = False
-    """Whether the layers are BERT's: post-norm, LayerNorm, biases, GELU, no rotary positions."""
 
     def __post_init__(self):
         for name in ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
@@ -56,6 +54,11 @@ class TransformerConfig:
                 raise UserError(
                     f"model.{field.name} is {getattr(self, field.name)!r}; it is one of {', '.join(choices)}"
                 )
+
+    @property
+    def published(self) -> bool:
+        """Whether the layers are BERT's: post-norm, LayerNorm, biases, GELU, no rotary positions."""
+        return False
 
     @property
     def residual_scale(self) -> float:

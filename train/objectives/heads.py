@@ -16,11 +16,13 @@ def predicted(model: Encoder, batch: Batch, dropout, *, by_generator: bool = Fal
     hidden_btd = model(
         batch["inputs"], batch["segment_ids"], batch["positions"], batch["types"], dropout, by_generator=by_generator
     )
+    assert model.vocab_head is not None, "the objective's heads do not predict"
     return model.vocab_head(jnp.take_along_axis(hidden_btd, batch["chosen"][..., None], axis=1))
 
 
 def detected(model: Encoder, batch: Batch, ids_bt: jax.Array, dropout) -> jax.Array:
     """Logits f32[B, T] for "this id was replaced"."""
+    assert model.detection_head is not None, "the objective's heads do not detect"
     return model.detection_head(model(ids_bt, batch["segment_ids"], batch["positions"], batch["types"], dropout))
 
 
