@@ -190,7 +190,7 @@ def sample_run(
             f"{run_dir} is a run of an {loaded.setup.recipe.model.family}, which gives no next id; only decoders can be"
             " sampled from"
         )
-    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if exact_bytes:
         drawn = sample_bytes(byte_model(loaded), prompt_bytes, max_bytes=max_tokens, **options)
     else:
