@@ -54,7 +54,7 @@ class EncodeOptions:
     worker_tpus: float = 0
     """With --engine ray: TPU chips of each worker, usually all of a host."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if is_remote(self.out):
             raise UserError(
                 f"--out {self.out} is in an object store, where files cannot be locked and renamed; encode into a"

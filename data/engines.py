@@ -58,7 +58,7 @@ class EngineOptions:
     """HOST:PORT of the Ray cluster to use; RAY_ADDRESS if that is set; else one is started on this machine, for this
     command alone."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.ray_address and self.engine != "ray":
             raise UserError(
                 f"--ray-address {self.ray_address} is for --engine ray, and the engine is {self.engine}; add"

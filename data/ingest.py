@@ -53,7 +53,7 @@ class IngestOptions:
     max_document_bytes: int = 128 << 20
     """A document, or a line of .jsonl, that is larger is an error."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_name(self.domain, "domain")
         if is_remote(self.out):
             raise UserError(

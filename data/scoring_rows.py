@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,9 @@ def _scoring_row(row: Batch, at: int, segment: int, number: int, ids: np.ndarray
     return row
 
 
-def _map_ahead(workers: concurrent.futures.Executor, function, items: Iterable[Any], ahead: int) -> Iterator[Any]:
+def _map_ahead(
+    workers: concurrent.futures.Executor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int
+) -> Iterator[Any]:
     """`map(function, items)` in order, at most `ahead` items being worked on: `Executor.map` would take all items at
     once."""
     pending: collections.deque[Any] = collections.deque()

@@ -16,7 +16,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -148,7 +148,7 @@ class _ReportingFile(io.FileIO):
         self._report = report
         self._num_bytes_read = 0
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         num_bytes = super().readinto(buffer)
         self._num_bytes_read += num_bytes
         self._report(min(self._num_bytes_read, self._limit_bytes))  # parquet reads some parts twice

@@ -146,7 +146,7 @@ def _attend_in_blocks(q_bthd, k_bshd, v_bshd, segment_ids_bt):
     length = q_bthd.shape[1]
     size = max(_QUERY_BLOCK, -(-length // _MAX_QUERY_BLOCKS))
 
-    def block(first: int):
+    def block(first: int) -> jax.Array:
         queries, keys = slice(first, first + size), slice(0, first + size)
         visible_bts = segment_ids_bt[:, queries, None] == segment_ids_bt[:, None, keys]
         visible_bts &= jnp.tril(jnp.ones((length, length), bool))[queries, keys]

@@ -36,7 +36,7 @@ class TransformerConfig:
     causal: ClassVar[bool] = True
     """Whether a position sees only those before it."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 1")

@@ -46,7 +46,7 @@ class EncoderConfig(TransformerConfig):
     """Which objectives train it: those that see a whole row."""
     causal: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")

@@ -31,7 +31,7 @@ class Budget:
     """Time spent in steps and waiting for their data, by the clock of the first process; start-up, compiling,
     evaluations and saves are not in it. How many steps that is, and so every number, differs from run to run."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) != 1 or any(not value > 0 or math.isinf(value) for value in given.values()):
             others = " ".join(f"--budget.{name} None" for name in list(given)[1:])
@@ -124,7 +124,7 @@ class OptimizerConfig:
     max_skipped_in_a_row: int = 20
     """After this many skipped steps in a row the run stops."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("warmup_share", "decay_share", "final_share"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise UserError(f"optimizer.{name} is {value}; a share is between 0 and 1")

@@ -59,7 +59,7 @@ class DataConfig:
     prefetch_batches: int = 4
     """Batches made ahead of the step; changes nothing but the speed."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("batch_rows", "sequence_length", "num_microbatches", "num_workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
@@ -112,7 +112,7 @@ class Recipe:
     weights in memory."""
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kernels not in (choices := typing.get_args(type(self).__annotations__["kernels"])):
             raise UserError(f"kernels is {self.kernels!r}; it is one of {', '.join(choices)}")
         for name, value in flatten(to_json(self)).items():

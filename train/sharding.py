@@ -52,7 +52,7 @@ class MeshConfig:
     tensor: int = 1
     sequence: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise UserError(

@@ -8,7 +8,7 @@ to learn, which is what it is there to show.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -111,11 +111,11 @@ class ACFit:
     lm_recipe: str = "compressor_3m"
     """The recipe it is trained with: a name in configs/, or a Python file."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_id_bits(self.id_bits)
 
     def fit(
-        self, documents: Iterable[bytes], corpus_hash: str, lm: ByteLM, lm_flops: float, on_progress
+        self, documents: Iterable[bytes], corpus_hash: str, lm: ByteLM, lm_flops: float, on_progress: Any
     ) -> ACRepresentation:
         """The representation that a trained language model, which has cost `lm_flops`, gives."""
         del on_progress

@@ -224,7 +224,7 @@ class EqualInfoFit:
     sample_bytes: int = 1 << 16
     """Text of the train split on which bytes per id and lost bits are measured."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_window(self.window_bits, self.id_bits)
         if self.is_table:
             window_code.check_memory(self.window_bits)

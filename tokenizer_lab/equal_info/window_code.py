@@ -62,7 +62,7 @@ class Tree:
     depths: np.ndarray
     last_bytes: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises UserError unless the arrays are such a tree, so that whatever they came from, the code is lossless."""
         depths, last_bytes = self.depths, self.last_bytes
         good = depths.shape == last_bytes.shape and depths.dtype == np.uint16 and last_bytes.dtype == np.uint8

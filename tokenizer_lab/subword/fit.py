@@ -44,7 +44,7 @@ class SubwordFit:
     from_file: pathlib.Path | None = None
     """Take this tokenizer.json instead of learning one; the other options then mean nothing."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         smallest = _NUM_BYTES + 1
         if not smallest <= self.vocab_size <= MAX_VOCAB_SIZE:
             raise UserError(

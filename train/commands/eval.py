@@ -34,7 +34,7 @@ class EvalOptions:
     """Run these tasks of EleutherAI's lm-evaluation-harness instead: a task's .yaml file, or a folder of them (see
     docs/export.md)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.tasks is not None and (self.exact_bytes or self.ensemble):
             raise UserError("--tasks is one way to evaluate and --exact-bytes another; give one of them")
         if self.noise and (self.exact_bytes or self.tasks is not None):

@@ -40,7 +40,7 @@ def _judge(
     documents: Sequence[bytes] | Documents,
     params: Any,
     on_progress: Callable[[int], None],
-):
+) -> tuple[dict[str, Any], np.ndarray]:
     """Figures with `num_bytes`, and how often each id is in the text, i64[V]."""
     recipe, representation = setup.recipe, setup.representation
     scored, num_bytes, id_counts = [], 0, np.zeros(representation.vocab_size, np.int64)

@@ -66,7 +66,7 @@ class FinetuneOptions:
     dropout: float = 0.1
     """Before the head, and inside an encoder of the form "bert"."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_seeds", "num_epochs", "batch_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -92,7 +92,18 @@ def sample_text(
 
 @functools.partial(jax.jit, static_argnames=("model_def", "max_tokens", "top_k", "eod_id"))
 def _generate(
-    model_def, params, prompt_ids_t, low_c, high_c, key, temperature, top_p, *, max_tokens: int, top_k: int, eod_id: int
+    model_def: Any,
+    params: Any,
+    prompt_ids_t: jax.Array,
+    low_c: jax.Array,
+    high_c: jax.Array,
+    key: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    *,
+    max_tokens: int,
+    top_k: int,
+    eod_id: int,
 ) -> jax.Array:
     """i32[max_tokens] drawn ids; behind the first `eod_id` they are all `eod_id`. The first C are between low and high,
     as tuples."""

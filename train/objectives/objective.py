@@ -10,6 +10,7 @@ An objective also says which model it needs (`model_family`, `check`, `build`, `
 `causal.py` is the shortest example. Batches are those of `data/rows.py` and `data/encoder_rows.py`.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -54,7 +55,7 @@ class LearnsByGradients:
         return params
 
 
-def per_row(row_seeds_b: jax.Array, place: int, function) -> jax.Array:
+def per_row(row_seeds_b: jax.Array, place: int, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """`function` of a key for each row; `place` keeps draws of one row apart."""
     return jax.vmap(lambda seed: function(jax.random.fold_in(jax.random.key(seed), place)))(row_seeds_b)
 

@@ -56,7 +56,7 @@ class CheckpointConfig:
     """What a save may copy at once into a host's memory; where the host has more to save, training waits until all is
     written."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")

@@ -45,7 +45,7 @@ class Local:
     grace_seconds: float = 60.0
     """That processes have to end by themselves once one of them has failed or all are told to stop."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_processes", "devices_per_process"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")

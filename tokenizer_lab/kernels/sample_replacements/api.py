@@ -66,7 +66,15 @@ def _by_passes(passes: Passes, vocab_size: int) -> Callable[..., Any]:
     )
 
 
-def _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature) -> None:
+def _check(
+    x_nd: jax.Array,
+    table_vd: jax.Array,
+    labels_n: jax.Array,
+    seeds_n2: jax.Array,
+    bias_v: jax.Array | None,
+    vocab_size: int,
+    temperature: float,
+) -> None:
     num_positions, width = x_nd.shape
     num_rows = len(table_vd)
     assert num_positions > 0 and jnp.issubdtype(x_nd.dtype, jnp.floating), x_nd

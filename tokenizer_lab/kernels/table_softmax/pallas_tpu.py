@@ -135,13 +135,13 @@ def forward(
 
 
 def backward(
-    x_nd,
-    table_vd,
-    bias_v,
-    labels_n,
-    logz_n,
-    by_nats_n,
-    by_logz_n,
+    x_nd: jax.Array,
+    table_vd: jax.Array,
+    bias_v: jax.Array,
+    labels_n: jax.Array,
+    logz_n: jax.Array,
+    by_nats_n: jax.Array,
+    by_logz_n: jax.Array,
     *,
     name: str,
     blocks: Blocks,
@@ -268,7 +268,7 @@ class _Operands(NamedTuple):
     blocks: Blocks
 
     @classmethod
-    def of(cls, x_nd, table_vd, bias_v, blocks: Blocks) -> "_Operands":
+    def of(cls, x_nd: jax.Array, table_vd: jax.Array, bias_v: jax.Array, blocks: Blocks) -> "_Operands":
         x_nd = jnp.pad(x_nd, ((0, -len(x_nd) % blocks.positions), (0, 0)))
         bias_v = jnp.pad(bias_v.astype(jnp.float32), (0, -len(bias_v) % blocks.ids), constant_values=-jnp.inf)
         return cls(x_nd, table_vd.astype(x_nd.dtype), bias_v[None], blocks)
@@ -322,7 +322,7 @@ def _call(kernel, name, cost, **arguments):
     return pl.pallas_call(kernel, name=name, cost_estimate=cost, compiler_params=parameters, **arguments)
 
 
-def _store(refs, values) -> None:
+def _store(refs: Any, values: Any) -> None:
     for ref, value in zip(refs, jax.tree.leaves(values), strict=True):
         ref[...] = value
 

@@ -146,7 +146,7 @@ def _span(node: _Node, byte_1n: jax.Array) -> tuple[list[jax.Array], jax.Array]:
     return points[1:], borrow_1n
 
 
-def _points(node: _Node, mask_bn: jax.Array, extra_1n) -> list[jax.Array]:
+def _points(node: _Node, mask_bn: jax.Array, extra_1n: jax.Array | int) -> list[jax.Array]:
     """2**16 times the points of the bytes in `mask_bn` and `extra_1n` more: K + 1 limbs before carrying."""
     lowest, *others = _multiply(node.dividend, _sum(jnp.where(mask_bn, node.shares_bn, 0)))
     correction_1n = _sum(jnp.where(mask_bn, node.correction_bn, 0))  # |correction| < 2**26
