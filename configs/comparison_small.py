@@ -2,6 +2,7 @@
 cores."""
 
 import dataclasses
+from typing import Any
 
 from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig
@@ -13,7 +14,7 @@ from train.objectives import Replaced
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import CheckpointConfig, DataConfig, EvaluationConfig, LoggingConfig, Recipe
 
-SHAPE = dict(
+SHAPE: dict[str, Any] = dict(
     num_layers=3,
     embed_dim=128,
     num_heads=2,

@@ -15,7 +15,7 @@ import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import tyro
 from etils import epath
@@ -54,7 +54,7 @@ class EncodeOptions:
     worker_tpus: float = 0
     """With --engine ray: TPU chips of each worker, usually all of a host."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if is_remote(self.out):
             raise UserError(
                 f"--out {self.out} is in an object store, where files cannot be locked and renamed; encode into a"
@@ -153,13 +153,15 @@ class Piece:
 def cut(corpus: Corpus, shard_bytes: int) -> list[Piece]:
     """Cuts each shard of a corpus into pieces of as many documents; decided by the manifest alone, which tells the size
     of no document."""
-    pieces, firsts = [], {"train": 0, "test": 0}
+    pieces: list[Piece] = []
+    firsts = {"train": 0, "test": 0}
     for shard in corpus.shards:
         count = min(shard.num_documents, max(1, -(-shard.num_bytes // shard_bytes)))
-        edges = [firsts[shard.split] + shard.num_documents * part // count for part in range(count + 1)]
+        split = cast(Split, shard.split)  # `parse_shard` has seen to it
+        edges = [firsts[split] + shard.num_documents * part // count for part in range(count + 1)]
         for first, end in itertools.pairwise(edges):
-            pieces.append(Piece(f"ids-{len(pieces):06d}.array_record", shard.domain, shard.split, first, end))
-        firsts[shard.split] = edges[-1]
+            pieces.append(Piece(f"ids-{len(pieces):06d}.array_record", shard.domain, split, first, end))
+        firsts[split] = edges[-1]
     return pieces
 
 
@@ -265,7 +267,8 @@ def _write_shards(
     engine: Engine,
 ) -> dict[Piece, Shard]:
     """Encodes pieces, in order, each into its shard, which is noted as soon as it is whole."""
-    out, shards = pathlib.Path(options.out), {}
+    out = pathlib.Path(options.out)
+    shards: dict[Piece, Shard] = {}
     encoder = Encoder(os.fspath(options.corpus), os.fspath(options.artifact), origin)
     with contextlib.closing(engine.stream(encoder, pieces, options.devices)) as portions:
         for piece, portions_of_piece in itertools.groupby(portions, key=operator.attrgetter("piece")):

@@ -72,7 +72,7 @@ class EncodedDocuments(Documents):
     def __reduce__(self):
         return EncodedDocuments, (self._folder, self._shards, self._cache, self._ids, self._vocab_size)
 
-    def __getitem__(self, index: int) -> EncodedText:
+    def __getitem__(self, index: int) -> EncodedText:  # type: ignore[override]  # with its ids
         """A document and its ids. Raises UserError, naming file and record, if one of the two is damaged on disk."""
         text = EncodedText(super().__getitem__(index))
         try:
@@ -146,9 +146,9 @@ def bring_ids(
     return corpora
 
 
-def _counts(shards: Iterable[Shard]) -> collections.Counter:
+def _counts(shards: Iterable[Shard]) -> collections.Counter[str]:
     """Documents of each split."""
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for shard in shards:
         counts[shard.split] += shard.num_documents
     return counts
@@ -183,7 +183,7 @@ def read_ids_store(folder: epath.Path) -> tuple[Origin, list[Shard]]:
 
 
 def _is_origin(origin: Origin) -> bool:
-    return origin.format == FORMAT and isinstance(origin.corpus, str) and isinstance(origin.fingerprint, str)
+    return origin.format == FORMAT and all(isinstance(told, str) for told in (origin.corpus, origin.fingerprint))
 
 
 def ids_manifest(origin: Origin, shards: Sequence[Shard]) -> dict[str, Any]:

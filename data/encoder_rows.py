@@ -72,7 +72,7 @@ class EncoderRow(Row):
             ids, lengths = self.open_document()
             start = self.position
             if (take := row.room_for(len(ids) - start)) is None:
-                return row.arrays | {"num_bytes": np.int32(num_bytes), "row_seeds": seed, "cursors": self.cursor}
+                return row.arrays | _numbers(num_bytes, seed, self.cursor)
             row.add(ids[start : start + take])
             num_bytes += int(lengths[start : start + take].sum())
             self.advance(start + take, len(ids))
@@ -107,7 +107,7 @@ class PairRow(Row):
         row.add(first[0], second[0] if len(second[0]) else None)
         self.advance(end, len(lines))
         num_bytes = first[1].sum() + second[1].sum()
-        return row.arrays | {"num_bytes": np.int32(num_bytes), "row_seeds": seed, "cursors": self.cursor}
+        return row.arrays | _numbers(num_bytes, seed, self.cursor)
 
     def _split(self, lines: list[Encoded], target: int) -> tuple[Encoded, Encoded]:
         """Two segments: a line goes to the first if that is empty, or has room, or by a coin's fall as what fills it.
@@ -116,7 +116,8 @@ class PairRow(Row):
         """
         single = self._uniform("single") < _SINGLE_SHARE
         first_target = 100_000 if single else (target - 3) // 2
-        segments, first_length = ([], []), 0
+        segments: tuple[list[Encoded], list[Encoded]] = [], []
+        first_length = 0
         for number, line in enumerate(lines):
             has_room = first_length + len(line[0]) < first_target
             overfills = not segments[1] and first_length < first_target and self._uniform("coin", str(number)) < 0.5
@@ -135,6 +136,11 @@ class PairRow(Row):
 def row_seed(row: Row) -> np.uint32:
     """The chance of the sequence that a row is about to make."""
     return np.uint32(row.chance("row", str(row.position)) % 2**32)
+
+
+def _numbers(num_bytes: int, seed: np.uint32, cursor: np.ndarray) -> Batch:
+    """What a row has beside its ids."""
+    return {"num_bytes": np.array(num_bytes, np.int32), "row_seeds": np.array(seed), "cursors": cursor}
 
 
 def _joined(lines: list[Encoded]) -> Encoded:

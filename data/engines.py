@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from tokenizer_lab.errors import UserError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _OBJECT_STORE_BYTES = 512 << 20  # of a cluster of our own; what is more goes to disk
 _RESULTS_AHEAD = 4  # of an item that is not yet the next to come out: then its worker waits
@@ -57,7 +58,7 @@ class EngineOptions:
     """HOST:PORT of the Ray cluster to use; RAY_ADDRESS if that is set; else one is started on this machine, for this
     command alone."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.ray_address and self.engine != "ray":
             raise UserError(
                 f"--ray-address {self.ray_address} is for --engine ray, and the engine is {self.engine}; add"
@@ -105,8 +106,10 @@ class RayEngine:
 
         actors = self._start_actors(function, len(items), devices or {"CPU": 1})
         # An actor has a call under way or is idle; its first call is to start, which waits for its devices.
-        busy, idle = {actor.start.remote(): actor for actor in actors}, collections.deque()
-        to_do, in_order = collections.deque(items), collections.deque()
+        busy = {actor.start.remote(): actor for actor in actors}
+        idle: collections.deque[Any] = collections.deque()
+        to_do = collections.deque(items)
+        in_order: collections.deque[Any] = collections.deque()
         try:
             while to_do or in_order:
                 while to_do and idle and len(in_order) < _ITEMS_AHEAD * len(actors):
@@ -114,6 +117,7 @@ class RayEngine:
                     in_order.append(actor.run.remote(to_do.popleft()))
                     busy[in_order[-1].completed()] = actor
                 head = list(in_order)[:1]
+                happened: Any  # a reference, or a generator of them
                 [[happened], _] = ray.wait([*head, *busy], num_returns=1, fetch_local=False)
                 if happened in busy:
                     idle.append(busy.pop(happened))
@@ -137,7 +141,7 @@ class RayEngine:
             for actor in actors:
                 ray.kill(actor)
 
-    def _start_actors(self, function: Callable, num_items: int, devices: Mapping[str, float]) -> list[Any]:
+    def _start_actors(self, function: Callable[..., Any], num_items: int, devices: Mapping[str, float]) -> list[Any]:
         import ray
 
         there = ray.cluster_resources()
@@ -146,7 +150,7 @@ class RayEngine:
             raise UserError(
                 f"the Ray cluster has no {_listed(devices)} for a worker; it has {_listed(there) or 'nothing'}"
             )
-        options = {"num_cpus": devices.get("CPU", 0), "num_gpus": devices.get("GPU", 0)}
+        options: dict[str, Any] = {"num_cpus": devices.get("CPU", 0), "num_gpus": devices.get("GPU", 0)}
         options["resources"] = {name: count for name, count in devices.items() if name not in ("CPU", "GPU")}
         worker = ray.remote(max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS, **options)(_Worker)
         return [worker.remote(function, os.getcwd()) for _ in range(num_actors)]
@@ -186,7 +190,7 @@ def open_ray(address: str | None) -> Iterator[RayEngine]:
             " cluster, with HOST:PORT"
         )
     before = signal.getsignal(signal.SIGTERM)
-    quiet = dict(log_to_driver=False, logging_level=logging.ERROR)
+    quiet: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment(RAY_USAGE_STATS_ENABLED="0", RAY_IGNORE_UNHANDLED_ERRORS="1"))
         if not address:

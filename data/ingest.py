@@ -53,7 +53,7 @@ class IngestOptions:
     max_document_bytes: int = 128 << 20
     """A document, or a line of .jsonl, that is larger is an error."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_name(self.domain, "domain")
         if is_remote(self.out):
             raise UserError(
@@ -227,7 +227,7 @@ def _documents(
 
 def _file_documents(options: IngestOptions, file: SourceFile, report: Callable[[int], None]) -> Iterator[bytes]:
     separator = None if options.separator is None else parse_separator(options.separator)
-    number = 0
+    number: int | None = 0
     for number, document in read_records(
         file, field=options.field, separator=separator, max_document_bytes=options.max_document_bytes, report=report
     ):

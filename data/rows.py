@@ -142,7 +142,8 @@ class RowStreamIterator(grain.DatasetIterator):
 
     def __init__(self, streams: RowStreams):
         super().__init__()
-        together, self._rows = streams.documents_together, []
+        together = streams.documents_together
+        self._rows: list[Row] = []
         encode = _EncodeOneByOne(streams) if together == 1 else _EncodeAhead(streams, together, self._rows)
         self._rows += [
             streams.layout(streams, row, cursor, encode) for row, cursor in zip(streams.rows, streams.cursors)
@@ -154,10 +155,10 @@ class RowStreamIterator(grain.DatasetIterator):
         rows = list(self._workers.map(lambda row: row.next_sequence(), self._rows))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def get_state(self) -> dict:
+    def get_state(self) -> dict[str, Any]:
         return {"cursors": np.stack([row.cursor for row in self._rows])}
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         for row, cursor in zip(self._rows, state["cursors"], strict=True):
             row.move_to(cursor)
 
@@ -186,7 +187,8 @@ class _EncodeAhead(_EncodeOneByOne):
 
     def __init__(self, streams: RowStreams, num_documents: int, rows: Sequence["Row"]):
         super().__init__(streams)
-        self._num_documents, self._rows, self._ready = num_documents, rows, {}
+        self._num_documents, self._rows = num_documents, rows
+        self._ready: dict[Draw, Opened] = {}
 
     def __call__(self, draw: Draw) -> Opened:
         if draw not in self._ready:
@@ -205,7 +207,7 @@ class Row(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def encode(representation: Representation, documents: Sequence[bytes]) -> list[Any]:
+    def encode(representation: Representation, documents: Sequence[bytes], /) -> list[Any]:
         """Documents in the form that `next_sequence` takes them in."""
 
     @abc.abstractmethod
@@ -278,7 +280,7 @@ class CausalRow(Row):
             num_bytes += int(lengths[start : start + take].sum())
             filled += take
             self.advance(start + take, len(lengths))
-        return out | {"num_bytes": np.int32(num_bytes), "cursors": self.cursor}
+        return out | {"num_bytes": np.array(num_bytes, np.int32), "cursors": self.cursor}
 
     def _end_of_piece(self, position: int, end: int) -> int:
         """Where the document, or the piece of it that `position` is in, ends."""

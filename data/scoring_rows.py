@@ -3,7 +3,8 @@
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def _check_lossless(representation: Representation, text: bytes, ids: np.ndarray
         )
 
 
-def _batched(items: Iterable, size: int) -> Iterator[list]:
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
@@ -112,10 +113,12 @@ def _scoring_row(row: Batch, at: int, segment: int, number: int, ids: np.ndarray
     return row
 
 
-def _map_ahead(workers: concurrent.futures.Executor, function, items: Iterable, ahead: int) -> Iterator:
+def _map_ahead(
+    workers: concurrent.futures.Executor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int
+) -> Iterator[Any]:
     """`map(function, items)` in order, at most `ahead` items being worked on: `Executor.map` would take all items at
     once."""
-    pending: collections.deque = collections.deque()
+    pending: collections.deque[Any] = collections.deque()
     for item in items:
         pending.append(workers.submit(function, item))
         if len(pending) > ahead:

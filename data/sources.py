@@ -16,7 +16,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,7 +107,8 @@ def read_records(
     Raises:
       UserError: naming file and record, for one that is damaged, too large, or has no such field.
     """
-    reached = 0
+    reached: int | None = 0
+    records: Iterable[tuple[int | None, bytes]]
     suffixes = [suffix.lower() for suffix in file.path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
     kind = suffixes[-1] if suffixes else ""
@@ -132,6 +133,12 @@ def read_records(
         ) from error
 
 
+class _Readable(Protocol):
+    """A binary stream, as far as it is needed here."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 class _ReportingFile(io.FileIO):
     """A file that tells how much of it has been read."""
 
@@ -141,14 +148,14 @@ class _ReportingFile(io.FileIO):
         self._report = report
         self._num_bytes_read = 0
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         num_bytes = super().readinto(buffer)
         self._num_bytes_read += num_bytes
         self._report(min(self._num_bytes_read, self._limit_bytes))  # parquet reads some parts twice
         return num_bytes
 
 
-def _decompressed(raw: io.BufferedReader, compression: str) -> BinaryIO:
+def _decompressed(raw: BinaryIO, compression: str) -> _Readable:
     """A stream of which any amount can be read in bounded memory, and that raises for a file that was cut off."""
     match compression:
         case ".gz":
@@ -163,7 +170,7 @@ def _decompressed(raw: io.BufferedReader, compression: str) -> BinaryIO:
 
 
 def _split(
-    stream: BinaryIO, path: pathlib.Path, separator: bytes | None, max_bytes: int
+    stream: _Readable, path: pathlib.Path, separator: bytes | None, max_bytes: int
 ) -> Iterator[tuple[int, bytes]]:
     """Yields (number from 1, piece) for what is between separators; without one, for all there is.
 
@@ -197,7 +204,7 @@ def _too_large(num_bytes: int, path: pathlib.Path, number: int, max_bytes: int) 
     )
 
 
-def _read_jsonl(stream: BinaryIO, path: pathlib.Path, field: str, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+def _read_jsonl(stream: _Readable, path: pathlib.Path, field: str, max_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Yields (line number from 1, text in `field`); a line that is blank is none."""
     for number, line in _split(stream, path, b"\n", max_bytes):
         if number == 1:
@@ -232,7 +239,7 @@ def _json_text(line: bytes, path: pathlib.Path, number: int, field: str) -> byte
         ) from error
 
 
-def _read_parquet(stream: BinaryIO, path: pathlib.Path, column: str, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+def _read_parquet(stream: _Readable, path: pathlib.Path, column: str, max_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Yields (row number from 1, text in `column`). Holds a batch of rows, and a page of the file."""
     number = 0
     with pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False) as parquet:

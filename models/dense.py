@@ -1,6 +1,7 @@
 """Products with matrices: by themselves, and with a bias as a layer."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,9 @@ class Dense(nnx.Module):
         return project(x, self.kernel) + self.bias.astype(x.dtype)
 
 
-def project(x: jax.Array, kernel: jax.Array, num_inner: int = 1) -> jax.Array:
+def project(x: jax.Array, param: nnx.Param[Any], num_inner: int = 1) -> jax.Array:
     """x f[..., *in] times kernel f[*in, *out] -> f[..., *out], in the type of x; `in` has `num_inner` axes."""
-    kernel, placement = kernel[...].astype(x.dtype), current_placement()
+    kernel, placement = param[...].astype(x.dtype), current_placement()
     if placement is not None and placement.mesh.size > 1:  # rows and positions may each be split over devices
         return jnp.tensordot(x, kernel, num_inner)
     # Rows and positions as one axis: of two, XLA's CPU compiler copies the gradient transposed, element by element,

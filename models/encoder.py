@@ -7,7 +7,7 @@ Legend: B batch, T positions, E width of the embedding tables, D embed, V vocab 
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,11 +42,11 @@ class EncoderConfig(TransformerConfig):
     dropout: float = 0.0
     """Of embeddings, of attention weights and of what a layer adds; of the form "bert" only (published: 0.1)."""
 
-    family: ClassVar[str] = "encoder"
+    family: ClassVar[Literal["encoder"]] = "encoder"
     """Which objectives train it: those that see a whole row."""
     causal: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")
@@ -170,8 +170,8 @@ class Body(nnx.Module):
         block_def, blocks = nnx.split(self.blocks)
 
         def layer(x_btd, numbered):
-            number, block = numbered
-            block = nnx.merge(block_def, block)
+            number, weights = numbered
+            block: Any = nnx.merge(block_def, weights)
             if not config.published:
                 return block(x_btd, places)
             of_layer = no_dropout if dropout is no_dropout else lambda x, place: dropout(x, 4 * number + place)
@@ -257,7 +257,9 @@ class Encoder(nnx.Module):
     ) -> jax.Array:
         """i32[B, T] each -> f[B, T, D] hidden states (of the generator's width, if by it)."""
         x_bte = self.embeddings(ids_bt, positions_bt, types_bt, dropout)
-        return (self.generator if by_generator else self.body)(x_bte, segment_ids_bt, positions_bt, dropout)
+        body = self.generator if by_generator else self.body
+        assert body is not None, "there is no generator"
+        return body(x_bte, segment_ids_bt, positions_bt, dropout)
 
 
 def count_parameters(config: EncoderConfig, num_ids: int, heads: Heads) -> dict[str, int]:

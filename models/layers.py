@@ -71,7 +71,7 @@ class PostNormBlock(nnx.Module):
         return constrain(self.mlp_norm(x_btd + dropout(self.down(hidden_btf), 2)), "batch", "sequence", "embed")
 
 
-def over_layers(layer: Callable, x: jax.Array, stacked: Any, remat: str) -> tuple[jax.Array, Any]:
+def over_layers(layer: Callable[..., Any], x: jax.Array, stacked: Any, remat: str) -> tuple[jax.Array, Any]:
     """`jax.lax.scan` over stacked layers, each of which the backward pass recomputes as far as
     `TransformerConfig.remat` says.
 

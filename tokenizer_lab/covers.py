@@ -189,7 +189,8 @@ class SubwordCovers(Covers):
         One of a kind is enough: whether ids may stand behind others is settled where they meet, and where the tokenizer
         cuts a text into words.
         """
-        text, found = self._join(ids), {}
+        text = self._join(ids)
+        found: dict[tuple[bool, bool], bytes] = {}
         for ends in _ends_of_character(_begun_character(text)) if _begun_character(text) else [_BEHIND_SPACES]:
             for end, again in zip(ends, self._encode([text + end for end in ends]), strict=True):
                 if tuple(again[: len(ids)]) == ids:

@@ -22,7 +22,7 @@ _MAX_JSON_BYTES = 64 << 20
 _CHUNK_BYTES = 8 << 20
 
 
-def check_name(name: str, what: str) -> str:
+def check_name(name: object, what: str) -> str:
     """`name`, if it is a plain file name that cannot leave its folder. Raises UserError otherwise."""
     if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
         raise UserError(
@@ -159,7 +159,7 @@ def read_json(path: epath.PathLike, what: str) -> Any:
 
 def cannot_write(path: epath.PathLike, error: OSError) -> UserError:
     """The one-line error for a path that could not be written, with what would help."""
-    remedies = {
+    remedies: dict[int | None, str] = {
         errno.ENOSPC: "free some space or choose another folder",
         errno.EDQUOT: "the quota is used up; free some space or choose another folder",
         errno.EROFS: "the file system is read-only; choose another folder",

@@ -20,7 +20,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -189,7 +189,7 @@ class OpenPrompt(NamedTuple):
     high: tuple[int, ...]
 
 
-def read_manifest(folder: epath.PathLike) -> dict:
+def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
     """The manifest of an artifact folder, checked for form and damage. Raises UserError."""
     path = epath.Path(folder) / "manifest.json"
     manifest = read_json(path, "representation artifact")
@@ -276,7 +276,7 @@ def check_ids(ids: npt.ArrayLike, vocab_size: int) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def _manifest_sha256(manifest: Mapping) -> str:
+def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
     return _sha256(json.dumps(manifest, sort_keys=True).encode())
 
 

@@ -43,7 +43,7 @@ def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Callab
 
 def _rows_of(cursors: jax.Array, rows: list[int]) -> np.ndarray:
     """This process's rows of the global cursors i32[B, S + 3]."""
-    own = {}
+    own: dict[int, np.ndarray] = {}
     for shard in cursors.addressable_shards:
         own |= zip(range(*shard.index[0].indices(cursors.shape[0])), np.asarray(shard.data))
     return np.stack([own[row] for row in rows])

@@ -1,6 +1,7 @@
 """What terminals show: the one look of tables, and durations."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import rich.box
 import rich.cells
@@ -38,7 +39,7 @@ class NamedRows:
         """A line below the rows so far, if more are coming."""
         self._section_ends.add(len(self._rows) - 1)
 
-    def __rich_console__(self, console: rich.console.Console, options: rich.console.ConsoleOptions) -> Iterator:
+    def __rich_console__(self, console: rich.console.Console, options: rich.console.ConsoleOptions) -> Iterator[Any]:
         widths = [self._width(column) for column in range(len(self._titles))]
         widths[0] = min(widths[0], max(1, options.max_width - 2 - max(widths[1:])))  # a longer name has to be folded
         for columns, space in _blocks(widths, options.max_width):

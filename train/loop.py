@@ -84,7 +84,8 @@ def train(
         clock.seconds["start-up"] = clock.total_seconds
         train_step = compile_train_step(setup, state, batch, clock, console)
         # 5. The loop.
-        log = stack.enter_context(open_log(setup, run, console))
+        log = open_log(setup, run, console)
+        stack.enter_context(log)
         profiler = stack.enter_context(Profiler(profile if processes.is_first() else None, run.profile, console))
         on_clock = make_on_clock(setup, state, clock)
         work = Work(
@@ -115,7 +116,7 @@ class Work:
 
 def take_steps(
     work: Work,
-    train_step: Callable,
+    train_step: Callable[..., Any],
     state: TrainState,
     batch: dict[str, jax.Array],
     next_batch: Callable[[], dict[str, jax.Array]],
@@ -130,7 +131,8 @@ def take_steps(
       The state, whether the budget is spent, and the seconds that it took.
     """
     setup, clock, enter, log = work.setup, work.clock, work.enter, work.log
-    launched, in_flight = int(state.step), collections.deque()
+    launched = int(state.step)
+    in_flight: collections.deque[tuple[dict[str, jax.Array], jax.Array]] = collections.deque()
     any_host, stopped = processes.make_any_host(setup.mesh), False
     checkpoint_due = lambda: launched % setup.recipe.checkpoint.every_steps == 0
     evaluation_due = lambda: launched % setup.recipe.evaluation.every_steps == 0
@@ -238,7 +240,7 @@ class StopSignal:
 
 def compile_train_step(
     setup: Setup, state: TrainState, batch: dict[str, jax.Array], clock: Stopwatch, console: rich.console.Console
-) -> Callable:
+) -> Callable[..., Any]:
     """The compiled step of a run; says what is about to be trained."""
     recipe = setup.recipe
     with clock("compile"), console.status("compiling the training step"):
@@ -290,7 +292,7 @@ def make_evaluate(setup: Setup, judge: Judge) -> Callable[[TrainState], dict[str
     return lambda state: counters(setup, state) | judge(held_out, state.params)
 
 
-def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog, clock: Stopwatch) -> bool:
+def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog | NoLog, clock: Stopwatch) -> bool:
     """Logs one step's numbers; returns whether the budget is spent. Raises UserError where the run has gone wrong."""
     if metrics["over"]:
         return True

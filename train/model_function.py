@@ -7,11 +7,13 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from models.axes import use_placement
+from models.axes import Kernels, use_placement
 from train.sharding import placement, replicated
 
 
-def of_weights(function: Callable, model_def: Any, mesh: Mesh, kernels: str = "auto") -> Callable:
+def of_weights(
+    function: Callable[..., Any], model_def: Any, mesh: Mesh, kernels: Kernels = "auto"
+) -> Callable[..., Any]:
     """`function(model, *arguments)` as a function (params, *arguments), over the mesh and with a recipe's kernels."""
 
     def computed(params: Any, *arguments: Any) -> Any:
@@ -21,6 +23,8 @@ def of_weights(function: Callable, model_def: Any, mesh: Mesh, kernels: str = "a
     return computed
 
 
-def jit_of_weights(function: Callable, model_def: Any, mesh: Mesh, kernels: str = "auto") -> Callable:
+def jit_of_weights(
+    function: Callable[..., Any], model_def: Any, mesh: Mesh, kernels: Kernels = "auto"
+) -> Callable[..., Any]:
     """`of_weights`, jitted; its result is whole on every host."""
     return jax.jit(of_weights(function, model_def, mesh, kernels), out_shardings=replicated(mesh))

@@ -31,7 +31,7 @@ class Budget:
     """Time spent in steps and waiting for their data, by the clock of the first process; start-up, compiling,
     evaluations and saves are not in it. How many steps that is, and so every number, differs from run to run."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) != 1 or any(not value > 0 or math.isinf(value) for value in given.values()):
             others = " ".join(f"--budget.{name} None" for name in list(given)[1:])
@@ -65,19 +65,19 @@ Meter = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 def make_meter(budget: Budget, flops_per_step: float) -> Meter:
     """The function (steps i32[], bytes seen i32[2] of `limbs`, seconds f32[]) -> (share of the budget spent f32[],
     whether it is all spent bool[])."""
-    if budget.seconds is not None:
-        return lambda step, bytes_seen, seconds: (jnp.minimum(1.0, seconds / budget.seconds), seconds >= budget.seconds)
+    if (limit := budget.seconds) is not None:
+        return lambda step, bytes_seen, seconds: (jnp.minimum(1.0, seconds / limit), seconds >= limit)
     steps = total_steps(budget, flops_per_step)
     if steps is not None:
         return lambda step, bytes_seen, seconds: (step / steps, step >= steps)
-    end_high, end_low = limbs(budget.bytes)
+    num_bytes = budget.bytes
+    assert num_bytes is not None, budget
+    end_high, end_low = limbs(num_bytes)
 
     def meter(step, bytes_seen, seconds):
         del step, seconds
         high, low = bytes_seen
-        share = (high.astype(jnp.float32) * 2.0**LIMB_BITS + low) / float(
-            budget.bytes
-        )  # as an int it might not fit an int32
+        share = (high.astype(jnp.float32) * 2.0**LIMB_BITS + low) / float(num_bytes)  # an int might not fit an int32
         return share, (high > end_high) | ((high == end_high) & (low >= end_low))
 
     return meter
@@ -124,7 +124,7 @@ class OptimizerConfig:
     max_skipped_in_a_row: int = 20
     """After this many skipped steps in a row the run stops."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("warmup_share", "decay_share", "final_share"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise UserError(f"optimizer.{name} is {value}; a share is between 0 and 1")
@@ -142,6 +142,7 @@ class OptimizerConfig:
 
 def learning_rate(config: OptimizerConfig, progress: jax.Array) -> jax.Array:
     """f32[] at a progress f32[] in [0, 1]."""
+    remaining: Any  # f32[], or the number 1
     warmup = jnp.minimum(1.0, progress / config.warmup_share) if config.warmup_share else 1.0
     if config.schedule == "cosine":
         after_warmup = jnp.clip((progress - config.warmup_share) / max(1e-9, 1 - config.warmup_share), 0, 1)

@@ -23,7 +23,7 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json, remote_errors
 from train.hosts.watchdog import Deadlines
 from train.nearest import nearest
-from train.objectives import Causal, Objective
+from train.objectives import AnyObjective, Causal, Objective
 from train.optimizer import Budget, OptimizerConfig
 from train.run.checkpoints import CheckpointConfig
 from train.run.folder import RunFolder
@@ -59,7 +59,7 @@ class DataConfig:
     prefetch_batches: int = 4
     """Batches made ahead of the step; changes nothing but the speed."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("batch_rows", "sequence_length", "num_microbatches", "num_workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
@@ -112,7 +112,7 @@ class Recipe:
     weights in memory."""
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kernels not in (choices := typing.get_args(type(self).__annotations__["kernels"])):
             raise UserError(f"kernels is {self.kernels!r}; it is one of {', '.join(choices)}")
         for name, value in flatten(to_json(self)).items():
@@ -123,7 +123,8 @@ class Recipe:
                 f"objective {self.objective.kind!r} trains a model of kind {self.objective.model_family!r} and the"
                 f" recipe's is of kind {self.model.family!r}; change one of the two in the recipe"
             )
-        self.objective.check(self.model, self.data.sequence_length)
+        objective: AnyObjective = self.objective
+        objective.check(self.model, self.data.sequence_length)
         if self.objective.layout is not CausalRow and self.data.piece_length:
             raise UserError(
                 f"data.piece_length is {self.data.piece_length}, which is for causal objectives; objective"
@@ -227,6 +228,7 @@ def load_config(name_or_path: str, function: str, kind: type) -> Any:
         f" {kind.__module__}.{kind.__name__}'"
     )
     spec = importlib.util.spec_from_file_location(f"{function}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -241,7 +243,9 @@ def load_config(name_or_path: str, function: str, kind: type) -> Any:
 
 
 def _configs_folder() -> pathlib.Path:
-    return pathlib.Path(importlib.util.find_spec("configs").submodule_search_locations[0])
+    spec = importlib.util.find_spec("configs")
+    assert spec is not None and spec.submodule_search_locations, "the package `configs` is not installed"
+    return pathlib.Path(spec.submodule_search_locations[0])
 
 
 def to_json(config: Any) -> Any:
@@ -253,9 +257,8 @@ def to_json(config: Any) -> Any:
 
 def from_json(kind: Any, value: Any, where: str = "config") -> Any:
     """The inverse of `to_json` for a config of type `kind`. Raises UserError for a stranger's file that is none."""
-    if choices := {
-        choice.kind: choice for choice in typing.get_args(kind) if dataclasses.is_dataclass(choice)
-    }:  # of several configs, its "kind" tells
+    several: list[Any] = [choice for choice in typing.get_args(kind) if dataclasses.is_dataclass(choice)]
+    if choices := {choice.kind: choice for choice in several}:  # its "kind" tells
         first = next(iter(choices))
         name = value.get("kind", first) if isinstance(value, dict) else first
         if not isinstance(name, str) or name not in choices:
@@ -263,7 +266,8 @@ def from_json(kind: Any, value: Any, where: str = "config") -> Any:
                 f"{where}: no {name!r}; it is one of {', '.join(choices)}. Was it written by another version?"
             )
         kind = choices[name]
-    if dataclasses.is_dataclass(kind):
+    is_config: bool = dataclasses.is_dataclass(kind)
+    if is_config:
         hints = typing.get_type_hints(kind)
         if not isinstance(value, dict) or (unknown := set(value) - set(hints)):
             what = (
@@ -295,15 +299,15 @@ def from_json(kind: Any, value: Any, where: str = "config") -> Any:
     return value
 
 
-def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"model": {"num_layers": 4}} -> {"model.num_layers": 4}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
-def refused_changes(stored: dict, wanted: dict) -> list[str]:
+def refused_changes(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What differs between two configs (`to_json`) and may not when a run goes on, as 'field: stored -> wanted'."""
     old, new = flatten(stored), flatten(wanted)
     may_change = lambda name: any(name == free or name.startswith(free + ".") for free in MAY_CHANGE_ON_RESUME)

@@ -16,6 +16,7 @@ from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 from train.hosts.hardware import keep_compiled_programs
+from train.objectives import AnyObjective
 from train.optimizer import Budget, Meter, make_meter, total_steps
 from train.recipe import Recipe, read_recipe, to_json
 from train.run.checkpoints import Checkpoints
@@ -121,8 +122,9 @@ def set_up(recipe: Recipe) -> Setup:
 
 def lay_out(recipe: Recipe, vocab_size: int, mesh: Mesh) -> StepProgram:
     """A recipe's training state over a mesh; nothing is opened or allocated."""
+    objective: AnyObjective = recipe.objective
     return build_program(
-        lambda rngs: recipe.objective.build(recipe.model, vocab_size, rngs),
+        lambda rngs: objective.build(recipe.model, vocab_size, rngs),
         recipe.optimizer,
         mesh,
         batch_rows=recipe.data.batch_rows,
@@ -144,9 +146,16 @@ def abstract_batch(recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
     }
 
 
+def count_parameters(recipe: Recipe, vocab_size: int) -> dict[str, int]:
+    """Parameters of a recipe's model, by component, and "total"."""
+    objective: AnyObjective = recipe.objective
+    return objective.count_parameters(recipe.model, vocab_size)
+
+
 def model_flops_per_token(recipe: Recipe, vocab_size: int) -> dict[str, float]:
     """FLOPs to train a recipe's model on a position, by component, and "total"."""
-    return recipe.objective.training_flops_per_token(
+    objective: AnyObjective = recipe.objective
+    return objective.training_flops_per_token(
         recipe.model, vocab_size, recipe.data.piece_length or recipe.data.sequence_length
     )
 

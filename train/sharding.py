@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from models.axes import Placement
+from models.axes import Kernels, Placement
 from tokenizer_lab.errors import UserError
 
 MESH_AXES = ("replica", "fsdp", "tensor", "sequence")
@@ -52,7 +52,7 @@ class MeshConfig:
     tensor: int = 1
     sequence: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise UserError(
@@ -96,7 +96,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
 
 
-def placement(mesh: Mesh, kernels: str = "auto") -> Placement:
+def placement(mesh: Mesh, kernels: Kernels = "auto") -> Placement:
     """What `models.axes.use_placement` takes; `kernels` as in a recipe."""
     return Placement(mesh, ACTIVATION_AXES, kernels)
 
@@ -167,7 +167,7 @@ def local_rows(mesh: Mesh, batch_rows: int) -> list[int]:
     indices = NamedSharding(mesh, PartitionSpec(ACTIVATION_AXES["batch"])).addressable_devices_indices_map(
         (batch_rows,)
     )
-    return sorted({row for (rows,) in indices.values() for row in range(*rows.indices(batch_rows))})
+    return sorted({row for index in indices.values() if index for row in range(*index[0].indices(batch_rows))})
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

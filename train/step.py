@@ -16,8 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from data.rows import cursor_width
-from models.axes import Placement, parameter_axes, use_placement
-from train.objectives import Batch
+from models.axes import Kernels, Placement, parameter_axes, use_placement
+from train.objectives import AnyObjective, Batch
 from train.optimizer import LIMB_BITS, Meter, OptimizerConfig, learning_rate, make_optimizer
 from train.sharding import cursor_sharding, parameter_shardings, placement, replicated
 
@@ -60,7 +60,7 @@ class StepProgram:
     axes: dict[str, Any]
     """Logical axes of the parameters."""
     optimizer: optax.GradientTransformation
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[[jax.typing.ArrayLike], TrainState]
     """u32[2] key -> the state before the first step."""
     shapes: TrainState
     """The state's shapes."""
@@ -124,14 +124,14 @@ def _optimizer_shardings(opt_state: Any, params: Any, by_parameter: Any, otherwi
 
 def make_train_step(
     program: StepProgram,
-    objective: Callable,
+    objective: AnyObjective,
     config: OptimizerConfig,
     mesh: Mesh,
     *,
     meter: Meter,
     num_microbatches: int = 1,
-    kernels: str = "auto",
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    kernels: Kernels = "auto",
+) -> jax.stages.Wrapped:
     """The jitted step (state, batch) -> (state, metrics); the state is donated.
 
     Args:
@@ -182,7 +182,7 @@ def make_train_step(
 
 def _mean_gradients(
     program: StepProgram,
-    objective: Callable,
+    objective: AnyObjective,
     place: Placement,
     num_microbatches: int,
     params: Any,
@@ -210,7 +210,7 @@ def _mean_gradients(
 
 
 def _over_microbatches(
-    gradients: Callable, place: Placement, num_microbatches: int, params: Any, batch: Batch, rng: jax.Array
+    gradients: Callable[..., Any], place: Placement, num_microbatches: int, params: Any, batch: Batch, rng: jax.Array
 ) -> tuple[Any, dict[str, Any]]:
     """The sums of what `gradients` gives for each part of a batch."""
 
@@ -240,7 +240,7 @@ def _is_spike(config: OptimizerConfig, state: TrainState, norm: jax.Array) -> ja
 
 def _update(
     program: StepProgram,
-    objective: Callable,
+    objective: AnyObjective,
     config: OptimizerConfig,
     state: TrainState,
     grads: Any,

@@ -10,7 +10,7 @@ import rich.console
 from tokenizer_lab.files import read_json
 from train.optimizer import from_limbs
 from train.run.folder import RunFolder
-from train.setup import Setup
+from train.setup import Setup, count_parameters
 from train.step import TrainState
 
 FINISHED, STOPPED = "finished", "stopped"
@@ -24,7 +24,7 @@ def counters(setup: Setup, state: TrainState) -> dict[str, Any]:
 
 def describe(setup: Setup, compile_seconds: float, console: rich.console.Console) -> None:
     """Says what is about to be trained."""
-    parameters = setup.recipe.objective.count_parameters(setup.recipe.model, setup.representation.vocab_size)["total"]
+    parameters = count_parameters(setup.recipe, setup.representation.vocab_size)["total"]
     budget = setup.budget
     length = (
         f"{setup.num_steps:,} steps"
@@ -78,7 +78,7 @@ def summarize(
             "costs": dict(setup.representation.costs),
             "statistics": dict(setup.representation.statistics),
         },
-        "parameters": recipe.objective.count_parameters(recipe.model, vocab_size),
+        "parameters": count_parameters(recipe, vocab_size),
         "flops_per_token": setup.flops_per_token,
         "flops_per_byte": setup.flops_per_token["total"] / bytes_per_token if bytes_per_token else None,
         "steps": step,

@@ -8,7 +8,7 @@ to learn, which is what it is there to show.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +78,8 @@ class ACRepresentation(Representation):
         found, first = [], 0  # the piece's first id
         while first < len(ids):
             code = np.frombuffer(code_from_ids(ids[first:], self._id_bits), np.uint8)
-            decoder, depth, symbol = arithmetic_coder.Decoder(code, 8 * len(code)), 0, 0
+            decoder, depth = arithmetic_coder.Decoder(code, 8 * len(code)), 0
+            symbol: int | None = 0
             while symbol is not None and symbol != END:
                 shares = yield depth, symbol
                 symbol = decoder.next(_frequencies(shares[None])[0])
@@ -110,11 +111,11 @@ class ACFit:
     lm_recipe: str = "compressor_3m"
     """The recipe it is trained with: a name in configs/, or a Python file."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_id_bits(self.id_bits)
 
     def fit(
-        self, documents: Iterable[bytes], corpus_hash: str, lm: ByteLM, lm_flops: float, on_progress
+        self, documents: Iterable[bytes], corpus_hash: str, lm: ByteLM, lm_flops: float, on_progress: Any
     ) -> ACRepresentation:
         """The representation that a trained language model, which has cost `lm_flops`, gives."""
         del on_progress

@@ -75,7 +75,7 @@ class StaticACFit:
     id_bits: int = 8
     """Bits of the code in an id, 8 or 16: the vocabulary has 2^id_bits ids and the end of a document."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_id_bits(self.id_bits)
 
     def fit(self, documents: Iterable[bytes], corpus_hash: str) -> StaticACRepresentation:

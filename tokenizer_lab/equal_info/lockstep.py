@@ -25,7 +25,8 @@ _step = jax.jit(byte_lm.step, donate_argnums=3)
 
 def run(lm: ByteLM, walks: Iterable[Walk[Result]]) -> list[Result]:
     """The results of all walks, in their order."""
-    waiting, results = enumerate(walks), {}
+    waiting = enumerate(walks)
+    results: dict[int, Result] = {}
     lanes: list[tuple[int, Walk[Result]] | None] = [None] * NUM_LANES
     depth_n, byte_n = np.zeros(NUM_LANES, np.int32), np.zeros(NUM_LANES, np.int32)
     # The start of a context is in the cache from here on: a walk need not ask about the empty context.
@@ -35,10 +36,9 @@ def run(lm: ByteLM, walks: Iterable[Walk[Result]]) -> list[Result]:
 
     def advance(lane: int) -> None:
         """Sends a lane's walk its probabilities; where there is none, or it ends, the next one begins."""
-        while lanes[lane] or (started := next(waiting, None)):
-            is_new = not lanes[lane]
-            lanes[lane] = lanes[lane] or started
-            number, walk = lanes[lane]
+        while here := lanes[lane] or next(waiting, None):
+            is_new, lanes[lane] = not lanes[lane], here
+            number, walk = here
             try:
                 depth_n[lane], byte_n[lane] = next(walk) if is_new else walk.send(shares_nb[lane])
                 return

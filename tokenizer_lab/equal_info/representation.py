@@ -45,9 +45,6 @@ class WindowCode(Protocol):
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         """Any numbers -> the bytes of all windows, and how many each has, i64[n]."""
 
-    def node(self, text: bytes) -> tuple[int, int]:
-        """The first number and the count of numbers of windows that begin with `text`, the beginning of a window."""
-
 
 class TableCode:
     """A window code that is a table of all windows."""
@@ -65,6 +62,7 @@ class TableCode:
         return self._matcher.decode(self._from_bytes(numbers))
 
     def node(self, text: bytes) -> tuple[int, int]:
+        """As `WindowStream.node`."""
         [number] = self._matcher.encode(text)
         behind = np.flatnonzero(self._tree.depths[number + 1 :] <= self._tree.depths[number])
         end = number + 1 + behind[0] if len(behind) else len(self._tree.depths)
@@ -104,7 +102,7 @@ class EqualInfoRepresentation(Representation):
     def of_lm(cls, lm: ByteLM, window_bits: int, id_bits: int, rule: Rule = "exact") -> Self:
         """The representation that keeps its language model. Raises UserError where ids do not fill a window."""
         check_window(window_bits, id_bits)
-        code = WindowStream(lm, window_bits) if rule == "exact" else PaperCode(lm, window_bits, rule)
+        code: WindowCode = WindowStream(lm, window_bits) if rule == "exact" else PaperCode(lm, window_bits, rule)
         return cls(code, window_bits, id_bits, rule, lm.to_files())
 
     def encode(self, text: bytes) -> np.ndarray:
@@ -131,6 +129,7 @@ class EqualInfoRepresentation(Representation):
         [(numbers, lengths)] = self._code.encode([text])
         if not len(numbers):
             return OpenPrompt(np.zeros(0, np.int32), (), ())
+        assert isinstance(self._code, TableCode | WindowStream), self._code
         first, count = self._code.node(text[len(text) - lengths[-1] :])
         ends = (number.to_bytes(self.window_bits // 8, "big") for number in (first, first + count - 1))
         low, high = (tuple(ids_from_code(end, self.id_bits).tolist()) for end in ends)
@@ -225,7 +224,7 @@ class EqualInfoFit:
     sample_bytes: int = 1 << 16
     """Text of the train split on which bytes per id and lost bits are measured."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_window(self.window_bits, self.id_bits)
         if self.is_table:
             window_code.check_memory(self.window_bits)

@@ -62,12 +62,12 @@ class Tree:
     depths: np.ndarray
     last_bytes: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises UserError unless the arrays are such a tree, so that whatever they came from, the code is lossless."""
         depths, last_bytes = self.depths, self.last_bytes
         good = depths.shape == last_bytes.shape and depths.dtype == np.uint16 and last_bytes.dtype == np.uint8
         good = good and depths.ndim == 1 and len(depths) >= 256 and len(depths) & (len(depths) - 1) == 0
-        good = good and depths[0] == 1 and depths.min() == 1 and (np.diff(depths.astype(np.int32)) <= 1).all()
+        good = good and bool(depths[0] == 1 and depths.min() == 1 and (np.diff(depths.astype(np.int32)) <= 1).all())
         good = good and np.array_equal(last_bytes[depths == 1], np.arange(256))
         if not (good and (self.parents < np.arange(len(depths))).all() and self._children_ascend()):
             raise UserError("the tree of windows is not one of a window code; fit the representation again")

@@ -12,8 +12,8 @@ Legend: N lanes, T bytes a lane, K = W / 16 limbs of 16 bits, the lowest first.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class WindowStream:
             state, output = _encode(self.lm.weights, self._root, state, inputs)
             outputs.append([np.asarray(x)[: len(part)] for x in output])
         ended, numbers = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-        result = {}
+        result: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for lane, texts_of_lane in enumerate(owners):
             windows = _windows_of_lane(lanes[:, lane], ended[:, :, lane], numbers[:, :, :, lane])
             result |= zip(texts_of_lane, windows, strict=True)
@@ -165,13 +165,15 @@ def _lay_out(texts: Sequence[bytes]) -> tuple[np.ndarray, list[list[int]]]:
     return lanes, owners
 
 
-def _windows_of_lane(bytes_t: np.ndarray, ended_te: np.ndarray, numbers_tek: np.ndarray):
+def _windows_of_lane(
+    bytes_t: np.ndarray, ended_te: np.ndarray, numbers_tek: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Splits a lane's windows up among its texts: yields numbers and lengths of each."""
     step, _ = np.nonzero(ended_te)
     numbers = np.ascontiguousarray(numbers_tek[ended_te][:, ::-1]).astype(">u2").view(np.uint8)
     # A window that ends before a step's byte, in the first place, lacks it; one that ends behind it has it.
     is_byte = (bytes_t >= 0) & (bytes_t < _END_OF_TEXT)
-    bytes_before = np.cumsum(is_byte) - is_byte
+    bytes_before: np.ndarray = np.cumsum(is_byte) - is_byte
     ends_at = bytes_before[step] + (is_byte[step] & (np.nonzero(ended_te)[1] == 1))
     lengths = np.diff(ends_at, prepend=0)
     first = 0
@@ -187,12 +189,14 @@ _lm_step = jax.jit(byte_lm.step, donate_argnums=3)
 
 
 @functools.partial(jax.jit, donate_argnums=2)
-def _encode(weights, root: Root, lanes: Lanes, bytes_tn: jax.Array):
+def _encode(weights: Any, root: Root, lanes: Lanes, bytes_tn: jax.Array) -> tuple[Lanes, tuple[jax.Array, jax.Array]]:
     """Lanes that have taken T more bytes, and which windows ended, bool[T, 2, N] and u16[T, 2, K, N]."""
     return jax.lax.scan(functools.partial(_encode_byte, weights, root), lanes, bytes_tn)
 
 
-def _encode_byte(weights, root: Root, lanes: Lanes, byte_n: jax.Array):
+def _encode_byte(
+    weights: Any, root: Root, lanes: Lanes, byte_n: jax.Array
+) -> tuple[Lanes, tuple[jax.Array, jax.Array]]:
     """One byte a lane. A window may end before it, where it does not fit, and another behind it, at a leaf."""
     is_byte, at_end = (byte_n >= 0) & (byte_n < _END_OF_TEXT), byte_n == _END_OF_TEXT
     index_n = jnp.clip(byte_n, 0, 255)
@@ -210,14 +214,18 @@ def _encode_byte(weights, root: Root, lanes: Lanes, byte_n: jax.Array):
     return walked, (jnp.stack([ends_before, ends_behind]), numbers)
 
 
-def _follow(weights, depth_n: jax.Array, byte_n: jax.Array, cache: list[LayerCache]):
+def _follow(
+    weights: Any, depth_n: jax.Array, byte_n: jax.Array, cache: list[LayerCache]
+) -> tuple[jax.Array, list[LayerCache]]:
     """The language model behind `byte_n`, the last byte of a node of `depth_n`; it starts anew with every context."""
     position_n = depth_n % weights["cos"].shape[0]
     return byte_lm.step(weights, jnp.where(position_n == 0, START, byte_n), position_n, cache)
 
 
 @functools.partial(jax.jit, donate_argnums=2)
-def _decode(weights, root: Root, lanes: Lanes, fresh_n: jax.Array, point_kn: jax.Array):
+def _decode(
+    weights: Any, root: Root, lanes: Lanes, fresh_n: jax.Array, point_kn: jax.Array
+) -> tuple[Lanes, jax.Array, jax.Array]:
     """Lanes that have gone some bytes on towards their points, the bytes i32[T, N] or -1, and which have ended bool[N].
 
     Lanes in `fresh_n` begin at the root.

@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -10,12 +11,12 @@ import jax
 def choose(
     operation: str,
     name: str,
-    implementations: Mapping[str, Callable],
+    implementations: Mapping[str, Callable[..., Any]],
     *,
     elsewhere: str,
     refusals: Mapping[str, str | None] = {},
     platform: str | None = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """The implementation of a name.
 
     Args:

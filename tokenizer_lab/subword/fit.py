@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -44,7 +44,7 @@ class SubwordFit:
     from_file: pathlib.Path | None = None
     """Take this tokenizer.json instead of learning one; the other options then mean nothing."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         smallest = _NUM_BYTES + 1
         if not smallest <= self.vocab_size <= MAX_VOCAB_SIZE:
             raise UserError(
@@ -57,17 +57,17 @@ class SubwordFit:
                 f"{self.pretokenization}; leave it out, or choose bpe or unigram with gpt2 or gpt4"
             )
         if self.superword_transition is not None:
-            self._check_superwords(smallest)
+            self._check_superwords(smallest, self.superword_transition)
 
-    def _check_superwords(self, smallest: int) -> None:
+    def _check_superwords(self, smallest: int, transition: int) -> None:
         if self.algorithm != "bpe" or self.pretokenization == "whitespace":
             raise UserError(
                 f"--superword-transition goes on with BPE merges of gpt2 or gpt4, not with --algorithm {self.algorithm}"
                 f" --pretokenization {self.pretokenization}; choose --algorithm bpe --pretokenization gpt4"
             )
-        if not smallest <= self.superword_transition < self.vocab_size:
+        if not smallest <= transition < self.vocab_size:
             raise UserError(
-                f"--superword-transition is {self.superword_transition:,}; it is at least {smallest} and below "
+                f"--superword-transition is {transition:,}; it is at least {smallest} and below "
                 f"--vocab-size {self.vocab_size:,}; choose e.g. {max(smallest, self.vocab_size * 4 // 5)}"
             )
         if self.superword_sample_bytes < SEGMENT_BYTES:
@@ -101,7 +101,7 @@ class SubwordFit:
     def _how(self) -> str:
         if self.algorithm == "character":
             return "character"
-        how = [self.algorithm, self.pretokenization]
+        how: list[str] = [self.algorithm, self.pretokenization]
         how += [f"digits {self.digits}"] if self.digits else []
         return ", ".join(how + ["superwords"] if self.superword_transition else how)
 
@@ -114,22 +114,26 @@ class SubwordFit:
         else:
             sample = TextSample(self.superword_sample_bytes)
             tokenizer = self._train_on_words(sample.passing(texts), self.superword_transition - 1)
-            self._check_transition(tokenizer.get_vocab_size() + 1)
+            self._check_transition(tokenizer.get_vocab_size() + 1, self.superword_transition)
             tokenizer.pre_tokenizer = pre_tokenizer(with_digits(SUPERWORD_SPLIT, self.pretokenization, self.digits))
             spec = add_superwords(tokenizer, sample.texts(), self.vocab_size - 1)
         if self.algorithm == "unigram":
             spec["model"]["vocab"] = _reproducible_unigram(spec["model"]["vocab"], self.vocab_size - 1)
         return json.dumps(spec, ensure_ascii=False).encode()
 
-    def _check_transition(self, num_ids: int) -> None:
-        if num_ids < self.superword_transition:
+    def _check_transition(self, num_ids: int, transition: int) -> None:
+        if num_ids < transition:
             raise UserError(
                 f"the corpus supports {num_ids:,} ids within words ({self.pretokenization}), --superword-transition is "
-                f"{self.superword_transition:,}; use at most {num_ids:,}, or a larger corpus"
+                f"{transition:,}; use at most {num_ids:,}, or a larger corpus"
             )
 
     def _train_on_words(self, texts: Iterable[str], num_tokens: int) -> tokenizers.Tokenizer:
-        options = dict(vocab_size=num_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        options: dict[str, Any] = dict(
+            vocab_size=num_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
+        model: models.Model
+        trainer: trainers.Trainer
         if self.algorithm == "bpe":
             model, trainer = models.BPE(), trainers.BpeTrainer(min_frequency=MIN_COUNT, **options)
         else:
@@ -157,12 +161,12 @@ def _load_tokenizer_json(path: pathlib.Path) -> SubwordRepresentation:
         raise UserError(f"{path} is {error}") from error
 
 
-def _character_tokenizer(texts: Iterable[str], num_tokens: int) -> dict:
+def _character_tokenizer(texts: Iterable[str], num_tokens: int) -> dict[str, Any]:
     """A tokenizer.json of the 256 bytes, which write ASCII and rare characters, and the most frequent other characters.
 
     Characters that occur equally often go by code point.
     """
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for text in texts:
         counts.update(text)
     often = [character for character, count in counts.items() if count >= MIN_COUNT and not character.isascii()]
@@ -185,8 +189,10 @@ def _reproducible_unigram(vocab: list[tuple[str, float | None]], size: int) -> l
     """
     if size == _NUM_BYTES or all(len(piece) == 1 for piece, _ in vocab):
         return sorted((piece, 0.0) for piece, _ in vocab if len(piece) == 1)
-    lowest = min(score for _, score in vocab)
+    scores = {piece: score for piece, score in vocab if score is not None}
+    assert len(scores) == len(dict(vocab)), "a score is missing"
+    lowest = min(scores.values())
     lowest_of_seen_byte = lowest + 0.0001 * _NUM_BYTES
-    scores = {piece: lowest if len(piece) == 1 and score < lowest_of_seen_byte else score for piece, score in vocab}
+    scores = {p: lowest if len(p) == 1 and score < lowest_of_seen_byte else score for p, score in scores.items()}
     rounded = [(piece, round(score * 2**12) / 2**12) for piece, score in scores.items()]
     return sorted(rounded, key=lambda entry: (-entry[1], entry[0]))

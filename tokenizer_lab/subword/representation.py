@@ -126,7 +126,8 @@ class SubwordRepresentation(Representation):
 
 def _overlapping(ids: list[int], offsets: list[tuple[int, int]]) -> Iterator[tuple[list[int], int, int]]:
     """Ids grouped so that the characters of two groups do not overlap, e.g. the ids of one emoji: (ids, start, end)."""
-    group, start, end = [], 0, 0
+    group: list[int] = []
+    start, end = 0, 0
     for id_, (token_start, token_end) in zip(ids, offsets, strict=True):
         if group and token_start >= end:
             yield group, start, end

@@ -14,6 +14,7 @@ import heapq
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -58,7 +59,7 @@ class TextSample:
             self._free_bytes += len(dropped)
 
 
-def add_superwords(tokenizer: tokenizers.Tokenizer, texts: Iterable[str], vocab_size: int) -> dict:
+def add_superwords(tokenizer: tokenizers.Tokenizer, texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
     """The tokenizer.json of a byte-level BPE tokenizer whose merges have gone on, on `texts`, to `vocab_size` tokens.
 
     There are fewer where the texts do not support so many.
@@ -98,7 +99,8 @@ def learn_merges(
     """
     assert ids[0] == ids[-1] == BORDER, f"{ids[0]=} {ids[-1]=}"
     text, tokens, merges = _Text(ids), list(tokens), []
-    at_first, queue = text.pairs_at_first(), []
+    at_first = text.pairs_at_first()
+    queue: list[_QueueEntry] = []
     following = next(at_first, None)
     while len(tokens) < vocab_size and (queue or following):
         if following and (not queue or following[:2] < queue[0][:2]):

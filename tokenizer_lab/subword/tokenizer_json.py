@@ -22,7 +22,7 @@ BYTE_OF_CHARACTER = {chr(byte): byte for byte in _VISIBLE_BYTES} | {
 CHARACTER_OF_BYTE = sorted(BYTE_OF_CHARACTER, key=BYTE_OF_CHARACTER.__getitem__)
 
 
-def parse(tokenizer_json: bytes) -> dict:
+def parse(tokenizer_json: bytes) -> dict[str, Any]:
     """What the JSON says. Raises UserError if it is not a tokenizer.json."""
     try:
         spec = json.loads(tokenizer_json)
@@ -33,7 +33,7 @@ def parse(tokenizer_json: bytes) -> dict:
     return spec
 
 
-def faithful_tokenizer(spec: dict) -> tokenizers.Tokenizer:
+def faithful_tokenizer(spec: dict[str, Any]) -> tokenizers.Tokenizer:
     """The tokenizer that `spec` describes, without what adds to the text, draws at random, or fails on a character."""
     try:
         spec = spec | {
@@ -53,7 +53,7 @@ def faithful_tokenizer(spec: dict) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _plain_model(model: dict) -> dict:
+def _plain_model(model: dict[str, Any]) -> dict[str, Any]:
     """A model, as in a tokenizer.json, without random merges, and with an id for what it does not know.
 
     Any id will do: its bytes are not those of the text, and so `encode` does not use it. Unigram takes neighbours with
@@ -86,7 +86,7 @@ def _without_prefix_space(step: Any) -> Any:
     return step
 
 
-def token_bytes(spec: dict, tokenizer: tokenizers.Tokenizer) -> list[bytes]:
+def token_bytes(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> list[bytes]:
     """What each id of the library stands for: b"" for special tokens, and where an id has no token.
 
     A token that is spelled in a way not known here gets wrong bytes, and `encode` then never uses it.
@@ -102,12 +102,12 @@ def token_bytes(spec: dict, tokenizer: tokenizers.Tokenizer) -> list[bytes]:
     bytes_of_ids = [b""] * size
     for id_, token in tokens:
         bytes_of_ids[id_] = spell(token)
-    for id_, token in added.items():
-        bytes_of_ids[id_] = b"" if token.special else spell(token.content)
+    for id_, added_token in added.items():
+        bytes_of_ids[id_] = b"" if added_token.special else spell(added_token.content)
     return bytes_of_ids
 
 
-def _spelling(spec: dict, model: models.Model) -> Callable[[str], bytes]:
+def _spelling(spec: dict[str, Any], model: models.Model) -> Callable[[str], bytes]:
     """How the tokens of a tokenizer write bytes."""
     steps = json.dumps([spec.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
     byte_level, metaspace = '"ByteLevel"' in steps, "▁" in steps

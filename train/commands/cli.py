@@ -41,8 +41,9 @@ def keep_memory() -> None:
     at once, which then zeroes them page by page the next time: a fifth of a step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)) if mallopt else ():
-        mallopt(option, value)
+    if mallopt is not None:
+        for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
+            mallopt(option, value)
 
 
 def accelerator_vendors(devices: pathlib.Path = pathlib.Path("/sys/bus/pci/devices")) -> set[str]:

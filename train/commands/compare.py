@@ -1,7 +1,7 @@
 """`toklab compare EXPERIMENT`: plans the runs of an experiment, does what is missing, writes one report."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import rich.console
@@ -15,7 +15,7 @@ from train.submit import target_class
 def run(arguments: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # the runs are other processes, which need the accelerators
     kind, arguments = take_option("--submit", arguments)
-    target = Annotated[target_class(kind or "local", "--submit"), tyro.conf.arg(name="")]
+    target: Any = Annotated[target_class(kind or "local", "--submit"), tyro.conf.arg(name="")]
     command = dataclasses.make_dataclass(
         "Compare",
         [("options", Annotated[CompareOptions, tyro.conf.arg(name="")]), ("target", target)],

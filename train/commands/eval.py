@@ -34,7 +34,7 @@ class EvalOptions:
     """Run these tasks of EleutherAI's lm-evaluation-harness instead: a task's .yaml file, or a folder of them (see
     docs/export.md)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.tasks is not None and (self.exact_bytes or self.ensemble):
             raise UserError("--tasks is one way to evaluate and --exact-bytes another; give one of them")
         if self.noise and (self.exact_bytes or self.tasks is not None):
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> None:
     if options.exact_bytes:
         return evaluate_exact_bytes(options, console)
     if options.tasks is not None:
-        return evaluate_tasks(options, console)
+        return evaluate_tasks(options, options.tasks, console)
     with interruptible_import():
         from train.evaluate.bits_per_byte import evaluate_run
         from train.run.logs import shown_figure
@@ -127,13 +127,13 @@ def evaluate_exact_bytes(options: EvalOptions, console: rich.console.Console) ->
         )
 
 
-def evaluate_tasks(options: EvalOptions, console: rich.console.Console) -> None:
+def evaluate_tasks(options: EvalOptions, tasks: pathlib.Path, console: rich.console.Console) -> None:
     """Runs the tasks and prints each result on a line."""
     with interruptible_import():
         from train.evaluate.harness import evaluate_tasks as run_tasks
 
     with progress_bar(console, "eval", of_bytes=False) as update:
-        result = run_tasks(str(options.run), options.tasks, update)
+        result = run_tasks(str(options.run), tasks, update)
     for task, values in result["results"].items():
         for metric, value in values.items():
             console.print(f"{options.run}  {task:24} {metric:32} {value:.4f}", soft_wrap=True, highlight=False)

@@ -1,6 +1,7 @@
 """What commands show in a terminal while they work."""
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import rich.console
@@ -10,7 +11,7 @@ STOPPED_AND_SAVED = "toklab: stopped by a signal; the state is saved, the same c
 
 
 @contextlib.contextmanager
-def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool):
+def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar that is drawn on a terminal; yields `update(done, total)`."""
     columns = [
         rich.progress.TextColumn("{task.description}"),

@@ -60,6 +60,7 @@ def compare(options: CompareOptions, target: Target, console: rich.console.Conso
     problems += check(experiment)
     text = open_text(experiment, options.corpus, problems)
     refuse(problems)
+    assert text is not None, "`problems` says why there is none"
     if not fit_all(experiment, text, options.out, console):
         return EXIT_STOPPED
     measured = {arm.name: measure(path_of(arm, text, options.out), text, arm.recipe) for arm in experiment.arms}

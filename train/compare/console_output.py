@@ -7,7 +7,7 @@ import rich.console
 from train.compare.in_words import supported
 from train.compare.resolve import Measured
 from train.compare.results import Decision
-from train.compare.run_plan import Plan
+from train.compare.run_plan import Plan, known_sum
 from train.compare.run_state import CUT_OFF, DONE, MISSING, UNSCORED
 from train.console import NamedRows, duration
 from train.experiment import Experiment
@@ -30,7 +30,7 @@ def plan_table(experiment: Experiment, plan: Plan, measured: Mapping[str, Measur
             of_arm = [planned for planned in plan.runs if (planned.run.arm, planned.run.size) == (arm.name, size.name)]
             first, of = of_arm[0], measured[arm.name]
             cost = first.cost
-            seconds = [planned.seconds for planned in of_arm]
+            seconds = known_sum([planned.seconds for planned in of_arm])
             states = [
                 planned.state + (f" at step {planned.step:,}" if planned.state == CUT_OFF else "") for planned in of_arm
             ]
@@ -43,7 +43,7 @@ def plan_table(experiment: Experiment, plan: Plan, measured: Mapping[str, Measur
                 si(cost.flops_per_byte),
                 fixed(cost.steps),
                 si(cost.num_bytes, "B"),
-                NOTHING if None in seconds else duration(sum(seconds)),
+                NOTHING if seconds is None else duration(seconds),
                 ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
             )
         table.add_section()
@@ -54,11 +54,12 @@ def _sums(experiment: Experiment, plan: Plan) -> str:
     """The whole experiment in a line: how many runs, and what is to be done."""
     states = [planned.state for planned in plan.runs]
     left = [planned.cost.flops_left for planned in plan.runs if planned.state != DONE]
+    flops_left = known_sum(left)
     counted = ", ".join(
         f"{states.count(state)} {state}" for state in (DONE, UNSCORED, CUT_OFF, MISSING) if state in states
     )
     time = "time not known" if plan.seconds is None else f"about {duration(plan.seconds)}, by {plan.clock}"
-    flops = "FLOPs not known" if None in left else f"{sum(left):.3g} FLOPs"
+    flops = "FLOPs not known" if flops_left is None else f"{flops_left:.3g} FLOPs"
     to_do = f"to do: {flops}, {time}" if left else "nothing to do"
     context = (
         f"rows of about {experiment.context_bytes:,} bytes"

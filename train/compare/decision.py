@@ -100,7 +100,7 @@ def _rank(size: str, cells: list[ArmAtSize]) -> Ranking:
 
 
 def _num_bytes(cell: ArmAtSize) -> np.ndarray:
-    return np.array(next(iter(cell.runs.values())).documents_scored["num_bytes"])
+    return np.array(cell.documents["num_bytes"])
 
 
 def _laws(cells: list[ArmAtSize]) -> dict[str, PowerLaw | None]:
@@ -113,7 +113,7 @@ def _laws(cells: list[ArmAtSize]) -> dict[str, PowerLaw | None]:
 
 def _parts(cells: list[ArmAtSize]) -> list[Part]:
     """Domains and scripts of the held-out documents. A kind with only one part is skipped: it is the whole text."""
-    documents, num_bytes = next(iter(cells[0].runs.values())).documents_scored, _num_bytes(cells[0])
+    documents, num_bytes = cells[0].documents, _num_bytes(cells[0])
     nats_an, parts = np.stack([cell.nats_n for cell in cells]), []
     for kind, key in (("domain", "domains"), ("script", "scripts")):
         names = sorted(set(documents[key]))

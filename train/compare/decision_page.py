@@ -24,23 +24,23 @@ def opening(decision: Decision) -> Opening:
         f"{design.name}: {_some(len(design.arms), 'arm')}, {_some(len(design.sizes), 'size')},"
         f" {_some(design.num_seeds, 'seed')}"
     )
-    styles = {arm: number for number, arm in enumerate(design.arms)}
+    styles, largest = {arm: number for number, arm in enumerate(design.arms)}, decision.largest
     parts = {
         "supported": supported(decision),
         "unsupported": unsupported(decision),
         "decision": decision,
-        "largest": decision.largest,
+        "largest": largest,
         "laws": _laws(decision, styles) if any(decision.laws.values()) else None,
-        "parts": _parts(decision) if decision.parts else None,
+        "parts": _parts(decision, largest) if largest is not None and decision.parts else None,
         "encoders": _encoders(decision, styles) if decision.encoders else None,
     }
-    if decision.rankings:
+    if largest is not None:
         parts |= {
             "results": _results(decision, styles),
-            "legend": [(styles[cell.arm], cell.arm) for cell in decision.largest.cells],
-            "charts": _charts(decision, styles),
+            "legend": [(styles[cell.arm], cell.arm) for cell in largest.cells],
+            "charts": _charts(decision, largest, styles),
             "costs": _costs(decision, styles),
-            "noise": _noise(decision, styles),
+            "noise": _noise(decision, largest, styles),
         }
     return Opening(title=title, html=page.fragment("compare/decision.html", parts), data=as_json(decision))
 
@@ -126,8 +126,8 @@ def _crossing(decision: Decision, arm: str, other: str) -> Cell:
     return Cell(point.flops, shown, [" to ".join(ends)] if len(ends) == 2 and point.measured else [])
 
 
-def _parts(decision: Decision) -> Table:
-    arms = [cell.arm for cell in decision.largest.cells]
+def _parts(decision: Decision, largest: Ranking) -> Table:
+    arms = [cell.arm for cell in largest.cells]
     columns = [
         Column("Part", number=False),
         Column("Kind", number=False),
@@ -183,9 +183,10 @@ def _encoders(decision: Decision, styles: dict[str, int]) -> Table:
 
 
 def _over_seeds(values: Sequence[float | None]) -> Cell:
-    if None in values:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return Cell(None, fixed(None))
-    return Cell(fmean(values), f"{fmean(values):.4f}", _small(mean_interval(values)))
+    return Cell(fmean(known), f"{fmean(known):.4f}", _small(mean_interval(known)))
 
 
 _COST_COLUMNS: dict[str, tuple[Column, Callable[[float | None], str]]] = {
@@ -214,9 +215,9 @@ def _costs(decision: Decision, styles: dict[str, int]) -> Table:
     return Table("What a byte of text costs, by the ids that the held-out text takes", columns, rows)
 
 
-def _noise(decision: Decision, styles: dict[str, int]) -> Table | None:
-    encoders = [cell for cell in decision.encoders if cell.size == decision.largest.size]
-    cells = [cell for cell in (*decision.largest.cells, *encoders) if cell.noise]
+def _noise(decision: Decision, largest: Ranking, styles: dict[str, int]) -> Table | None:
+    encoders = [cell for cell in decision.encoders if cell.size == largest.size]
+    cells = [cell for cell in (*largest.cells, *encoders) if cell.noise]
     if not cells:
         return None
     rates = sorted({rate for cell in cells for rate in cell.noise})
@@ -237,25 +238,25 @@ def _noise(decision: Decision, styles: dict[str, int]) -> Table | None:
                 *(Cell(value, percent(value)) for value in accuracy),
             ]
         )
-    return Table(f"Size {decision.largest.size} on text with wrong characters", columns, rows)
+    return Table(f"Size {largest.size} on text with wrong characters", columns, rows)
 
 
 # ---- Charts --------------------------------------------------------------------------------------
 
 
-def _charts(decision: Decision, styles: dict[str, int]) -> list[str]:
+def _charts(decision: Decision, largest: Ranking, styles: dict[str, int]) -> list[str]:
     """All held-out text over the sizes, then each size while training, the largest first."""
-    figures = [_over_sizes(decision, styles, axis) for axis in _AXES]
+    figures = [_over_sizes(decision, largest, styles, axis) for axis in _AXES]
     return figures + [
         _while_training(ranking, styles, axis) for ranking in reversed(decision.rankings) for axis in _AXES
     ]
 
 
-def _over_sizes(decision: Decision, styles: dict[str, int], axis: Axis) -> str:
+def _over_sizes(decision: Decision, largest: Ranking, styles: dict[str, int], axis: Axis) -> str:
     lines = []
-    for arm in (cell.arm for cell in decision.largest.cells):
+    for arm in (cell.arm for cell in largest.cells):
         cells = [cell for ranking in decision.rankings for cell in ranking.cells if cell.arm == arm]
-        points = [(cell.average(axis.key), cell.mean) for cell in cells]
+        points = [(_known(cell.average(axis.key)), cell.mean) for cell in cells]
         lines.append(
             Line(
                 label=arm,
@@ -266,6 +267,11 @@ def _over_sizes(decision: Decision, styles: dict[str, int], axis: Axis) -> str:
             )
         )
     return chart.figure(f"All held-out documents against {axis.name}", lines, axis)
+
+
+def _known(value: float | None) -> float:
+    assert value is not None
+    return value
 
 
 def _while_training(ranking: Ranking, styles: dict[str, int], axis: Axis) -> str:
@@ -280,6 +286,5 @@ def _mean_curve(cell: ArmAtSize, axis: Axis) -> list[tuple[float, float]]:
         for run in cell.runs.values()
     ]
     steps = sorted(set.intersection(*map(set, by_step)))
-    return [
-        tuple(fmean(points[step][key] for points in by_step) for key in (axis.key, "bits_per_byte")) for step in steps
-    ]
+    mean = lambda step, key: fmean(points[step][key] for points in by_step)
+    return [(mean(step, axis.key), mean(step, "bits_per_byte")) for step in steps]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from train.compare.results import FEW_DOCUMENTS, Decision, Ranking
+from train.compare.results import FEW_DOCUMENTS, Decision, Part, Ranking
 from train.evaluate.intervals import Interval
 from train.report.page import percent, si
 
@@ -12,14 +12,15 @@ _BUDGETS = {"flops": "FLOPs, everything included", "bytes": "bytes of text", "se
 
 def supported(decision: Decision) -> list[str]:
     """What the numbers say, in plain words."""
-    if not decision.largest or len(decision.largest.cells) < 2:
+    largest = decision.largest
+    if largest is None or len(largest.cells) < 2:
         return ["Fewer than two arms have bits per byte on the same text: there is nothing to compare."]
     return [
         *(_leader(decision, ranking) for ranking in decision.rankings),
         *_on_compute(decision),
-        *_on_parts(decision),
-        *_on_costs(decision),
-        *_on_noise(decision),
+        *_on_parts(decision.parts, largest),
+        *_on_costs(largest),
+        *_on_noise(largest),
     ]
 
 
@@ -98,33 +99,34 @@ def _on_compute(decision: Decision) -> list[str]:
 
 
 def _overtaking(decision: Decision, arms: tuple[str, str]) -> str:
-    faster, slower = sorted(arms, key=lambda arm: decision.laws[arm].slope)
+    slopes = {arm: law.slope for arm, law in decision.laws.items() if law is not None}
+    faster, slower = sorted(arms, key=slopes.__getitem__)
     return f"By lines through their runs, {faster} overtakes {slower}"
 
 
-def _on_parts(decision: Decision) -> list[str]:
+def _on_parts(all_parts: Sequence[Part], largest: Ranking) -> list[str]:
     lines = []
     for kind, whose in (("domain", "domains"), ("script", "scripts")):
-        parts = [part for part in decision.parts if part.kind == kind and part.large]
-        best = decision.largest.cells[0].arm
+        parts = [part for part in all_parts if part.kind == kind and part.large]
+        best = largest.cells[0].arm
         others = [f"{part.best} in {part.name}" for part in parts if part.best != best]
         if len(parts) > 1:
             lines.append(
-                f"At size {decision.largest.size}, {best} is best in {len(parts) - len(others)} of {len(parts)} {whose}"
+                f"At size {largest.size}, {best} is best in {len(parts) - len(others)} of {len(parts)} {whose}"
                 f" with {FEW_DOCUMENTS} documents or more" + (f"; {_listed(others)}." if others else ".")
             )
     return lines
 
 
-def _on_costs(decision: Decision) -> list[str]:
+def _on_costs(largest: Ranking) -> list[str]:
     lines = []
     for key, what, unit in (
         ("generate_flops_per_byte", "generate a byte of text", "FLOPs"),
         ("kv_cache_bytes_per_byte", "keep keys and values of a byte of text", "B"),
     ):
-        costs = {cell.arm: cost for cell in decision.largest.cells if (cost := cell.average(key))}
+        costs = {cell.arm: cost for cell in largest.cells if (cost := cell.average(key))}
         if len(costs) > 1:
-            least, most = min(costs, key=costs.get), max(costs, key=costs.get)
+            least, most = min(costs, key=costs.__getitem__), max(costs, key=costs.__getitem__)
             lines.append(
                 f"To {what}, {least} needs least, {si(costs[least], unit)}, and {most} {costs[most] / costs[least]:.1f}"
                 " times that."
@@ -132,13 +134,17 @@ def _on_costs(decision: Decision) -> list[str]:
     return lines
 
 
-def _on_noise(decision: Decision) -> list[str]:
-    cells = [cell for cell in decision.largest.cells if cell.noise]
+def _on_noise(largest: Ranking) -> list[str]:
+    cells = [cell for cell in largest.cells if cell.noise]
     rates = sorted({rate for cell in cells for rate in cell.noise})
     if len(cells) < 2 or len(rates) < 2:
         return []
-    rise = {cell.arm: cell.noise[rates[-1]]["bits_per_byte"] - cell.noise[rates[0]]["bits_per_byte"] for cell in cells}
-    least, most = min(rise, key=rise.get), max(rise, key=rise.get)
+    rise: dict[str, float] = {}
+    for cell in cells:
+        clean, noisy = (cell.noise[rate]["bits_per_byte"] for rate in (rates[0], rates[-1]))
+        assert clean is not None and noisy is not None, "only encoders have no bits per byte"
+        rise[cell.arm] = noisy - clean
+    least, most = min(rise, key=rise.__getitem__), max(rise, key=rise.__getitem__)
     return [
         f"With {percent(rates[-1])} of the characters wrong, bits per byte rise least for {least}, by"
         f" {rise[least]:.3f}, and most for {most}, by {rise[most]:.3f}."

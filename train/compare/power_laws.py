@@ -78,16 +78,13 @@ def crossing(first: PowerLaw, second: PowerLaw, seed: int = 0) -> Crossing:
     low, high = max(first.flops[0], second.flops[0]), min(first.flops[1], second.flops[1])
     if first.slope == second.slope:
         return Crossing(None, (None, None), False)
-    flops, interval, rng = (
-        _flops((first.level - second.level) / (second.slope - first.slope)),
-        (None, None),
-        np.random.default_rng(seed),
-    )
+    flops, rng = _flops((first.level - second.level) / (second.slope - first.slope)), np.random.default_rng(seed)
+    interval: tuple[float | None, float | None] = None, None
     level, slope = (first.draws(rng, NUM_RESAMPLES) - second.draws(rng, NUM_RESAMPLES)).T
-    if (
-        np.mean(slope > 0) < 0.025 or np.mean(slope < 0) < 0.025
-    ):  # that the lines meet, on the side where they do, is not in doubt
-        interval = tuple(map(_flops, middle_95(-level / slope)))
+    # That the lines meet, on the side where they do, has to be beyond doubt.
+    if np.mean(slope > 0) < 0.025 or np.mean(slope < 0) < 0.025:
+        least, most = middle_95(-level / slope)
+        interval = _flops(least), _flops(most)
     return Crossing(flops, interval, low <= flops <= high)
 
 

@@ -184,7 +184,7 @@ def check(experiment: Experiment) -> list[str]:
         for what in ("arms", "sizes", "seeds")
         if not getattr(experiment, what)
     ]
-    names = {
+    names: dict[str, list[Any]] = {
         "arms": [arm.name for arm in experiment.arms],
         "sizes": [size.name for size in experiment.sizes],
         "seeds": list(experiment.seeds),
@@ -233,21 +233,26 @@ def open_text(experiment: Experiment, paths: Sequence[str], problems: list[str])
         )
         found.append(f"the arms' corpora differ ({shown}); give all arms the same ones, with --corpus")
     text = next(iter(texts.values()), None)
-    for arm in experiment.arms if text else ():
-        if arm.fit is not None:
-            found += [f"arm {arm.name}: {line}" for line in _complaint(fit_of, arm, text)]
-        if arm.fit is not None and len(text.paths) > 1:
-            found.append(
-                f"arm {arm.name} is to be fitted on {len(text.paths)} corpora, and a fit reads one; ingest them into"
-                " one corpus as its domains, or fit it before and name the artifact in its recipe"
-            )
-        if arm.recipe.data.weights and len(arm.recipe.data.weights) != len(text.paths):
-            found.append(
-                f"arm {arm.name}: data.weights {arm.recipe.data.weights} do not fit {len(text.paths)} corpora; give one"
-                " for each, or none"
-            )
+    if text is not None:
+        found += [line for arm in experiment.arms for line in _misfits(arm, text)]
     problems += found
     return None if found else text
+
+
+def _misfits(arm: Arm, text: Text) -> Iterator[str]:
+    """Why an arm cannot be trained on a text."""
+    if arm.fit is not None:
+        yield from (f"arm {arm.name}: {line}" for line in _complaint(fit_of, arm, text))
+    if arm.fit is not None and len(text.paths) > 1:
+        yield (
+            f"arm {arm.name} is to be fitted on {len(text.paths)} corpora, and a fit reads one; ingest them into"
+            " one corpus as its domains, or fit it before and name the artifact in its recipe"
+        )
+    if arm.recipe.data.weights and len(arm.recipe.data.weights) != len(text.paths):
+        yield (
+            f"arm {arm.name}: data.weights {arm.recipe.data.weights} do not fit {len(text.paths)} corpora; give one"
+            " for each, or none"
+        )
 
 
 def _differences(arms: Sequence[Arm], *fields: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class ArmAtSize:
 
     @functools.cached_property
     def bits_per_byte(self) -> dict[int, float]:
-        return {seed: run.evaluation["bits_per_byte"] for seed, run in self.runs.items()}
+        return {seed: _present(run.evaluation)["bits_per_byte"] for seed, run in self.runs.items()}
 
     @property
     def mean(self) -> float:
@@ -62,7 +63,12 @@ class ArmAtSize:
     @functools.cached_property
     def nats_n(self) -> np.ndarray:
         """f64[N], what each held-out document costs, the mean over seeds."""
-        return np.mean([run.documents_scored["nats"] for run in self.runs.values()], axis=0)
+        return np.mean([_present(run.documents_scored)["nats"] for run in self.runs.values()], axis=0)
+
+    @property
+    def documents(self) -> dict[str, Any]:
+        """The held-out documents, as each run's `documents_scored` has them."""
+        return _present(next(iter(self.runs.values())).documents_scored)
 
     def values(self, key: str) -> list[float | None]:
         """A number from the row or the costs of each seed's run."""
@@ -74,7 +80,7 @@ class ArmAtSize:
     @functools.cached_property
     def noise(self) -> dict[float, dict[str, float | None]]:
         """Rate of noise -> bits per byte and the share of pairs told apart, means over seeds."""
-        by_rate: dict[float, list[dict]] = {}
+        by_rate: dict[float, list[dict[str, Any]]] = {}
         for run in self.runs.values():
             for level in run.noise["levels"] if run.noise else ():
                 by_rate.setdefault(level["rate"], []).append(level)
@@ -131,7 +137,7 @@ class Part:
 
     @property
     def best(self) -> str:
-        return min(self.bits_per_byte, key=self.bits_per_byte.get)
+        return min(self.bits_per_byte, key=self.bits_per_byte.__getitem__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,5 +167,12 @@ class Decision:
         return self.rankings[-1] if self.rankings else None
 
 
+def _present(part: dict[str, Any] | None) -> dict[str, Any]:
+    """A part of a run that all runs in a comparison have."""
+    assert part is not None
+    return part
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else statistics.fmean(values)
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None

@@ -7,7 +7,7 @@ from train.compare.resolve import Measured, Text
 from train.compare.run_state import CUT_OFF, DONE, MISSING, UNSCORED
 from train.optimizer import total_steps
 from train.recipe import Recipe
-from train.setup import model_flops_per_token
+from train.setup import count_parameters, model_flops_per_token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,13 @@ def cost_of(recipe: Recipe, measured: Measured, text: Text, step: int, state: st
     encode_flops, fit_flops = (measured.costs.get(name, 0.0) for name in ("encode_flops_per_id", "fit_flops"))
     positions, budget = recipe.data.batch_rows * recipe.data.sequence_length, recipe.budget
     per_step, bytes_per_step = (per_position + encode_flops) * positions, measured.bytes_per_position * positions
+    steps: int | None
     if budget.bytes is not None:
         steps = math.ceil(budget.bytes / bytes_per_step)
     elif budget.seconds is not None:
         steps = None if rate is None else max(1, round(budget.seconds * rate / per_step))
     else:
+        assert budget.flops is not None, "`check` refuses budgets in steps"
         steps = total_steps(dataclasses.replace(budget, flops=budget.flops - fit_flops), per_step)
     left = None
     if steps is not None:
@@ -43,7 +45,7 @@ def cost_of(recipe: Recipe, measured: Measured, text: Text, step: int, state: st
         scoring = scored_bytes / measured.bytes_per_position * per_position / 3  # forward only
         left = scoring + (max(0, steps - step) * per_step if state in (CUT_OFF, MISSING) else 0.0)
     return Cost(
-        parameters=recipe.objective.count_parameters(recipe.model, measured.vocab_size)["total"],
+        parameters=count_parameters(recipe, measured.vocab_size)["total"],
         flops_per_byte=(per_position + encode_flops) / measured.bytes_per_position,
         steps=steps,
         num_bytes=None if steps is None else steps * bytes_per_step,

@@ -50,8 +50,13 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Time for everything that is missing; None if unknown."""
-        seconds = [planned.seconds for planned in self.runs if planned.state != DONE]
-        return None if None in seconds else sum(seconds)
+        return known_sum([planned.seconds for planned in self.runs if planned.state != DONE])
+
+
+def known_sum(values: Sequence[float | None]) -> float | None:
+    """None where one of them is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def make_plan(
@@ -100,7 +105,8 @@ def measured_rates(runs: Sequence[Run], out: epath.Path) -> dict[tuple[str, str]
 
 def notes_on_code(planned: Sequence[PlannedRun]) -> list[str]:
     """Names the runs that another version of the code began."""
-    here, by_code = code_fingerprint(), {}
+    here = code_fingerprint()
+    by_code: dict[str, list[str]] = {}
     for run in planned:
         if run.folder.job.exists():
             by_code.setdefault(str(read_json(run.folder.job, "job").get("code")), []).append(run.run.recipe.name)

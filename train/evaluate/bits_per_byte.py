@@ -18,6 +18,7 @@ from data.held_out import HeldOut, held_out_documents
 from data.rows import CausalRow, Documents
 from data.scoring_rows import scoring_batches
 from data.store import Corpus, corpora_hash
+from models.axes import Kernels
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, write_json
@@ -69,7 +70,9 @@ def bits_per_byte(nats: float, num_bytes: int) -> float:
     return float(nats) / math.log(2) / int(num_bytes)
 
 
-def make_scorer(model_def: Any, mesh: Mesh, kernels: str = "auto") -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+def make_scorer(
+    model_def: Any, mesh: Mesh, kernels: Kernels = "auto"
+) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
     """The jitted function (params, batch) -> -log p(target) f32[B, T], the whole of it on every host."""
     return jit_of_weights(lambda model, batch: token_nats(model, batch)[0], model_def, mesh, kernels)
 
@@ -77,7 +80,7 @@ def make_scorer(model_def: Any, mesh: Mesh, kernels: str = "auto") -> Callable[[
 def score_documents(
     documents: Sequence[bytes] | Documents,
     representation: Representation,
-    score: Callable,
+    score: Callable[..., Any],
     params: Any,
     mesh: Mesh,
     *,
@@ -147,7 +150,7 @@ def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
 
 
 def score_run_documents(
-    setup: Setup, documents: Sequence[bytes] | Documents, score: Callable, params: Any, **keywords: Any
+    setup: Setup, documents: Sequence[bytes] | Documents, score: Callable[..., Any], params: Any, **keywords: Any
 ) -> Scores:
     """`score_documents` with a run's own sizes."""
     recipe = setup.recipe

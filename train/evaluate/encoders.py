@@ -25,6 +25,7 @@ def make_scorer(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], dict[str,
     """The jitted function (params, batch) -> what the objective scores, the weights of chosen positions, and segment
     ids."""
     objective = setup.recipe.objective
+    assert objective.model_family == "encoder"
 
     def score(model, batch):
         batch = objective.draw(model, batch)
@@ -35,11 +36,11 @@ def make_scorer(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], dict[str,
 
 def _judge(
     setup: Setup,
-    score: Callable,
+    score: Callable[..., Any],
     documents: Sequence[bytes] | Documents,
     params: Any,
     on_progress: Callable[[int], None],
-):
+) -> tuple[dict[str, Any], np.ndarray]:
     """Figures with `num_bytes`, and how often each id is in the text, i64[V]."""
     recipe, representation = setup.recipe, setup.representation
     scored, num_bytes, id_counts = [], 0, np.zeros(representation.vocab_size, np.int64)

@@ -23,6 +23,7 @@ from data.encoded import encode
 from data.encoder_rows import MIN_LENGTH, RowBuilder
 from models import encoder
 from models.axes import parameter, parameter_axes
+from models.decoder import Decoder
 from models.dropout import Dropout, no_dropout, row_dropout
 from models.encoder import Encoder, Heads
 from models.initialization import published_normal
@@ -65,7 +66,7 @@ class FinetuneOptions:
     dropout: float = 0.1
     """Before the head, and inside an encoder of the form "bert"."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_seeds", "num_epochs", "batch_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -81,7 +82,7 @@ class FinetuneOptions:
 class Classifier(nnx.Module):
     """A trained model with a linear head on one position of each example."""
 
-    def __init__(self, base: nnx.Module, num_outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, base: Decoder | Encoder, num_outputs: int, *, rngs: nnx.Rngs):
         width = base.config.embed_dim
         self.base = base
         self.kernel = parameter(published_normal(rngs, (width, num_outputs)), "embed", "norm")
@@ -89,10 +90,11 @@ class Classifier(nnx.Module):
 
     def __call__(self, batch: dict[str, jax.Array], dropout: Dropout = no_dropout) -> jax.Array:
         """Examples of one row each -> f32[B, num_outputs]."""
-        arrays = [batch[name] for name in ("ids", "segment_ids", "positions")]
-        hidden_btd = (
-            self.base(*arrays, batch["types"], dropout) if isinstance(self.base, Encoder) else self.base(*arrays)
-        )
+        ids_bt, segment_ids_bt, positions_bt = (batch[name] for name in ("ids", "segment_ids", "positions"))
+        if isinstance(self.base, Encoder):
+            hidden_btd = self.base(ids_bt, segment_ids_bt, positions_bt, batch["types"], dropout)
+        else:
+            hidden_btd = self.base(ids_bt, segment_ids_bt, positions_bt)
         asked_bd = jnp.take_along_axis(hidden_btd, batch["asked"][:, None, None], axis=1)[:, 0].astype(jnp.float32)
         return dropout(asked_bd, 1 << 20) @ self.kernel[...] + self.bias[...]
 
@@ -161,7 +163,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def encode_examples(examples: Sequence[Example], loaded: LoadedRun, sequence_length: int) -> Batch:
     """One row an example, as wide as the longest: `RowBuilder`'s arrays i32[n, T], and the position that is `asked`
     i32[n]."""
-    representation, is_encoder = loaded.setup.representation, loaded.setup.recipe.model.family == "encoder"
+    representation, model = loaded.setup.representation, loaded.setup.recipe.model
+    is_encoder = model.family == "encoder"
     flat = iter(
         [ids for ids, _ in encode(representation, [text.encode() for example in examples for text in example.texts])]
     )
@@ -170,10 +173,10 @@ def encode_examples(examples: Sequence[Example], loaded: LoadedRun, sequence_len
     ]
     longest = max(sum(map(len, parts)) + len(parts) + 1 for parts in segments)
     length = min(sequence_length, -(-longest // 16) * 16)
-    if is_encoder and loaded.setup.recipe.model.published and length > loaded.setup.recipe.model.max_positions:
+    if model.family == "encoder" and model.published and length > model.max_positions:
         raise UserError(
-            f"examples have up to {length} positions and the model has {loaded.setup.recipe.model.max_positions}; "
-            f"lower --sequence-length to {loaded.setup.recipe.model.max_positions}"
+            f"examples have up to {length} positions and the model has {model.max_positions}; "
+            f"lower --sequence-length to {model.max_positions}"
         )
     rows = []
     for parts in segments:
@@ -251,7 +254,7 @@ class _Trainer:
             lambda params, batch: outputs(params, batch, no_dropout), out_shardings=replicated(self._mesh)
         )
 
-    def _base(self, vocab_size: int, rngs: nnx.Rngs) -> nnx.Module:
+    def _base(self, vocab_size: int, rngs: nnx.Rngs) -> Decoder | Encoder:
         return (
             Encoder(self._model, vocab_size, Heads(), rngs=rngs)
             if self._model.family == "encoder"
@@ -291,10 +294,11 @@ def layer_rates(shapes: Any, num_layers: int, decay: float) -> Any:
     google-research/electra, optimization.py).
     """
 
-    def rate(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
+    def rate(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
         names = [key.key for key in path]
         if names[0] != "base":
             return 1.0
+        depth: int | np.ndarray
         if "blocks" in names:
             depth = 1 + np.arange(num_layers).reshape(-1, *[1] * (len(leaf.shape) - 1))
         else:

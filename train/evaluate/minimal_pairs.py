@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from etils import epath
-from flax import nnx
 
 from data.encoded import encode
 from data.encoder_rows import RowBuilder
+from models.encoder import Encoder
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from tokenizer_lab.representation import MASK
@@ -111,20 +111,24 @@ def choose_score(loaded: LoadedRun) -> tuple[str, Callable[[Sequence[bytes]], np
     if setup.recipe.model.family == "decoder":
         score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
         return "log-likelihood", lambda texts: -score_run_documents(setup, texts, score, loaded.params).nats
-    if setup.recipe.objective.heads.detects:
+    objective = setup.recipe.objective
+    assert objective.model_family == "encoder"
+    if objective.heads.detects:
         return "detection", _row_scorer(loaded, detected_real, unmasked)
     return "pseudo-likelihood", _row_scorer(loaded, masked_likelihood, masked_in_turn)
 
 
-def detected_real(model: nnx.Module, batch: dict[str, jax.Array]) -> jax.Array:
+def detected_real(model: Encoder, batch: dict[str, jax.Array]) -> jax.Array:
     """The sum of log p(real) over a row's positions, marks included as in training, f32[B]."""
-    logits_bt = model.detection_head(model(*(batch[name] for name in ("ids", "segment_ids", "positions", "types"))))
+    assert model.detection_head is not None
+    logits_bt = model.detection_head(model(batch["ids"], batch["segment_ids"], batch["positions"], batch["types"]))
     return jnp.sum(jnp.where(batch["segment_ids"] > 0, jax.nn.log_sigmoid(-logits_bt), 0), axis=1)
 
 
-def masked_likelihood(model: nnx.Module, batch: dict[str, jax.Array]) -> jax.Array:
+def masked_likelihood(model: Encoder, batch: dict[str, jax.Array]) -> jax.Array:
     """log p(label) at the position that is masked, f32[B]."""
-    hidden_btd = model(*(batch[name] for name in ("ids", "segment_ids", "positions", "types")))
+    assert model.vocab_head is not None
+    hidden_btd = model(batch["ids"], batch["segment_ids"], batch["positions"], batch["types"])
     x_be = model.vocab_head(jnp.take_along_axis(hidden_btd, batch["asked"][:, None, None], axis=1)[:, 0])
     logits_bv = jnp.einsum(
         "be,ve->bv", x_be, model.embeddings.output_table.astype(x_be.dtype), preferred_element_type=jnp.float32
@@ -150,7 +154,7 @@ def masked_in_turn(row: Row, mask_id: int) -> Iterator[Row]:
 
 
 def _row_scorer(
-    loaded: LoadedRun, score_rows: Callable, expand: Callable[[Row, int], Iterator[Row]]
+    loaded: LoadedRun, score_rows: Callable[..., Any], expand: Callable[[Row, int], Iterator[Row]]
 ) -> Callable[[Sequence[bytes]], np.ndarray]:
     """A function texts -> the sums f64[n] of what `score_rows` gives for the rows that `expand` makes of each text."""
     setup, recipe = loaded.setup, loaded.setup.recipe
@@ -174,7 +178,8 @@ def _row_scorer(
                 yield number, row
 
     def score_texts(texts: Sequence[bytes]) -> np.ndarray:
-        totals, waiting = np.zeros(len(texts)), []
+        totals = np.zeros(len(texts))
+        waiting: list[tuple[int, Row]] = []
 
         def flush() -> None:
             owners, rows = zip(*waiting)

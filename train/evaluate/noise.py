@@ -62,7 +62,7 @@ def find_pairs(documents: Sequence[bytes], max_pairs: int) -> list[tuple[list[st
             if len(words) >= _MIN_WORDS and len(line.encode()) <= _MAX_LINE_BYTES:
                 found.append(words)
     rng.shuffle(found)
-    pairs = []
+    pairs: list[tuple[list[str], int]] = []
     for words in found:
         places = [place for place in range(len(words) - 1) if words[place] != words[place + 1]]
         if places and len(pairs) < max_pairs:
@@ -109,11 +109,14 @@ def evaluate_noise(
             )
             for seed, document in enumerate(documents)
         ]
-        nats = score_run_documents(setup, noisy, token_score, loaded.params).nats.sum() if is_decoder else None
+        bits = None
+        if token_score is not None:
+            nats = score_run_documents(setup, noisy, token_score, loaded.params).nats.sum()
+            bits = bits_per_byte(nats, sum(map(len, noisy)))
         levels.append(
             {
                 "rate": rate,
-                "bits_per_byte": bits_per_byte(nats, sum(map(len, noisy))) if is_decoder else None,
+                "bits_per_byte": bits,
                 "accuracy": share_told_apart(score_texts, add_noise_to_pairs(pairs, rate)) if pairs else None,
             }
         )

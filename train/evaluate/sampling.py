@@ -92,7 +92,18 @@ def sample_text(
 
 @functools.partial(jax.jit, static_argnames=("model_def", "max_tokens", "top_k", "eod_id"))
 def _generate(
-    model_def, params, prompt_ids_t, low_c, high_c, key, temperature, top_p, *, max_tokens: int, top_k: int, eod_id: int
+    model_def: Any,
+    params: Any,
+    prompt_ids_t: jax.Array,
+    low_c: jax.Array,
+    high_c: jax.Array,
+    key: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    *,
+    max_tokens: int,
+    top_k: int,
+    eod_id: int,
 ) -> jax.Array:
     """i32[max_tokens] drawn ids; behind the first `eod_id` they are all `eod_id`. The first C are between low and high,
     as tuples."""
@@ -190,7 +201,7 @@ def sample_run(
             f"{run_dir} is a run of an {loaded.setup.recipe.model.family}, which gives no next id; only decoders can be"
             " sampled from"
         )
-    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if exact_bytes:
         drawn = sample_bytes(byte_model(loaded), prompt_bytes, max_bytes=max_tokens, **options)
     else:

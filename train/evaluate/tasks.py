@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -155,7 +156,7 @@ def _from_columns(path: pathlib.Path, text: str) -> list[Example]:
     return examples
 
 
-def _example(record: dict, where: str) -> Example:
+def _example(record: dict[str, Any], where: str) -> Example:
     fields = next((fields for fields in _FIELDS if all(isinstance(record.get(field), str) for field in fields)), None)
     label = record.get("label")
     if fields is None or isinstance(label, bool) or not isinstance(label, str | int | float):

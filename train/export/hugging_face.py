@@ -120,9 +120,9 @@ def pretrained(loaded: LoadedRun) -> dict[str, Pretrained]:
                 loaded.params, recipe.model, representation.vocab_size, representation.eod_id, _row_length(loaded)
             )
         }
-    return encoder(
-        loaded.params, recipe.model, recipe.objective.heads, representation.vocab_size, representation.eod_id
-    )
+    objective = recipe.objective
+    assert objective.model_family == "encoder"
+    return encoder(loaded.params, recipe.model, objective.heads, representation.vocab_size, representation.eod_id)
 
 
 def _row_length(loaded: LoadedRun) -> int:

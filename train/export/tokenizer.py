@@ -37,13 +37,13 @@ _MARKS = {"[MASK]": MASK, "[CLS]": CLS, "[SEP]": SEP}
 def check_tokenizer(representation: Representation) -> None:
     """Raises UserError where transformers can have no tokenizer for a representation."""
     kind = representation.kind
-    if kind == "equal_info" and "depths.npy" not in representation.to_files():
+    if isinstance(representation, EqualInfoRepresentation) and "depths.npy" not in representation.to_files():
         raise UserError(
             f"windows of {representation.window_bits} bits by the {representation.rule} rule are encoded by a language"
             " model, which no tokenizer of transformers has; only tables can be exported, of windows of up to"
             f" {MAX_TABLE_BITS} bits by the exact rule"
         )
-    if kind == "subword" and not representation.spells_every_byte:
+    if isinstance(representation, SubwordRepresentation) and not representation.spells_every_byte:
         raise UserError(
             "the subword tokenizer lacks ids for some of the 256 bytes; what it cannot say has byte ids here, and a"
             " tokenizer.json cannot do that; fit one with 'toklab fit subword', or take one that is byte-level"
@@ -67,7 +67,7 @@ def tokenizer_files(representation: Representation, *, for_encoder: bool, max_po
     check_tokenizer(representation)
     special = special_tokens(representation, for_encoder)
     config = _config(special, for_encoder, max_positions)
-    if representation.kind == "equal_info" and representation.window_bits != representation.id_bits:
+    if isinstance(representation, EqualInfoRepresentation) and representation.window_bits != representation.id_bits:
         about = {
             "tokenizer_class": "WindowTokenizer",
             "auto_map": {"AutoTokenizer": [f"{WINDOWS_CODE.stem}.WindowTokenizer", None]},
@@ -177,7 +177,8 @@ def windows_pattern(tree: Tree) -> str:
     likeliest, come first.
     """
     parents, last_bytes, is_leaf = tree.parents.tolist(), tree.last_bytes.tolist(), tree.is_leaf.tolist()
-    below, children = [1] * len(parents), [[] for _ in range(len(parents) + 1)]  # the root is the last
+    below = [1] * len(parents)
+    children: list[list[int]] = [[] for _ in range(len(parents) + 1)]  # the root is the last
     patterns = [""] * (len(parents) + 1)
     for number in range(len(parents) - 1, -2, -1):  # children have higher numbers than their parents
         if number >= 0:

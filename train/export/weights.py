@@ -173,7 +173,7 @@ def _electra(embeddings: Params, body: Params, config: EncoderConfig, vocab_size
 
 def _electra_layer(block: Params) -> Tensors:
     attention = block["attention"]
-    tensors = {}
+    tensors: Tensors = {}
     for name in ("query", "key", "value"):
         tensors |= {
             f"attention.self.{name}.weight": linear(attention[name]),
@@ -211,7 +211,7 @@ def layer(blocks: Params, number: int) -> Any:
     return jax.tree.map(lambda x: array(x[number]), blocks)
 
 
-def array(x: jax.Array) -> np.ndarray:
+def array(x: jax.Array | np.ndarray) -> np.ndarray:
     return np.asarray(x)
 
 

@@ -141,5 +141,6 @@ def keep_compiled_programs() -> None:
     not be compiled the same. Not on CPUs, unless asked for: there compiling takes seconds, and a program may not run on
     another model that shares the folder.
     """
-    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
+    if folder is None and jax.default_backend() != "cpu":
         jax.config.update("jax_compilation_cache_dir", os.fspath(cache_folder("compiled")))

@@ -196,6 +196,11 @@ def this_host() -> int:
     return distributed.global_state.process_id
 
 
+def _client() -> Any:
+    """Of the coordinator, in whose store all processes read and write."""
+    return distributed.global_state.client
+
+
 def is_first() -> bool:
     """Whether this process decides and writes."""
     return this_host() == 0
@@ -205,7 +210,7 @@ def first_decides(name: str, value: Any) -> Any:
     """Process 0's value (JSON) in every process; `name` is this decision's alone."""
     if num_hosts() == 1:
         return value
-    client, key = distributed.global_state.client, f"toklab/decided/{name}"
+    client, key = _client(), f"toklab/decided/{name}"
     if is_first():
         client.key_value_set(key, json.dumps(value))
     return json.loads(client.blocking_key_value_get(key, _FOREVER_MILLISECONDS))
@@ -281,14 +286,14 @@ def _is_of_lost_host(error: BaseException | None) -> bool:
 def _end_all(code: int, line: str) -> None:
     """Ends every process. The first who asks for it is heard; the listeners do the rest."""
     with contextlib.suppress(Exception):  # somebody was first, or the coordinator is gone
-        distributed.global_state.client.key_value_set(_END_KEY, json.dumps([code, this_host(), line]))
+        _client().key_value_set(_END_KEY, json.dumps([code, this_host(), line]))
     time.sleep(2 * _ANSWER_SECONDS)
     _say(this_host(), line)
     os._exit(code)
 
 
 def _end_when_told(left: threading.Event) -> None:
-    client, told = distributed.global_state.client, None
+    client, told = _client(), None
     while told is None:
         if left.wait(_POLL_SECONDS):
             return

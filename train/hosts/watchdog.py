@@ -34,7 +34,7 @@ class Deadlines:
     heartbeat_seconds: int = 100
     """A host that the others have not heard of for so long is lost."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if not (math.isfinite(value) and value >= 1):
                 raise UserError(f"deadlines.{name} is {value}; it must be a finite number of seconds, at least 1")

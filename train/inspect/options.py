@@ -30,6 +30,6 @@ class InspectOptions:
     text: pathlib.Path | None = None
     """File of which the page shows the beginning, cut into tokens; by default a text of several languages."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_bytes < 1:
             raise UserError(f"--max-bytes {self.max_bytes} is no text; use a positive number, e.g. 1000000")

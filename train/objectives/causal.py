@@ -25,7 +25,7 @@ class Causal(LearnsByGradients):
     z_loss: float = 1e-4
     """Weight of log(Z)^2, which keeps the softmax's denominator near 1 (PaLM, arXiv 2204.02311, section 5)."""
 
-    model_family: ClassVar[str] = "decoder"
+    model_family: ClassVar[Literal["decoder"]] = "decoder"
     layout: ClassVar[type[Row]] = CausalRow
 
     def check(self, model: DecoderConfig, sequence_length: int) -> None:

@@ -4,7 +4,7 @@ Legend: B batch, T positions, N positions chosen in a row.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class OnChosenPositions(LearnsByGradients):
     with_replacement: bool = False
     """Draw positions as google-research/electra does, where a position may come out twice (here it counts once)."""
 
-    model_family: ClassVar[str] = "encoder"
+    model_family: ClassVar[Literal["encoder"]] = "encoder"
     layout: ClassVar[type[Row]] = EncoderRow
 
     @property

@@ -6,25 +6,27 @@ Legend: B batch, T positions, N positions chosen in a row, D width of the model,
 import jax
 import jax.numpy as jnp
 
-from models.dropout import row_dropout
+from models.dropout import Dropout, row_dropout
 from models.encoder import Encoder
 from train.objectives.objective import Batch, per_row
 
 
-def predicted(model: Encoder, batch: Batch, dropout, *, by_generator: bool = False) -> jax.Array:
+def predicted(model: Encoder, batch: Batch, dropout: Dropout, *, by_generator: bool = False) -> jax.Array:
     """What is projected onto the vocabulary at the chosen positions, f[B, N, E]."""
     hidden_btd = model(
         batch["inputs"], batch["segment_ids"], batch["positions"], batch["types"], dropout, by_generator=by_generator
     )
+    assert model.vocab_head is not None, "the objective's heads do not predict"
     return model.vocab_head(jnp.take_along_axis(hidden_btd, batch["chosen"][..., None], axis=1))
 
 
-def detected(model: Encoder, batch: Batch, ids_bt: jax.Array, dropout) -> jax.Array:
+def detected(model: Encoder, batch: Batch, ids_bt: jax.Array, dropout: Dropout) -> jax.Array:
     """Logits f32[B, T] for "this id was replaced"."""
+    assert model.detection_head is not None, "the objective's heads do not detect"
     return model.detection_head(model(ids_bt, batch["segment_ids"], batch["positions"], batch["types"], dropout))
 
 
-def dropout_of(model: Encoder, batch: Batch | None, place: int):
+def dropout_of(model: Encoder, batch: Batch | None, place: int) -> Dropout:
     """Dropout of one pass through a model; none where there is no batch to train on."""
     if batch is None or not model.config.dropout:
         return row_dropout(jnp.zeros(1, jnp.uint32), 0.0)

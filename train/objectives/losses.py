@@ -30,9 +30,9 @@ def cross_entropy(x_btd, table_vd, labels_bt, vocab_size, bias_v=None, *, along_
     if (placement := current_placement()) is None:
         return operation()
     positions = placement.spec("batch", "sequence" if along_sequence else None)
-    return operation(
-        layout=Layout(placement.mesh, positions, placement.activations["vocab"]), implementation=placement.kernels
-    )
+    vocab = placement.activations["vocab"]
+    assert not isinstance(vocab, tuple), vocab
+    return operation(layout=Layout(placement.mesh, positions, vocab), implementation=placement.kernels)
 
 
 def z_loss(logz_bt: jax.Array, weight_bt: jax.Array) -> jax.Array:

@@ -47,6 +47,7 @@ class Masked(OnChosenPositions):
         `figures` takes."""
         del rng
         x_bne = predicted(model, batch, dropout_of(model, batch, 2))
+        assert model.vocab_head is not None
         nats_bn, _ = cross_entropy(
             x_bne,
             model.embeddings.output_table,

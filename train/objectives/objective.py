@@ -10,15 +10,35 @@ An objective also says which model it needs (`model_family`, `check`, `build`, `
 `causal.py` is the shortest example. Batches are those of `data/rows.py` and `data/encoder_rows.py`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from tokenizer_lab.representation import Representation
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
+
+
+class AnyObjective(Protocol):
+    """An objective with the model that it trains, whichever that is; a recipe has no others."""
+
+    def check(self, model: Any, sequence_length: int) -> None: ...
+
+    def build(self, model: Any, vocab_size: int, rngs: nnx.Rngs) -> nnx.Module: ...
+
+    def count_parameters(self, model: Any, vocab_size: int) -> dict[str, int]: ...
+
+    def training_flops_per_token(self, model: Any, vocab_size: int, sequence_length: int) -> dict[str, float]: ...
+
+    def draw(self, model: Any, batch: Batch) -> Batch: ...
+
+    def __call__(self, model: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array, Sums]: ...
+
+    def learn(self, params: Any, sums: Sums) -> Any: ...
 
 
 class LearnsByGradients:
@@ -35,7 +55,7 @@ class LearnsByGradients:
         return params
 
 
-def per_row(row_seeds_b: jax.Array, place: int, function) -> jax.Array:
+def per_row(row_seeds_b: jax.Array, place: int, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """`function` of a key for each row; `place` keeps draws of one row apart."""
     return jax.vmap(lambda seed: function(jax.random.fold_in(jax.random.key(seed), place)))(row_seeds_b)
 

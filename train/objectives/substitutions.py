@@ -64,7 +64,7 @@ class ClusteredSubstitution(RandomSubstitution):
     """`RandomSubstitution` from clusters that were hard to tell apart so far: C-RTS (Di Liello et al. 2022, arXiv
     2210.13536)."""
 
-    kind: Literal["clustered_substitution"] = "clustered_substitution"
+    kind: Literal["clustered_substitution"] = "clustered_substitution"  # type: ignore[assignment]  # each has its own
     num_clusters: int = 100
     sharpness: float = 2.0
     """Of the softmax over clusters (the paper's beta); 0: all clusters are equally likely."""
@@ -94,6 +94,7 @@ class ClusteredSubstitution(RandomSubstitution):
 
     def _observed(self, model: Encoder, batch: Batch, logits_bt: jax.Array) -> Sums:
         """How often each pair of clusters was told wrong, less how often right."""
+        assert model.clusters is not None
         of_id_v = model.clusters.of_id.astype(jnp.int32)
         labels_bn, weights_bn = batch["labels"], batch["chosen_weights"]
         new_bn, logits_bn = (jnp.take_along_axis(x, batch["chosen"], axis=1) for x in (batch["inputs"], logits_bt))

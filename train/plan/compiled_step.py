@@ -43,7 +43,7 @@ def compile_step(
     check_batch(mesh, recipe.data.batch_rows, recipe.data.sequence_length, recipe.data.num_microbatches)
     step, state, batch = abstract_step(recipe, vocab_size, mesh)
     slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
-    answer = {
+    answer: dict[str, Any] = {
         "mesh": dict(mesh.shape),
         "slices_of_replicas": [
             sorted(set(replica)) for replica in np.reshape(slices, (mesh.shape["replica"], -1)).tolist()
@@ -100,6 +100,7 @@ def abstract_step(recipe: Recipe, vocab_size: int, mesh: Mesh) -> tuple[Any, Tra
 def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
     """What the compiler says of a program's bytes on a device."""
     memory = compiled.memory_analysis()
+    assert memory is not None, "the compiler says nothing of memory"
     kinds = ("argument", "output", "alias", "temp", "generated_code")
     return {kind: getattr(memory, f"{kind}_size_in_bytes") for kind in kinds} | {"peak": memory.peak_memory_in_bytes}
 

@@ -22,7 +22,7 @@ class Shape:
     @property
     def num_bytes(self) -> float:
         bits = (
-            {"pred": 8, "token": 0, "opaque": 0}.get(self.dtype)
+            {"pred": 8, "token": 0, "opaque": 0}[self.dtype]
             if not (found := re.match(r"[a-z]+(\d+)", self.dtype))
             else int(found[1])
         )
@@ -67,7 +67,7 @@ class Computation(dict[str, Instruction]):
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
         """Who takes each instruction's result, seen through what only renames it."""
-        users = collections.defaultdict(list)
+        users: dict[str, list[Instruction]] = collections.defaultdict(list)
         for instruction in reversed(self.values()):
             for name in dict.fromkeys(instruction.operands):
                 users[name] += (
@@ -133,6 +133,13 @@ def _closing(text: str, opening: int) -> int:
     raise AssertionError(f"no closing parenthesis: {text[:200]}")
 
 
+def only(pattern: str, text: str) -> str:
+    """What the group of a pattern stands for in a text that has it."""
+    found = re.search(pattern, text)
+    assert found, f"no {pattern} in {text[:200]}"
+    return found[1]
+
+
 def parse_shapes(text: str) -> tuple[Shape, ...]:
     """`bf16[8,64]{1,0:T(8,128)S(1)}`, or several in a tuple. S(1) and higher are memories of the chip other than
     HBM."""
@@ -172,12 +179,10 @@ def trip_count(computations: dict[str, Computation], computation: Computation, l
     """How often a loop runs: what XLA says, or else its counter's first value, step and limit."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
-    condition, body = (
-        computations[re.search(rf"{name}=%?([\w.\-]+)", loop.attributes)[1]] for name in ("condition", "body")
-    )
+    condition, body = (computations[only(rf"{name}=%?([\w.\-]+)", loop.attributes)] for name in ("condition", "body"))
     compare = condition.root
     while compare.opcode == "fusion":  # of nothing but the comparison
-        condition = computations[re.search(r"calls=%?([\w.\-]+)", compare.attributes)[1]]
+        condition = computations[only(r"calls=%?([\w.\-]+)", compare.attributes)]
         compare = condition.root
     limits = [
         int(i.arguments)
@@ -189,26 +194,25 @@ def trip_count(computations: dict[str, Computation], computation: Computation, l
         f"the trip count of {loop.name} is not plain: {compare}, {limits}"
     )
     counters = [
-        int(re.search(r"index=(\d+)", i.attributes)[1])
+        int(only(r"index=(\d+)", i.attributes))
         for i in _condition_of(computations, loop).values()
         if i.opcode == "get-tuple-element"
     ]
     first, step = 0, 1
     if len(counters) == 1:
         tuple_, next_ = computation.operand(loop, 0), body.root
-        first = _constant(computation, computation.operand(tuple_, counters[0])) if tuple_.opcode == "tuple" else 0
+        if tuple_.opcode == "tuple":
+            first = _constant(computation.operand(tuple_, counters[0])) or 0
         added = body.operand(next_, counters[0]) if next_.opcode == "tuple" else None
         if added is not None and added.opcode == "add":
-            step = next(
-                (value for n in range(2) if (value := _constant(body, body.operand(added, n), None)) is not None), 1
-            )
+            step = next((value for n in range(2) if (value := _constant(body.operand(added, n))) is not None), 1)
     more = 1 if "direction=LE" in compare.attributes else 0
     return max(0, -(-(limits[0] + more - first) // step))
 
 
 def _condition_of(computations: dict[str, Computation], loop: Instruction) -> Computation:
-    return computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]]
+    return computations[only(r"condition=%?([\w.\-]+)", loop.attributes)]
 
 
-def _constant(computation: Computation, instruction: Instruction, otherwise: int | None = 0) -> int | None:
-    return int(instruction.arguments) if instruction.opcode == "constant" else otherwise
+def _constant(instruction: Instruction) -> int | None:
+    return int(instruction.arguments) if instruction.opcode == "constant" else None

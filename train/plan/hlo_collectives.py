@@ -67,7 +67,8 @@ def first_group(attributes: str, num_devices: int) -> list[int]:
             name: (int(before or 1), int(part or axes[name]))
             for name, before, part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[3])
         }
-        dims, index = [], []
+        dims: list[int] = []
+        index: list[int | slice] = []
         for name, size in axes.items():  # an axis, or a part of one
             before, part = taken.get(name, (size, 1))
             dims, index = [*dims, before, part, size // (before * part)], [*index, 0, slice(None), 0]

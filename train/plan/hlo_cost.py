@@ -32,12 +32,13 @@ def summarize(hlo: str, slices: Sequence[int], causal: bool = True) -> dict[str,
       "dcn"), `count` and `bytes` that a device sends, of each.
     """
     flops = attention_flops = once = hbm_bytes = 0.0
-    uncounted, collectives = set(), collections.defaultdict(lambda: [0, 0.0])
+    uncounted = set()
+    collectives: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
     for run in runs(hlo):
         instruction, computation = run.instruction, run.computation
         if instruction.opcode in ("dot", "convolution"):
-            count = product_flops(computation, instruction)
-            flops, once = flops + run.times * count, once + count
+            of_product = product_flops(computation, instruction)
+            flops, once = flops + run.times * of_product, once + of_product
         elif 'custom_call_target="tpu_custom_call"' in instruction.attributes:
             if (count := attention_kernel_flops(computation, instruction, causal)) is not None:
                 attention_flops, once = attention_flops + run.times * count, once + count

@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from models.attention import splash_block
-from train.plan.hlo import Computation, Instruction
+from train.plan.hlo import Computation, Instruction, only
 
 HEAD_KERNEL = r"(?:linear_cross_entropy|sample_replacements)_(?:forward|backward_by_x|backward_by_table)"
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}  # of queries x keys x head dimension that each kernel computes
@@ -18,18 +18,19 @@ def product_flops(computation: Computation, product: Instruction) -> float:
     left, right = (computation[name].shapes[0].dims for name in product.operands[:2])
     out = product.shapes[0].dims
     if product.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes)[1]
+        contracted = only(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes)
         return 2.0 * math.prod(out) * math.prod(left[int(dim)] for dim in contracted.split(",") if dim)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.attributes)
+    assert labels, product.attributes
     size = {
         (which, label): dim
         for which, dims, text in zip("lro", (left, right, out), labels.groups())
         for label, dim in zip(text, dims)
     }
-    window = dict(
-        re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", product.attributes) or [None, ""])[1])
-    )
-    groups = int((re.search(r"batch_group_count=(\d+)", product.attributes) or [None, "1"])[1])
+    found = re.search(r"window=\{([^}]*)\}", product.attributes)
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", found[1] if found else ""))
+    found = re.search(r"batch_group_count=(\d+)", product.attributes)
+    groups = int(found[1] if found else 1)
     flops = 2.0 * size["l", "b"] / groups * size["r", "i"] * size["r", "o"]
     for dim in range(len(out) - 2):
         option = lambda name, otherwise: window[name].split("x")[dim] if name in window else otherwise

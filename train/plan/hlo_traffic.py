@@ -1,8 +1,6 @@
 """Bytes that a compiled program's operations read from HBM and write to it."""
 
-import re
-
-from train.plan.hlo import Computation, Instruction
+from train.plan.hlo import Computation, Instruction, only
 
 # What moves no bytes by itself, or whose bytes are counted where they are begun.
 _FREE = {
@@ -39,7 +37,7 @@ def moved_bytes(computations: dict[str, Computation], computation: Computation, 
     if instruction.opcode in _FREE:
         return 0.0
     if instruction.opcode == "fusion":
-        inside = computations[re.search(r"calls=%?([\w.\-]+)", instruction.attributes)[1]]
+        inside = computations[only(r"calls=%?([\w.\-]+)", instruction.attributes)]
         parameters = {int(i.arguments): i for i in inside.values() if i.opcode == "parameter"}
         read = sum(
             _read_bytes(inside, parameters[number])

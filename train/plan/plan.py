@@ -15,7 +15,7 @@ from train.plan.compiler_process import compile_ahead
 from train.plan.pod import Pod, on_pod
 from train.plan.representations import Ids
 from train.recipe import Recipe
-from train.setup import model_flops_per_token
+from train.setup import count_parameters, model_flops_per_token
 
 ASSUMPTIONS = (
     (
@@ -52,7 +52,7 @@ def summarize_plan(recipe: Recipe, pod: Pod, ids: Ids, compiled: dict[str, Any])
         "sequence_length": data.sequence_length,
         "num_microbatches": data.num_microbatches,
         "representation": dataclasses.asdict(ids),
-        "num_parameters": recipe.objective.count_parameters(recipe.model, ids.vocab_size)["total"],
+        "num_parameters": count_parameters(recipe, ids.vocab_size)["total"],
         "positions_per_step": positions,
         "text_bytes_per_step": positions * ids.bytes_per_id,
         "memory": memory(compiled, pod.chip),

@@ -17,7 +17,7 @@ class Pod:
     topology: str
     num_slices: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         generation, _, sizes = self.topology.partition(":")
         known = [f"{name}:{common}" for name, chip in CHIPS.items() for common in chip.topologies]
         rank = CHIPS[generation].topologies[0].count("x") + 1 if generation in CHIPS else 0

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import read_manifest
 from train.recipe import Recipe
-from train.setup import model_flops_per_token
+from train.setup import count_parameters, model_flops_per_token
 
 _LENGTH_MULTIPLE = 256  # of positions, for the attention kernel
 
@@ -61,12 +61,14 @@ def find_ids(recipe: Recipe, vocab_size: int | None = None, bytes_per_id: float 
             f"no artifact {name!r} is here; plan with --representation and one of {', '.join(ASSUMED)}, or with"
             " --vocab-size and --bytes-per-id"
         )
-    given = {
+    given: dict[str, Any] = {
         field: value
         for field, value in (("vocab_size", vocab_size), ("bytes_per_id", bytes_per_id))
         if value is not None
     }
-    ids = dataclasses.replace(ids or Ids(name, 0, 0.0, ""), **given, **({"source": "given"} if given else {}))
+    if given:
+        given["source"] = "given"
+    ids = dataclasses.replace(ids or Ids(name, 0, 0.0, ""), **given)
     if ids.vocab_size < 2 or not ids.bytes_per_id > 0:
         raise UserError(
             f"{ids.vocab_size:,} ids of {ids.bytes_per_id:g} bytes: give --vocab-size of at least 2 and --bytes-per-id"
@@ -95,7 +97,7 @@ def compare_by_arithmetic(recipe: Recipe, ids: Ids) -> list[dict[str, Any]]:
     rows = []
     for other_recipe, other in compared(recipe, ids):
         flops = model_flops_per_token(other_recipe, other.vocab_size)
-        parameters = recipe.objective.count_parameters(recipe.model, other.vocab_size)["total"]
+        parameters = count_parameters(recipe, other.vocab_size)["total"]
         rows.append(
             {
                 "representation": other.name,

@@ -3,15 +3,16 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from tokenizer_lab.errors import UserError
 from train.plan.plan import gib, make_plan
 from train.plan.pod import Pod
 from train.plan.representations import Ids
 from train.recipe import Recipe
+from train.setup import count_parameters
 
-_REMAT = ("full", "dots", "none")  # from the least memory to the most
+_REMAT: tuple[Literal["full", "dots", "none"], ...] = ("full", "dots", "none")  # from the least memory to the most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ def search(recipe: Recipe, pod: Pod, ids: Ids, update: Callable[[int, int], None
             f" and the layers' inputs take more than the {gib(pod.chip.hbm_bytes)} of a chip; use more chips, shorter"
             " rows or a smaller model"
         )
-    plans, failures, too_large, num_compiled = [], [], [], 0
+    plans, failures, num_compiled = [], [], 0
+    too_large: list[Recipe] = []
     for done, candidate in enumerate(possible):
         update(done, len(possible))
         if any(_needs_more(candidate, other) for other in too_large):
@@ -94,9 +96,7 @@ def least_bytes(recipe: Recipe, vocab_size: int, pod: Pod) -> float:
     backward pass."""
     model, mesh, data = recipe.model, recipe.mesh, recipe.data
     moments = 2 if recipe.optimizer.kind == "adamw" else 1
-    state = (
-        4 * (2 + moments) * recipe.objective.count_parameters(model, vocab_size)["total"] / (mesh.fsdp * mesh.tensor)
-    )
+    state = 4 * (2 + moments) * count_parameters(recipe, vocab_size)["total"] / (mesh.fsdp * mesh.tensor)
     positions = (
         data.batch_rows * data.sequence_length / (mesh.replica * mesh.fsdp * mesh.sequence * data.num_microbatches)
     )

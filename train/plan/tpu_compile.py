@@ -18,7 +18,7 @@ from train.recipe import Recipe, from_json
 
 
 def compile_for_tpu(
-    recipe: dict, vocab_size: int, topology: str, num_slices: int = 1, hlo_file: str | None = None
+    recipe: dict[str, Any], vocab_size: int, topology: str, num_slices: int = 1, hlo_file: str | None = None
 ) -> dict[str, Any]:
     """`compile_step` of a recipe (`to_json`) for slices of a topology such as "v5e:4x4".
 

@@ -6,9 +6,9 @@ Colours, dashes and type sizes are in `report.css`.
 
 import dataclasses
 import html
-import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
@@ -137,7 +137,7 @@ def _y_limits(lines: list[Line]) -> tuple[float, float]:
     return min(ys) - pad, max(ys) + pad
 
 
-def _marks(line: Line, x: Callable, y: Callable, axis: Axis) -> str:
+def _marks(line: Line, x: Callable[..., Any], y: Callable[..., Any], axis: Axis) -> str:
     """The points of a line, all with a tooltip but only some visible, and the final one with its interval."""
     every = math.ceil(len(line.points) / _VISIBLE_MARKERS)
     marks = []
@@ -145,7 +145,8 @@ def _marks(line: Line, x: Callable, y: Callable, axis: Axis) -> str:
         if y(py) >= _TOP:
             tip = f"{line.label}: {axis.name} {si(px, axis.unit)}, bits per byte {py:.3f}"
             marks.append(_mark(line, x(px), y(py), "quiet" if from_end % every else "some", tip))
-    for (px, py), interval in itertools.zip_longest(line.final, line.intervals, fillvalue=()):
+    for number, (px, py) in enumerate(line.final):
+        interval = line.intervals[number] if number < len(line.intervals) else ()
         tip = f"{line.label}, all held-out documents: {axis.name} {si(px, axis.unit)}, bits per byte {py:.3f}"
         if interval:
             low, high = interval

@@ -204,19 +204,19 @@ def orders(arms: list[Arm]) -> tuple[list[str], list[str]]:
     return same, other
 
 
-def _paired_difference(first: dict, second: dict) -> Interval:
+def _paired_difference(first: dict[str, Any], second: dict[str, Any]) -> Interval:
     """95 % interval of what the second takes more than the first, in bits per byte, over documents."""
     nats_an = np.array([first["nats"], second["nats"]])
     resampled_ra = resampled_bits_per_byte(nats_an, np.array(first["num_bytes"]))
     return middle_95(resampled_ra[:, 1] - resampled_ra[:, 0])
 
 
-def _score(row: dict) -> str:
+def _score(row: dict[str, Any]) -> str:
     interval = f" (95 % interval {fixed(row['bits_per_byte_low'], 3)} to {fixed(row['bits_per_byte_high'], 3)})"
     return fixed(row["bits_per_byte"], 3) + ("" if row["bits_per_byte_low"] is None else interval)
 
 
-def _spread(rows: list[dict], key: str, name: str, unit: str) -> str:
+def _spread(rows: list[dict[str, Any]], key: str, name: str, unit: str) -> str:
     known = sorted((row for row in rows if row[key] is not None), key=lambda row: row[key])
     if len(known) < len(rows):
         return f"{name} unknown for some"

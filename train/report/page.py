@@ -143,7 +143,7 @@ class Cell:
     is_head: bool = False
     style: int | None = None
     badge: str = ""
-    whisker: tuple[float, float, float] | None = None
+    whisker: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

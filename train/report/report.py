@@ -6,6 +6,7 @@ same runs give the same bytes. What a run folder holds is text from a stranger: 
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 from etils import epath
@@ -100,7 +101,7 @@ def _csv(report: Report) -> str:
     return csv_text(rows)
 
 
-def _json(report: Report) -> dict:
+def _json(report: Report) -> dict[str, Any]:
     return {
         "format": "tokenizer-lab report 1",
         "findings": report.findings,

@@ -1,8 +1,8 @@
 """The page of a report: what its template is filled with. Every text of a run is escaped there."""
 
 import math
-import typing
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from train.report import chart, page
 from train.report.chart import Axis, Line
@@ -39,7 +39,7 @@ def render(report: Report) -> str:
     return page.render("report/report.html", parts)
 
 
-def _group(group: Group, styles: dict[str, int], several: bool) -> dict[str, typing.Any]:
+def _group(group: Group, styles: dict[str, int], several: bool) -> dict[str, Any]:
     """The tables and charts of arms that may be compared."""
     domains = sorted({domain for arm in group.arms for domain in arm.domains})
     judged = [arm for arm in group.arms if arm.is_encoder or arm.finetuned or arm.minimal_pairs]
@@ -62,7 +62,7 @@ def _group(group: Group, styles: dict[str, int], several: bool) -> dict[str, typ
 
 
 # How numbers of rows, evaluations and scores read, by key.
-_SHOW: dict[str, Callable[[typing.Any], str]] = {
+_SHOW: dict[str, Callable[[Any], str]] = {
     "representation": str,
     "vocab_size": fixed,
     "bytes_per_token": lambda value: fixed(value, 2),
@@ -161,7 +161,7 @@ def _tasks_table(arms: Sequence[Arm], styles: dict[str, int]) -> Table:
     )
 
 
-def _result(row: dict, whisker_x: Callable[[float], float] | None) -> Cell:
+def _result(row: dict[str, Any], whisker_x: Callable[[float], float] | None) -> Cell:
     """Bits per byte with the interval, drawn on a scale that all arms of a table share."""
     number, low, high = row["bits_per_byte"], row["bits_per_byte_low"], row["bits_per_byte_high"]
     if number is None and row["objective"] != "causal":
@@ -171,6 +171,7 @@ def _result(row: dict, whisker_x: Callable[[float], float] | None) -> Cell:
         return Cell(None, "not evaluated", [] if seen is None else [f"{seen:.3f} on a subset while training"])
     if low is None:
         return Cell(number, f"{number:.3f}", strong=True)
+    assert whisker_x is not None, "the scale is of all intervals"
     whisker = tuple(f"{whisker_x(value):.1f}" for value in (low, number, high))
     return Cell(number, f"{number:.3f}", [f"{low:.3f} to {high:.3f}"], strong=True, whisker=whisker)
 
@@ -201,7 +202,7 @@ def _points_table(group: Group) -> Table:
     return Table("The points of the charts", columns, rows)
 
 
-def _components_table(summary: dict) -> Table:
+def _components_table(summary: dict[str, Any]) -> Table:
     columns = [_Column("Component", number=False), _Column("Parameters"), _Column("FLOPs", "per token")]
     parameters, flops = summary["parameters"], summary["flops_per_token"]
     names = sorted(parameters | flops, key=lambda name: name == "total")  # the total last
@@ -210,7 +211,7 @@ def _components_table(summary: dict) -> Table:
     return Table("Components", columns, rows)
 
 
-def _cells(record: dict, *keys: str) -> list[Cell]:
+def _cells(record: dict[str, Any], *keys: str) -> list[Cell]:
     return [Cell(record[key], _SHOW[key](record[key])) for key in keys]
 
 
@@ -234,7 +235,7 @@ def _training_chart(group: Group, styles: dict[str, int]) -> str:
     return chart.figure("Training bits per byte against bytes seen", lines, _BYTES)
 
 
-def _points(records: list[dict], axis: Axis) -> list[tuple[float, float]]:
+def _points(records: list[dict[str, Any]], axis: Axis) -> list[tuple[float, float]]:
     points = [(record[axis.key], record["bits_per_byte"]) for record in records]
     return [point for point in points if None not in point]
 
@@ -249,13 +250,13 @@ def _thinned(points: list[tuple[float, float]], most: int = 150) -> list[tuple[f
 # ---- Samples and runs ----------------------------------------------------------------------------
 
 
-def _settings(sample: dict) -> str:
+def _settings(sample: dict[str, Any]) -> str:
     """How a sample was drawn."""
     names = ("step", "temperature", "top_k", "top_p", "seed")
     return ", ".join(f"{name.replace('_', ' ')} {sample[name]:g}" for name in names if sample[name] is not None)
 
 
-def _goodput(summary: dict) -> str:
+def _goodput(summary: dict[str, Any]) -> str:
     """How much of the run's life went into steps that count, and where the rest went."""
     goodput = summary["goodput"]
     if goodput["seconds"] is None:

@@ -80,7 +80,7 @@ _FINETUNED = {
     "metrics": {...: {"median": float, "low": float, "high": float, "values": [float]}},
 }
 _MINIMAL_PAIRS = {"accuracy": float, "num_pairs": float, "score": str}
-_MAY_LACK = {  # what encoders or decoders do not have, or runs of before it was written down
+_MAY_LACK: dict[str, Any] = {  # what encoders or decoders do not have, or runs of before it was written down
     "bits_per_byte": None,
     "encoder": {},
     "save_memory_growth_bytes": None,
@@ -126,24 +126,24 @@ class Arm:
     folder: str
     config: str
     objective: str
-    summary: dict
-    curve: list[dict]
-    training: list[dict]
-    evaluation: dict | None
-    samples: list[dict]
-    finetuned: list[dict]
-    minimal_pairs: dict | None
+    summary: dict[str, Any]
+    curve: list[dict[str, Any]]
+    training: list[dict[str, Any]]
+    evaluation: dict[str, Any] | None
+    samples: list[dict[str, Any]]
+    finetuned: list[dict[str, Any]]
+    minimal_pairs: dict[str, Any] | None
     order: tuple[str, ...]
     documents: Hashes
-    documents_scored: dict | None
-    noise: dict | None
+    documents_scored: dict[str, Any] | None
+    noise: dict[str, Any] | None
 
     @property
     def finished(self) -> bool:
         return self.summary["state"] == "finished"
 
     @property
-    def evaluations(self) -> list[dict]:
+    def evaluations(self) -> list[dict[str, Any]]:
         return [self.evaluation] if self.evaluation else []
 
     @property
@@ -162,12 +162,12 @@ class Arm:
         return self.trained_text == self.held_out_text
 
     @property
-    def domains(self) -> dict[str, dict]:
+    def domains(self) -> dict[str, dict[str, Any]]:
         """Domain -> its score."""
         return self.evaluation["by_domain"] if self.evaluation else {}
 
     @property
-    def task_scores(self) -> dict[tuple[str, str], dict]:
+    def task_scores(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(task, metric) -> median, low and high over seeds."""
         return {
             (result["task"], metric): values
@@ -286,9 +286,11 @@ def read_arm(folder: epath.PathLike) -> Arm:
     )
 
 
-def _of_evaluation(evaluation: dict | None, path: epath.Path, form: Any) -> dict | None:
+def _of_evaluation(evaluation: dict[str, Any] | None, path: epath.Path, form: Any) -> dict[str, Any] | None:
     """A file that goes with `eval.json`; None where there is none, or it is of another step or text."""
-    value = _read(path, form) if evaluation and path.exists() else None
+    if not evaluation or not path.exists():
+        return None
+    value = _read(path, form)
     if not value or any(value[key] != evaluation[key] for key in ("step", "corpus_content_hash")):
         return None
     columns = [column for key, column in value.items() if key in ("nats", "num_bytes", "domains", "scripts")]
@@ -310,7 +312,7 @@ def _read(path: epath.Path, form: Any) -> Any:
     return _checked(files.read_json(path, "run"), form, str(path))
 
 
-def _read_lines(path: epath.Path, form: Any, unfinished: bool) -> Iterator[dict]:
+def _read_lines(path: epath.Path, form: Any, unfinished: bool) -> Iterator[dict[str, Any]]:
     """The values in a jsonl file, none where there is none. The last line of an `unfinished` one may be half there."""
     if not path.exists():
         return
@@ -360,7 +362,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _by_step(points: Iterator[dict]) -> list[dict]:
+def _by_step(points: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     """In order of steps. A resumed run may have taken a step again; what it wrote last counts."""
     latest = {point["step"] or 0: point for point in points}
     return [latest[step] for step in sorted(latest)]

@@ -18,7 +18,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -36,7 +36,12 @@ _SAVE_SECONDS = 3600  # in the background, checksums and all; Orbax would give u
 
 _POLL_SECONDS = 0.01
 
-State = TypeVar("State")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+State = TypeVar("State", bound=_Dataclass)
 """`train.step.TrainState`: a dataclass of arrays, the weights of which are its field `params`."""
 
 
@@ -51,7 +56,7 @@ class CheckpointConfig:
     """What a save may copy at once into a host's memory; where the host has more to save, training waits until all is
     written."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")
@@ -59,9 +64,11 @@ class CheckpointConfig:
             raise UserError(f"checkpoint.host_gigabytes is {self.host_gigabytes}; it must be more than 0")
 
 
-class _WithChecksums:
+class _WithChecksums(ocp.path.atomicity_types.TemporaryPath):
     """Commits a checkpoint's folder with checksums in it; Orbax calls this on process 0 once all processes have written
     their files."""
+
+    _checkpoint_metadata_store: Any
 
     async def finalize(self) -> None:
         if self._checkpoint_metadata_store is not None:
@@ -170,7 +177,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and none of them is whole.
         """
-        damaged = {}
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 with remote_errors(self.folder):

@@ -26,7 +26,8 @@ class DocumentHashes:
     """
 
     def __init__(self, folder: epath.Path, process: int):
-        self._path, self._new = folder / f"{process:05}.json", collections.deque()
+        self._path = folder / f"{process:05}.json"
+        self._new: collections.deque[tuple[int, int, str]] = collections.deque()
 
     def note(self, row: int, num_documents: int, digest: bytes) -> None:
         """To be called by any thread."""

@@ -64,7 +64,7 @@ class RunFolder:
         self.logs = self.path / "logs"
 
 
-def lock(folder: epath.PathLike) -> contextlib.AbstractContextManager:
+def lock(folder: epath.PathLike) -> contextlib.AbstractContextManager[Any]:
     """Takes the folder for this process inside the returned context. Raises UserError if another has it, or none can be
     written.
 

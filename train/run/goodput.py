@@ -71,7 +71,8 @@ def account(folder: epath.Path) -> dict[str, Any]:
       seconds_by_part: they add up to `seconds`. "step" is of steps that count.
       share: that of "step" in `seconds`; the goodput.
     """
-    records, parts = _records(folder), {}
+    records = _records(folder)
+    parts: dict[str, float] = {}
     for number, record in enumerate(records):
         later = records[number + 1 :]
         spent = _by_part(record)
@@ -94,7 +95,7 @@ def account(folder: epath.Path) -> dict[str, Any]:
 
 
 def _by_part(record: dict[str, Any]) -> dict[str, float]:
-    parts = {}
+    parts: dict[str, float] = {}
     for part, seconds in record["seconds_by_part"].items():
         parts[_MERGED.get(part, part)] = parts.get(_MERGED.get(part, part), 0.0) + seconds
     return parts | {"other": max(0.0, record["seconds"] - sum(parts.values()))}

@@ -62,7 +62,7 @@ class NoLog:
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def paused(self) -> contextlib.nullcontext:
+    def paused(self) -> contextlib.nullcontext[None]:
         return contextlib.nullcontext()
 
     def step(self, numbers: dict[str, Any], data_seconds: float) -> None:

@@ -44,7 +44,8 @@ class Profiler:
     """Traces the steps of a range into a folder; what is there of them when training ends early too."""
 
     def __init__(self, steps: StepRange | None, folder: epath.Path, console: rich.console.Console):
-        self._steps, self._folder, self._console, self._tracing, self._traced = steps, folder, console, None, False
+        self._steps, self._folder, self._console, self._traced = steps, folder, console, False
+        self._tracing: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> "Profiler":
         return self
@@ -68,7 +69,7 @@ class Profiler:
             jax.profiler.start_trace(self._tracing.name)
 
     def _stop(self) -> None:
-        if self._tracing is None:
+        if self._steps is None or self._tracing is None:
             return
         jax.profiler.stop_trace()
         with self._tracing as folder:

@@ -15,10 +15,10 @@ try:
     import kubernetes
     import urllib3
 except ImportError:  # an extra, which only a cluster that is asked for needs
-    kubernetes = None
+    kubernetes = None  # type: ignore[assignment]  # `Cluster` looks
 
 WORKER = "worker"  # the name of a host's container
-_KIND = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}
+_KIND: dict[str, Any] = {"group": "jobset.x-k8s.io", "version": "v1alpha2", "plural": "jobsets"}
 _CONNECT_SECONDS, _SILENCE_SECONDS = 10, 60
 POLL_SECONDS = 3.0
 
@@ -50,9 +50,10 @@ class Cluster:
         """A JobSet, None if there is none of that name."""
         with self._answering(f"asked for JobSet {name}"):
             try:
-                return self._jobsets.get_namespaced_custom_object(
+                found: Any = self._jobsets.get_namespaced_custom_object(
                     **_KIND, namespace=self._namespace, name=name, _request_timeout=_CONNECT_SECONDS
                 )
+                return found
             except kubernetes.client.ApiException as error:
                 if error.status == 404:
                     return None
@@ -81,7 +82,7 @@ class Cluster:
         """The pod that was made last, of those with some labels and a container that has begun; None if there is
         none."""
         with self._answering("asking for pods"):
-            pods = self._pods.list_namespaced_pod(
+            pods: list[Any] = self._pods.list_namespaced_pod(
                 self._namespace, label_selector=selector, _request_timeout=_CONNECT_SECONDS
             ).items
         begun = [pod for pod in pods if pod.status.phase in ("Running", "Succeeded", "Failed")]
@@ -89,10 +90,10 @@ class Cluster:
 
     def log_lines(self, pod: str, since_seconds: int | None) -> Iterator[tuple[str, str]]:
         """(time, line) of a pod's output as it comes, until it ends, or is silent for a while."""
-        since = {"since_seconds": since_seconds} if since_seconds else {}
+        since: dict[str, Any] = {"since_seconds": since_seconds} if since_seconds else {}
         silent = (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError)
         with self._answering(f"reading the output of {pod}"), _ignoring_gone_pods(), contextlib.suppress(*silent):
-            response = self._pods.read_namespaced_pod_log(
+            response: Any = self._pods.read_namespaced_pod_log(
                 pod,
                 self._namespace,
                 container=WORKER,

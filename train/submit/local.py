@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import rich.console
 
@@ -45,7 +45,7 @@ class Local:
     grace_seconds: float = 60.0
     """That processes have to end by themselves once one of them has failed or all are told to stop."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("num_processes", "devices_per_process"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
@@ -81,7 +81,7 @@ class Local:
 
     def environment(self, number: int, port: int | str) -> dict[str, str]:
         """What process `number` finds in its environment besides ours."""
-        found = {}
+        found: dict[str, str] = {}
         if self.num_processes > 1:
             found |= {
                 "TOKLAB_COORDINATOR": f"127.0.0.1:{port}",
@@ -188,7 +188,7 @@ def run_once(command: Sequence[str], options: Local, logs: pathlib.Path, stop: S
         shown = stack.enter_context(open_log(logs, 0, "rb"))
         shown.seek(0, os.SEEK_END)
         files = [stack.enter_context(open_log(logs, number, "ab")) for number in range(options.num_processes)]
-        processes: list[subprocess.Popen] = []
+        processes: list[subprocess.Popen[bytes]] = []
         try:
             for number, file in enumerate(files):
                 processes.append(
@@ -202,7 +202,8 @@ def run_once(command: Sequence[str], options: Local, logs: pathlib.Path, stop: S
                         env=os.environ | {"PYTHONUNBUFFERED": "1"} | options.environment(number, port),
                     )
                 )
-            ended, deadline = {}, Deadline(processes, options.grace_seconds, stop)
+            ended: dict[int, int] = {}
+            deadline = Deadline(processes, options.grace_seconds, stop)
             while len(ended) < len(processes):
                 ended |= {
                     number: process.returncode
@@ -228,7 +229,7 @@ class Deadline:
     grace period is killed.
     """
 
-    def __init__(self, processes: Sequence[subprocess.Popen], grace_seconds: float, stop: StopRequests):
+    def __init__(self, processes: Sequence[subprocess.Popen[bytes]], grace_seconds: float, stop: StopRequests):
         self._processes, self._grace_seconds, self._stop = processes, grace_seconds, stop
         self._num_forwarded, self._ends, self._told = 0, math.inf, False
 
@@ -264,7 +265,7 @@ def verdict(codes: dict[int, int]) -> Ended:
     return Ended(process, codes[process])
 
 
-def send(process: subprocess.Popen, number: signal.Signals) -> None:
+def send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """Signals a process and what it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
@@ -296,7 +297,7 @@ def log_file(logs: pathlib.Path, number: int) -> pathlib.Path:
     return logs / f"worker-{number}.log"
 
 
-def open_log(logs: pathlib.Path, number: int, mode: str) -> BinaryIO:
+def open_log(logs: pathlib.Path, number: int, mode: Literal["rb", "ab"]) -> BinaryIO:
     try:
         logs.mkdir(parents=True, exist_ok=True)
         log_file(logs, number).touch()

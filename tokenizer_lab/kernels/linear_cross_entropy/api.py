@@ -4,7 +4,7 @@ for the platform."""
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def linear_cross_entropy(
         num_rows //= layout.mesh.shape[layout.vocab]
 
     fold = Fold("linear_cross_entropy", tiles.Loss.of_no_ids, tiles.Loss.add, BLOCKS)
-    implementations: dict[str, Callable] = {
+    implementations: dict[str, Callable[..., Any]] = {
         "reference": _plain(vocab_size, layout),
         **{name: differentiable(_over_mesh(passes, layout), vocab_size) for name, passes in all_passes(fold).items()},
     }
@@ -105,7 +105,7 @@ def linear_cross_entropy(
     return operation(x_btd, table_vd, bias_v, labels_bt)
 
 
-def _plain(vocab_size: int, layout: Layout | None) -> Callable:
+def _plain(vocab_size: int, layout: Layout | None) -> Callable[..., Any]:
     """The reference. On one device rows and positions are one axis: of two, XLA's CPU compiler copies the logits'
     gradient transposed."""
     plain = functools.partial(reference.linear_cross_entropy, vocab_size=vocab_size)

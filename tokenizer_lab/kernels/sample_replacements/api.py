@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,14 +59,22 @@ def sample_replacements(
     return operation(x_nd, table_vd, bias_v, labels_n, seeds_n2)
 
 
-def _by_passes(passes: Passes, vocab_size: int) -> Callable:
+def _by_passes(passes: Passes, vocab_size: int) -> Callable[..., Any]:
     operation = differentiable(passes, vocab_size)
     return lambda x_nd, table_vd, bias_v, labels_n, seeds_n2: operation(
         x_nd, table_vd, bias_v, labels_n, seeds_n2[:, 0], seeds_n2[:, 1]
     )
 
 
-def _check(x_nd, table_vd, labels_n, seeds_n2, bias_v, vocab_size, temperature) -> None:
+def _check(
+    x_nd: jax.Array,
+    table_vd: jax.Array,
+    labels_n: jax.Array,
+    seeds_n2: jax.Array,
+    bias_v: jax.Array | None,
+    vocab_size: int,
+    temperature: float,
+) -> None:
     num_positions, width = x_nd.shape
     num_rows = len(table_vd)
     assert num_positions > 0 and jnp.issubdtype(x_nd.dtype, jnp.floating), x_nd

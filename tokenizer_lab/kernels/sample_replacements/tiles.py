@@ -4,7 +4,7 @@ Axes: n = positions, v = ids of the tile.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class State(NamedTuple):
         seed1_1n: jax.Array,
         *,
         temperature: float,
-        one_below_other: Callable = one_below_other,
+        one_below_other: Callable[..., Any] = one_below_other,
     ) -> "State":
         """The state after a tile."""
         scores_vn = logits_vn * (1 / temperature) + reference.gumbel(
@@ -82,7 +82,7 @@ def _lowest(ids_vn: jax.Array, is_one_vn: jax.Array) -> jax.Array:
 
 
 def _random_bits(
-    seed0_1n: jax.Array, seed1_1n: jax.Array, first_id: jax.Array, num_ids: int, one_below_other: Callable
+    seed0_1n: jax.Array, seed1_1n: jax.Array, first_id: jax.Array, num_ids: int, one_below_other: Callable[..., Any]
 ) -> jax.Array:
     """`reference.random_bits` of a tile's ids, u32[v, N], with one call of Threefry for two."""
     groups = -(-num_ids // ID_GROUP)

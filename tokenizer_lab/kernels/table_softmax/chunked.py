@@ -4,6 +4,7 @@ Positions are never cut, so they may be sharded; the backward pass computes the 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,13 @@ def tile_ids(num_positions: int, itemsize: int = 4, max_bytes: int | None = None
 
 
 def forward(
-    of_no_ids: Callable,
-    add: Callable,
+    of_no_ids: Callable[..., Any],
+    add: Callable[..., Any],
     x_nd: jax.Array,
     table_vd: jax.Array,
     bias_v: jax.Array,
     numbers: tuple[jax.Array, ...],
-) -> tuple:
+) -> tuple[Any, ...]:
     """See `pallas_tpu.forward`."""
     rows = [x_n[None] for x_n in numbers]
 
@@ -38,7 +39,15 @@ def forward(
     return tuple(x_1n[0] for x_1n in state.results())
 
 
-def logits_gradient(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_logz_n) -> tuple[jax.Array, jax.Array]:
+def logits_gradient(
+    x_nd: jax.Array,
+    table_vd: jax.Array,
+    bias_v: jax.Array,
+    labels_n: jax.Array,
+    logz_n: jax.Array,
+    by_nats_n: jax.Array,
+    by_logz_n: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """[v, N] in x's type, and f32[v]: the loss by a tile's logits and bias; labels count from the tile's first id."""
     logits_vn = tiles.logits(x_nd, table_vd, bias_v[:, None])
     by_logits_vn = tiles.logits_gradient(logits_vn, 0, labels_n[None], logz_n[None], by_nats_n[None], by_logz_n[None])
@@ -46,15 +55,15 @@ def logits_gradient(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_logz
 
 
 def backward(
-    x_nd,
-    table_vd,
-    bias_v,
-    labels_n,
-    logz_n,
-    by_nats_n,
-    by_logz_n,
+    x_nd: jax.Array,
+    table_vd: jax.Array,
+    bias_v: jax.Array,
+    labels_n: jax.Array,
+    logz_n: jax.Array,
+    by_nats_n: jax.Array,
+    by_logz_n: jax.Array,
     *,
-    of_tile: Callable = logits_gradient,
+    of_tile: Callable[..., Any] = logits_gradient,
     num_ids: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `pallas_tpu.backward`.
@@ -85,7 +94,7 @@ def backward(
     return by_x_nd.astype(x_nd.dtype), by_table_vd, by_bias_v
 
 
-def _over_tiles(add_tile, state, num_rows: int, num_ids: int):
+def _over_tiles(add_tile: Callable[..., Any], state: Any, num_rows: int, num_ids: int) -> Any:
     """`add_tile(state, first_id, num_ids)` over all rows of the table; what the last tile lacks has its own program."""
     num_ids = min(num_ids, num_rows)
     num_whole, num_left = divmod(num_rows, num_ids)

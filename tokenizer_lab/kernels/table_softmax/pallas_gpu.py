@@ -11,6 +11,7 @@ Compiled for an H100 ahead of time, run nowhere yet.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +36,14 @@ def shared_memory_bytes() -> int:
     return NUM_STAGES * (TILE_POSITIONS + TILE_IDS) * PIECE_BYTES
 
 
-def refusal(x_nd: jax.Array) -> str | None:
+def refusal(x_nd: jax.Array | jax.ShapeDtypeStruct) -> str | None:
     """What the kernels do not take about hidden states [N, D], and why; None if they take them."""
     return None if x_nd.dtype in DTYPES else f"hidden states of type {x_nd.dtype}, only bfloat16 and float32"
 
 
 def forward(
-    of_no_ids: Callable,
-    add: Callable,
+    of_no_ids: Callable[..., Any],
+    add: Callable[..., Any],
     x_nd: jax.Array,
     table_vd: jax.Array,
     bias_v: jax.Array,
@@ -82,7 +83,7 @@ def forward(
 
 
 def backward(
-    x_nd, table_vd, bias_v, *rows, name: str, interpret: bool = False
+    x_nd: jax.Array, table_vd: jax.Array, bias_v: jax.Array, *rows: jax.Array, name: str, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `pallas_tpu.backward`."""
 
@@ -119,7 +120,7 @@ def _logits_gradient(x_nd, table_vd, bias_v, labels_n, logz_n, by_nats_n, by_log
     return by_logits_vn[: len(table_vd), : len(x_nd)], jnp.sum(by_bias_kv, axis=0)[: len(table_vd)]
 
 
-def _logits(x_ref, table_ref, bias_ref, block, tile) -> jax.Array:
+def _logits(x_ref: Any, table_ref: Any, bias_ref: Any, block: jax.Array, tile: jax.Array) -> jax.Array:
     """f32[v, N] of a block of positions and a tile of ids.
 
     Behind the end of x and table their last row is read again: such positions are cut off, and such ids have a bias of
@@ -146,7 +147,7 @@ def _logits(x_ref, table_ref, bias_ref, block, tile) -> jax.Array:
     return tiles.with_bias(products_nv.T, bias_ref[_tile(tile)][:, None])
 
 
-def _operands(x_nd, table_vd, bias_v) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _operands(x_nd: jax.Array, table_vd: jax.Array, bias_v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of one type, in whole pieces, and a bias of whole tiles."""
 
     def whole_pieces(rows_rd):
@@ -161,18 +162,18 @@ def _row(number_n: jax.Array, fill: float = 0) -> jax.Array:
     return jnp.pad(number_n, (0, -len(number_n) % TILE_POSITIONS), constant_values=fill)[None]
 
 
-def _piece(dtype) -> int:
+def _piece(dtype: jax.typing.DTypeLike) -> int:
     return PIECE_BYTES // jnp.dtype(dtype).itemsize
 
 
-def _block(block) -> pl.Slice:
+def _block(block: jax.Array) -> slice | pl.Slice:
     return pl.ds(block * TILE_POSITIONS, TILE_POSITIONS)
 
 
-def _tile(tile) -> pl.Slice:
+def _tile(tile: jax.Array) -> slice | pl.Slice:
     return pl.ds(tile * TILE_IDS, TILE_IDS)
 
 
-def _call(kernel, name: str, **arguments):
+def _call(kernel: Callable[..., Any], name: str, **arguments: Any) -> Callable[..., Any]:
     parameters = plgpu.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES)
     return pl.pallas_call(kernel, name=name, compiler_params=parameters, **arguments)

@@ -8,7 +8,7 @@ positions a block has, the less often the table comes from HBM.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,12 @@ def choose_blocks(choices: Sequence[Blocks], num_positions: int, width: int, ite
     return next((blocks for blocks in candidates if vmem_bytes(blocks, width, itemsize) <= VMEM_LIMIT_BYTES), None)
 
 
-def refusal(choices: Sequence[Blocks], x_nd: jax.Array) -> str | None:
+def refusal(choices: Sequence[Blocks], x_nd: jax.Array | jax.ShapeDtypeStruct) -> str | None:
     """What the kernels do not take about hidden states [N, D], and why; None if they take them."""
     if x_nd.dtype not in DTYPES:
         return f"hidden states of type {x_nd.dtype}, only bfloat16 and float32"
-    if choose_blocks(choices, *x_nd.shape, x_nd.dtype.itemsize) is None:
+    num_positions, width = x_nd.shape
+    if choose_blocks(choices, num_positions, width, x_nd.dtype.itemsize) is None:
         return (
             f"hidden states {list(x_nd.shape)} of type {x_nd.dtype}, whose width does not fit its"
             f" {VMEM_LIMIT_BYTES >> 20} MiB of VMEM"
@@ -73,8 +74,8 @@ def vmem_bytes(blocks: Blocks, width: int, itemsize: int) -> int:
 
 
 def forward(
-    of_no_ids: Callable,
-    add: Callable,
+    of_no_ids: Callable[..., Any],
+    add: Callable[..., Any],
     x_nd: jax.Array,
     table_vd: jax.Array,
     bias_v: jax.Array,
@@ -134,13 +135,13 @@ def forward(
 
 
 def backward(
-    x_nd,
-    table_vd,
-    bias_v,
-    labels_n,
-    logz_n,
-    by_nats_n,
-    by_logz_n,
+    x_nd: jax.Array,
+    table_vd: jax.Array,
+    bias_v: jax.Array,
+    labels_n: jax.Array,
+    logz_n: jax.Array,
+    by_nats_n: jax.Array,
+    by_logz_n: jax.Array,
     *,
     name: str,
     blocks: Blocks,
@@ -267,7 +268,7 @@ class _Operands(NamedTuple):
     blocks: Blocks
 
     @classmethod
-    def of(cls, x_nd, table_vd, bias_v, blocks: Blocks) -> "_Operands":
+    def of(cls, x_nd: jax.Array, table_vd: jax.Array, bias_v: jax.Array, blocks: Blocks) -> "_Operands":
         x_nd = jnp.pad(x_nd, ((0, -len(x_nd) % blocks.positions), (0, 0)))
         bias_v = jnp.pad(bias_v.astype(jnp.float32), (0, -len(bias_v) % blocks.ids), constant_values=-jnp.inf)
         return cls(x_nd, table_vd.astype(x_nd.dtype), bias_v[None], blocks)
@@ -321,7 +322,7 @@ def _call(kernel, name, cost, **arguments):
     return pl.pallas_call(kernel, name=name, cost_estimate=cost, compiler_params=parameters, **arguments)
 
 
-def _store(refs, values) -> None:
+def _store(refs: Any, values: Any) -> None:
     for ref, value in zip(refs, jax.tree.leaves(values), strict=True):
         ref[...] = value
 

@@ -43,7 +43,8 @@ def all_passes(fold: Fold) -> dict[str, Passes]:
 
     def on_tpu(interpret: bool) -> Passes:
         def static(x_nd):
-            blocks = pallas_tpu.choose_blocks(fold.blocks, *x_nd.shape, x_nd.dtype.itemsize)
+            num_positions, width = x_nd.shape
+            blocks = pallas_tpu.choose_blocks(fold.blocks, num_positions, width, x_nd.dtype.itemsize)
             return dict(name=fold.name, blocks=blocks, interpret=interpret)
 
         return Passes(
@@ -54,7 +55,7 @@ def all_passes(fold: Fold) -> dict[str, Passes]:
         )
 
     def on_gpu(interpret: bool) -> Passes:
-        static = dict(name=fold.name, interpret=interpret)
+        static: dict[str, Any] = dict(name=fold.name, interpret=interpret)
         return Passes(
             lambda x_nd, table_vd, bias_v, *numbers: pallas_gpu.forward(
                 fold.of_no_ids, fold.add_by_triton or fold.add, x_nd, table_vd, bias_v, numbers, **static
@@ -71,7 +72,7 @@ def all_passes(fold: Fold) -> dict[str, Passes]:
     }
 
 
-def refusals(blocks: tuple[pallas_tpu.Blocks, ...], x_nd: jax.Array) -> dict[str, str | None]:
+def refusals(blocks: tuple[pallas_tpu.Blocks, ...], x_nd: jax.Array | jax.ShapeDtypeStruct) -> dict[str, str | None]:
     """What each of the kernels does not take about hidden states [N, D], and why; None if it takes them."""
     on_tpu, on_gpu = pallas_tpu.refusal(blocks, x_nd), pallas_gpu.refusal(x_nd)
     return {"pallas": on_tpu, "interpreted": on_tpu, "pallas_gpu": on_gpu, "interpreted_gpu": on_gpu}

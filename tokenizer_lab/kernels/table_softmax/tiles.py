@@ -72,7 +72,7 @@ def with_bias(products_vn: jax.Array, bias_v1: jax.Array) -> jax.Array:
 
 def logits_gradient(
     logits_vn: jax.Array,
-    first_id: jax.Array,
+    first_id: jax.Array | int,
     labels_1n: jax.Array,
     logz_1n: jax.Array,
     by_nats_1n: jax.Array,
@@ -89,7 +89,7 @@ def without_none(table_vd: jax.Array, bias_v1: jax.Array) -> jax.Array:
     return jnp.where(bias_v1 == -jnp.inf, 0, table_vd)
 
 
-def ids(first_id: jax.Array, shape_vn: tuple[int, int]) -> jax.Array:
+def ids(first_id: jax.Array | int, shape_vn: tuple[int, ...]) -> jax.Array:
     return first_id + jax.lax.broadcasted_iota(jnp.int32, shape_vn, 0)
 
 

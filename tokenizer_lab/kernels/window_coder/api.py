@@ -1,7 +1,8 @@
 """The step of the exact window code, by whichever implementation is for the platform it is compiled for."""
 
 import functools
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,6 @@ def _check(shares_bn: jax.Array, span_kn: jax.Array, low_kn: jax.Array) -> None:
     assert shares_bn.shape == (reference.NUM_BYTES, num_streams) and shares_bn.dtype == jnp.int32, shares_bn
 
 
-def _choose(implementation: Implementation, step: str):
+def _choose(implementation: Implementation, step: str) -> Callable[..., Any]:
     implementations = {"reference": getattr(reference, step), "pallas": getattr(pallas_tpu, step)}
     return choose(step, implementation, implementations, elsewhere="reference")

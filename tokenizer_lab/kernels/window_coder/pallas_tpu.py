@@ -19,14 +19,18 @@ BLOCK_STREAMS = 256
 VMEM_LIMIT_BYTES = 8 << 20
 
 
-def encode_step(shares_bn, span_kn, low_kn, byte_n, *, interpret: bool = False):
+def encode_step(
+    shares_bn: jax.Array, span_kn: jax.Array, low_kn: jax.Array, byte_n: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `reference.encode_step`; `interpret` runs the kernel without a TPU."""
     numbers = (span_kn, low_kn, byte_n[None])
     fits_1n, span_kn, low_kn = _run(reference.encode_block, shares_bn, numbers, interpret=interpret)
     return fits_1n[0] != 0, span_kn, low_kn
 
 
-def decode_step(shares_bn, span_kn, low_kn, point_kn, *, interpret: bool = False):
+def decode_step(
+    shares_bn: jax.Array, span_kn: jax.Array, low_kn: jax.Array, point_kn: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `reference.decode_step`; `interpret` runs the kernel without a TPU."""
     numbers = (span_kn, low_kn, point_kn)
     byte_1n, span_kn, low_kn = _run(reference.decode_block, shares_bn, numbers, interpret=interpret)

@@ -17,7 +17,7 @@ one product of long numbers. Of D, only the lowest limb is needed for the remain
 Axes: b = 256 bytes, k = limbs, n = streams. Source: design.md, "Equal-info: the exact window code".
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ class _Node(NamedTuple):
 
 
 def _divide(shares_bn: jax.Array, span: list[jax.Array]) -> _Node:
-    is_root_1n = (sum(span) == LIMB_MASK * len(span)).astype(jnp.int32)
+    is_root_1n = (sum(span[1:], start=span[0]) == LIMB_MASK * len(span)).astype(jnp.int32)
     dividend = [span[0] - (NUM_BYTES - 1) * is_root_1n, *span[1:]]
     # The product wraps beyond 32 bits; the lowest 16 are right all the same.
     remainder_bn = dividend[0] * shares_bn & LIMB_MASK
@@ -146,7 +146,7 @@ def _span(node: _Node, byte_1n: jax.Array) -> tuple[list[jax.Array], jax.Array]:
     return points[1:], borrow_1n
 
 
-def _points(node: _Node, mask_bn: jax.Array, extra_1n) -> list[jax.Array]:
+def _points(node: _Node, mask_bn: jax.Array, extra_1n: jax.Array | int) -> list[jax.Array]:
     """2**16 times the points of the bytes in `mask_bn` and `extra_1n` more: K + 1 limbs before carrying."""
     lowest, *others = _multiply(node.dividend, _sum(jnp.where(mask_bn, node.shares_bn, 0)))
     correction_1n = _sum(jnp.where(mask_bn, node.correction_bn, 0))  # |correction| < 2**26
@@ -165,7 +165,8 @@ def _multiply(number: list[jax.Array], factor_1n: jax.Array) -> list[jax.Array]:
 
 def _carry(number: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
     """Brings limbs of any sign into [0, 2**16), and says what the last one carries: negative if the number is."""
-    limbs, carry_1n = [], 0
+    limbs: list[jax.Array] = []
+    carry_1n: Any = 0  # then i32[1, N]
     for limb_1n in number:
         total_1n = limb_1n + carry_1n
         limbs.append(total_1n & LIMB_MASK)
