@@ -14,7 +14,7 @@ import pytest
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from train.commands import cli
+from train import exits
 from train.evaluate.bits_per_byte import make_judge
 from train.loop import train
 from train.optimizer import Budget
@@ -71,8 +71,8 @@ def crash_and_compare(final_state, assert_same):
         for (num_steps, _, how), code in zip(crashes, codes):
             # Before Python runs our first line a signal does what it does to every process; later, but before the loop,
             # 130.
-            early = () if num_steps else (-how, cli.EXIT_INTERRUPTED)
-            assert code in (-how if how == signal.SIGKILL else cli.EXIT_STOPPED, 0, *early), codes
+            early = () if num_steps else (-how, exits.EXIT_INTERRUPTED)
+            assert code in (-how if how == signal.SIGKILL else exits.EXIT_STOPPED, 0, *early), codes
         finished = run_command(arguments)
         assert finished.returncode == 0, finished.stderr
         assert run_command(command(recipe_file, tmp_path / "straight")).returncode == 0
@@ -123,7 +123,7 @@ def test_a_signal_before_training_has_begun_asks_for_another_start(moment):
         sys.argv = ["toklab", "train", "demo_byte", "--run-dir", "nowhere"]
         cli.main()"""
     stopped = run_command([sys.executable, "-c", program])
-    assert (stopped.returncode, stopped.stderr.count("\n")) == (cli.EXIT_STOPPED, 1), stopped.stderr
+    assert (stopped.returncode, stopped.stderr.count("\n")) == (exits.EXIT_STOPPED, 1), stopped.stderr
     assert "the same command starts again" in stopped.stderr
 
 
