@@ -1,19 +1,25 @@
-"""Eight CPU devices for every test, and a corpus, a representation and a recipe so small that a whole run takes
-seconds."""
+"""Eight CPU devices for every test, programs that are compiled once, and a corpus, a representation and a recipe so
+small that a whole run takes seconds."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and the processes that tests start share the first one's
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-by-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import contextlib
 import json
 import pathlib
 import random
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from jax._src import compiler  # options for all programs of a process are nowhere else
 
 from data.ingest import IngestOptions, ingest
 from models.decoder import DecoderConfig
@@ -23,6 +29,10 @@ from train.recipe import DataConfig, EvaluationConfig, Recipe, to_json
 from train.run.checkpoints import CheckpointConfig
 from train.run.logs import LoggingConfig
 from train.sharding import MeshConfig
+
+QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+# Not by XLA_FLAGS: those are part of the key of a compiled program, and processes that tests start have one device.
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 def write_corpus(folder: pathlib.Path, num_documents: int = 40, seed: int = 0, domain: str = "text") -> pathlib.Path:
@@ -111,44 +121,25 @@ def write_recipe(tmp_path):
 
 
 @pytest.fixture
-def one_device(monkeypatch, compiled_once):
+def one_device(monkeypatch):
     """The machine has one device: programs compile and run several times faster than for eight on the same cores."""
     monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
-    with compiled_once():
-        yield
-
-
-@pytest.fixture(scope="session")
-def compiled_once(tmp_path_factory):
-    """A context in which a program of one device that a test of this process has compiled before is not compiled
-    again."""
-    folder = tmp_path_factory.mktemp("compiled")
-
-    @contextlib.contextmanager
-    def remembering():
-        options = {
-            "jax_compilation_cache_dir": str(folder),
-            "jax_persistent_cache_min_compile_time_secs": 0.1,
-            "jax_persistent_cache_min_entry_size_bytes": -1,
-        }
-        before = {name: getattr(jax.config, name) for name in options}
-        for name, value in options.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
-
-    return remembering
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compiles():
-    """Compiling takes far longer than these small programs run: the compiler optimizes little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """Compiling takes far longer than these small programs run: the compiler optimizes little, and on CPUs goes by its
+    former emitters of fused loops and in one thread, which takes it a third of the time.
+    """
+    original = compiler.get_compile_options
+
+    def get_compile_options(*args, env_options_overrides=None, backend=None, **keywords):
+        quick = QUICK_OPTIONS if backend is not None and backend.platform == "cpu" else {}
+        return original(*args, env_options_overrides=quick | (env_options_overrides or {}), backend=backend, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", get_compile_options)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)

@@ -74,7 +74,7 @@ def run(line, source):
     program, *arguments = shlex.split(line)
     module = {"toklab": "train.commands.cli", "pytest": "pytest"}[program]
     options = ["-q", "-p", "no:cacheprovider", "-n", "0"] if program == "pytest" else []
-    environment = os.environ | {"PYTHONPATH": str(source), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(source)}
     command = [sys.executable, "-m", module, *arguments, *options]
     done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"

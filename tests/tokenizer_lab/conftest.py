@@ -5,7 +5,7 @@ For compressed text, language models so small that they compile and run in littl
 
 import functools
 import pydoc_data.topics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -124,6 +124,7 @@ EQUAL_INFO = ["equal-info-16", "equal-info-32"]
 REPRESENTATIONS = ["byte", *FITS, *EQUAL_INFO, *FOREIGN_TOKENIZERS]
 
 
+@functools.cache
 def _make(name: str) -> Representation:
     if name == "byte":
         return ByteRepresentation()
@@ -271,13 +272,26 @@ def foreign_tokenizers() -> dict[str, Tokenizer]:
     return {name: maker() for name, maker in FOREIGN_TOKENIZERS.items()}
 
 
+class _Representations(Mapping[str, Representation]):
+    """One of each, made when it is first asked for."""
+
+    def __getitem__(self, name: str) -> Representation:
+        return _make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(REPRESENTATIONS)
+
+    def __len__(self) -> int:
+        return len(REPRESENTATIONS)
+
+
 @pytest.fixture(scope="session")
-def representations() -> dict[str, Representation]:
+def representations() -> Mapping[str, Representation]:
     """One of each representation, by name."""
-    return {name: _make(name) for name in REPRESENTATIONS}
+    return _Representations()
 
 
 @pytest.fixture(scope="session", params=REPRESENTATIONS)
-def representation(request: pytest.FixtureRequest, representations: dict[str, Representation]) -> Representation:
+def representation(request: pytest.FixtureRequest, representations: Mapping[str, Representation]) -> Representation:
     """Each of `representations` in turn."""
     return representations[request.param]

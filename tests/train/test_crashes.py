@@ -14,7 +14,7 @@ import pytest
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from train.commands import cli
+from train import exits
 from train.evaluate.bits_per_byte import make_judge
 from train.loop import train
 from train.optimizer import Budget
@@ -24,7 +24,10 @@ from train.run.folder import RunFolder, read_lines
 CONSOLE = rich.console.Console(quiet=True)
 
 
-ONE_DEVICE = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in conftest.py
+QUICK = {  # as in conftest.py
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
 
 
 def command(recipe_file: str, run: pathlib.Path, *overrides: str) -> list[str]:
@@ -33,14 +36,14 @@ def command(recipe_file: str, run: pathlib.Path, *overrides: str) -> list[str]:
 
 
 def run_command(arguments: list[str], **keywords) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, env=ONE_DEVICE, capture_output=True, text=True, timeout=300, **keywords)
+    return subprocess.run(arguments, env=os.environ | QUICK, capture_output=True, text=True, timeout=300, **keywords)
 
 
 def train_and_kill(arguments: list[str], run: pathlib.Path, num_steps: int, delay_seconds: float, how: int) -> int:
     """Trains until the log is `num_steps` further than before, waits, then sends a signal; returns the exit code."""
     metrics = run / "metrics.jsonl"
     target = last_step(metrics) + num_steps
-    process = subprocess.Popen(arguments, env=ONE_DEVICE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(arguments, env=os.environ | QUICK, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline and num_steps and last_step(metrics) < target:
         time.sleep(0.005)
@@ -68,8 +71,8 @@ def crash_and_compare(final_state, assert_same):
         for (num_steps, _, how), code in zip(crashes, codes):
             # Before Python runs our first line a signal does what it does to every process; later, but before the loop,
             # 130.
-            early = () if num_steps else (-how, cli.EXIT_INTERRUPTED)
-            assert code in (-how if how == signal.SIGKILL else cli.EXIT_STOPPED, 0, *early), codes
+            early = () if num_steps else (-how, exits.EXIT_INTERRUPTED)
+            assert code in (-how if how == signal.SIGKILL else exits.EXIT_STOPPED, 0, *early), codes
         finished = run_command(arguments)
         assert finished.returncode == 0, finished.stderr
         assert run_command(command(recipe_file, tmp_path / "straight")).returncode == 0
@@ -120,7 +123,7 @@ def test_a_signal_before_training_has_begun_asks_for_another_start(moment):
         sys.argv = ["toklab", "train", "demo_byte", "--run-dir", "nowhere"]
         cli.main()"""
     stopped = run_command([sys.executable, "-c", program])
-    assert (stopped.returncode, stopped.stderr.count("\n")) == (cli.EXIT_STOPPED, 1), stopped.stderr
+    assert (stopped.returncode, stopped.stderr.count("\n")) == (exits.EXIT_STOPPED, 1), stopped.stderr
     assert "the same command starts again" in stopped.stderr
 
 

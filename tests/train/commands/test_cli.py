@@ -203,7 +203,7 @@ def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tm
 def toklab(*arguments: str, **keywords) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "train.commands.cli", *arguments],
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # as in conftest.py
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -41,12 +41,11 @@ BERT = dataclasses.replace(ENCODER, form="bert", table_dim=16, dropout=0.1)
 MODELS = {"masked": (BERT, Masked()), "replaced": (ENCODER, Replaced(generator_share=0.5))}
 
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory, make_recipe, compiled_once):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, make_recipe):
     """Trained runs of two steps by objective, "causal" among them."""
     folder = tmp_path_factory.mktemp("runs")
-    jax.config.update("jax_disable_most_optimizations", True)  # a fixture of the session comes before `quick_compiles`
-    with pytest.MonkeyPatch.context() as patch, compiled_once():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
         patch.setattr(jax, "device_count", lambda *_: 1)
         recipe = make_recipe(budget=Budget(steps=2))

@@ -36,10 +36,10 @@ BERT = EncoderConfig(
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, make_recipe, compiled_once):
+def runs(tmp_path_factory, make_recipe):
     """Trained runs of two steps, "causal" and "replaced"."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch, compiled_once():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
         patch.setattr(jax, "device_count", lambda *_: 1)
         recipe = make_recipe(budget=Budget(steps=2))

@@ -32,14 +32,12 @@ CONSOLE = rich.console.Console(quiet=True)
 HEARTBEAT_SECONDS = 10
 
 
-def quick(run: pathlib.Path, devices: int = 1) -> dict[str, str]:
+def quick(devices: int = 1) -> dict[str, str]:
     """The environment of a process that is to compile quickly."""
     return os.environ | {
-        "XLA_FLAGS": "",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the latter as in conftest.py
-        "JAX_COMPILATION_CACHE_DIR": str(run.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # this and the next as in conftest.py
+        "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
     }
 
 
@@ -75,7 +73,7 @@ def start(
                 *options,
                 *(different or {}).get(number, ()),
             ],
-            env=quick(run, devices) | (environment(number, port) or named),
+            env=quick(devices) | (environment(number, port) or named),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -103,7 +101,7 @@ def start_launcher(recipe_file: str, run: pathlib.Path, num_processes: int, *opt
             "1",
             *options,
         ],
-        env=quick(run),
+        env=quick(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -179,11 +177,9 @@ def use_devices(monkeypatch, count: int) -> None:
 
 
 @pytest.fixture
-def two_devices(monkeypatch, compiled_once):
+def two_devices(monkeypatch):
     """As the fixture `one_device`. The sum of two devices' gradients is the same wherever they are."""
     use_devices(monkeypatch, 2)
-    with compiled_once():
-        yield
 
 
 @pytest.mark.usefixtures("two_devices")
