@@ -91,7 +91,7 @@ TOO_LARGE = (
     "decoder_1b",
     "decoder_8b",
 )  # for first losses on a CPU; `toklab plan` compiles them
-QUICK = "demo_byte", "demo_subword", "demo_equal_info"  # the first losses of the others are for make test-slow
+QUICK = ("demo_byte",)  # the first losses of the others are for make test-slow
 
 
 @pytest.mark.usefixtures("one_device")

@@ -145,7 +145,8 @@ def test_every_width_and_language_model_has_a_fingerprint_of_its_own(all_bits, m
     assert len(fingerprints) == len(BITS) + 2
 
 
-def test_a_spawned_worker_gives_the_same_ids(all_bits):
+def test_a_spawned_worker_gives_the_same_ids(all_bits, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # as in conftest.py
     representation = all_bits[IN_LOOP]
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
         np.testing.assert_array_equal(worker.submit(representation.encode, TEXT).result(), representation.encode(TEXT))

@@ -34,10 +34,12 @@ def statistics_of(scores: Scores, eod_id: int) -> dict[str, float]:
     return text_statistics(scores.id_counts, int(scores.num_bytes.sum()), eod_id)
 
 
-@pytest.fixture
-def score(recipe, one_device):
-    """score(documents, ...) with an untrained byte model."""
-    setup = set_up(recipe)
+@pytest.fixture(scope="module")
+def score(make_recipe):
+    """score(documents, ...) with an untrained byte model, on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+        setup = set_up(make_recipe())
     params = setup.program.init(jax.random.key_data(jax.random.key(0))).params
     scorer = make_scorer(setup.program.model_def, setup.mesh)
 
