@@ -37,13 +37,14 @@ _MARKS = {"[MASK]": MASK, "[CLS]": CLS, "[SEP]": SEP}
 def check_tokenizer(representation: Representation) -> None:
     """Raises UserError where transformers can have no tokenizer for a representation."""
     kind = representation.kind
-    if isinstance(representation, EqualInfoRepresentation) and "depths.npy" not in representation.to_files():
+    of_kind: Any = representation  # with the attributes that its kind has
+    if kind == "equal_info" and "depths.npy" not in representation.to_files():
         raise UserError(
-            f"windows of {representation.window_bits} bits by the {representation.rule} rule are encoded by a language"
+            f"windows of {of_kind.window_bits} bits by the {of_kind.rule} rule are encoded by a language"
             " model, which no tokenizer of transformers has; only tables can be exported, of windows of up to"
             f" {MAX_TABLE_BITS} bits by the exact rule"
         )
-    if isinstance(representation, SubwordRepresentation) and not representation.spells_every_byte:
+    if kind == "subword" and not of_kind.spells_every_byte:
         raise UserError(
             "the subword tokenizer lacks ids for some of the 256 bytes; what it cannot say has byte ids here, and a"
             " tokenizer.json cannot do that; fit one with 'toklab fit subword', or take one that is byte-level"
