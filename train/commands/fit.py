@@ -11,7 +11,7 @@ from etils import epath
 
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.representation import KINDS, kind_class
+from tokenizer_lab.representation import KINDS, fit_options
 from train.commands.options import parse
 from train.commands.terminal import STOPPED_AND_SAVED, progress_bar
 from train.exits import EXIT_STOPPED, interruptible_import
@@ -28,10 +28,13 @@ def run(arguments: list[str]) -> int:
             f"no representation {given!r}{nearest(given, KINDS)}; toklab fit takes one of {', '.join(KINDS)}"
         )
     kind, *arguments = arguments
-    fit_options = sys.modules[kind_class(kind).__module__].FIT_OPTIONS
     command = dataclasses.make_dataclass(
         "Fit",
-        [("corpus", epath.Path), ("out", epath.Path), ("options", Annotated[fit_options, tyro.conf.arg(name="")])],
+        [
+            ("corpus", epath.Path),
+            ("out", epath.Path),
+            ("options", Annotated[fit_options(kind), tyro.conf.arg(name="")]),
+        ],
         kw_only=True,
         frozen=True,
     )
