@@ -30,7 +30,7 @@ from train.run.checkpoints import CheckpointConfig
 from train.run.logs import LoggingConfig
 from train.sharding import MeshConfig
 
-QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}  # of XLA on CPUs
 # Not by XLA_FLAGS: those are part of the key of a compiled program, and processes that tests start have one device.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -127,15 +127,34 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_options() -> dict[str, bool | int]:
+    """Those of QUICK_OPTIONS that this jaxlib has: from 0.12 on there are no other emitters.
+
+    QUICK_XLA_FLAGS has them for processes that tests start.
+    """
+
+    def is_known(name, value):
+        try:
+            jax.jit(lambda x: x + 1).lower(0.0).compile(compiler_options={name: value})
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    known = {name: value for name, value in QUICK_OPTIONS.items() if is_known(name, value)}
+    os.environ["QUICK_XLA_FLAGS"] = " ".join(f"--{name}={str(value).lower()}" for name, value in known.items())
+    return known
+
+
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
+def quick_compiles(quick_options):
     """Compiling takes far longer than these small programs run: the compiler optimizes little, and on CPUs goes by its
     former emitters of fused loops and in one thread, which takes it a third of the time.
     """
     original = compiler.get_compile_options
 
     def get_compile_options(*args, env_options_overrides=None, backend=None, **keywords):
-        quick = QUICK_OPTIONS if backend is not None and backend.platform == "cpu" else {}
+        quick = quick_options if backend is not None and backend.platform == "cpu" else {}
         return original(*args, env_options_overrides=quick | (env_options_overrides or {}), backend=backend, **keywords)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -24,10 +24,9 @@ from train.run.folder import RunFolder, read_lines
 CONSOLE = rich.console.Console(quiet=True)
 
 
-QUICK = {  # as in conftest.py
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-}
+def quick() -> dict[str, str]:
+    """The environment of a process that is to compile quickly, as in conftest.py."""
+    return {"XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"], "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def command(recipe_file: str, run: pathlib.Path, *overrides: str) -> list[str]:
@@ -36,14 +35,14 @@ def command(recipe_file: str, run: pathlib.Path, *overrides: str) -> list[str]:
 
 
 def run_command(arguments: list[str], **keywords) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, env=os.environ | QUICK, capture_output=True, text=True, timeout=300, **keywords)
+    return subprocess.run(arguments, env=os.environ | quick(), capture_output=True, text=True, timeout=300, **keywords)
 
 
 def train_and_kill(arguments: list[str], run: pathlib.Path, num_steps: int, delay_seconds: float, how: int) -> int:
     """Trains until the log is `num_steps` further than before, waits, then sends a signal; returns the exit code."""
     metrics = run / "metrics.jsonl"
     target = last_step(metrics) + num_steps
-    process = subprocess.Popen(arguments, env=os.environ | QUICK, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(arguments, env=os.environ | quick(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline and num_steps and last_step(metrics) < target:
         time.sleep(0.005)

@@ -37,7 +37,7 @@ def quick(devices: int = 1) -> dict[str, str]:
     return os.environ | {
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # this and the next as in conftest.py
-        "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+        "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"],
     }
 
 
