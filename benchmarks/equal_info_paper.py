@@ -33,8 +33,8 @@ from tokenizer_lab.baselines.gzip_code import GzipFit
 from tokenizer_lab.baselines.static_ac import StaticACFit
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoFit
+from train.compressor import load_byte_lm
 from train.evaluate.bits_per_byte import evaluate_run, make_judge
-from train.export.compressor import load_byte_lm
 from train.loop import train
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import DataConfig, EvaluationConfig, Recipe

@@ -65,7 +65,7 @@ def byte_language_model(options: Any, console: rich.console.Console) -> Any:
     """Returns the compressor that the options name and the FLOPs it took, training it first if they name none. None if
     a signal stopped the training."""
     with interruptible_import():
-        from train.export.compressor import load_byte_lm, train_byte_lm
+        from train.compressor import load_byte_lm, train_byte_lm
 
     run_dir = options.options.lm
     if run_dir is None:

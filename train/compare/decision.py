@@ -17,7 +17,7 @@ import numpy as np
 from train.compare.power_laws import PowerLaw, crossing, fit_power_law
 from train.compare.results import ArmAtSize, Decision, Design, Difference, Part, Ranking
 from train.evaluate.intervals import mean_interval, middle_95, resampled_bits_per_byte
-from train.report.runs import Arm as RunRead
+from train.report.runs import RunRead
 
 
 def decide(design: Design, runs: Sequence[RunRead]) -> Decision:

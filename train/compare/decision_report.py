@@ -12,7 +12,7 @@ from train.compare.results import Decision, Design
 from train.report.findings import Report
 from train.report.page import csv_text
 from train.report.report import write_pages
-from train.report.runs import read_arms
+from train.report.runs import read_runs
 
 
 def write_decision(run_dirs: Sequence[epath.PathLike], out: epath.PathLike, design: Design) -> tuple[Report, Decision]:
@@ -27,7 +27,7 @@ def write_decision(run_dirs: Sequence[epath.PathLike], out: epath.PathLike, desi
     Raises:
       UserError: a folder is not a run, a file is damaged, or `out` cannot be written.
     """
-    arms = read_arms(run_dirs)
+    arms = read_runs(run_dirs)
     decision = decide(design, arms)
     if table := rows(decision):
         files.write_bytes(epath.Path(out) / "decision.csv", csv_text(table).encode())

@@ -10,7 +10,7 @@ import numpy as np
 
 from train.compare.power_laws import Crossing, PowerLaw
 from train.evaluate.intervals import Interval, mean_interval
-from train.report.runs import Arm as RunRead
+from train.report.runs import RunRead
 
 FEW_DOCUMENTS = 10  # below which a bootstrap over documents says little
 

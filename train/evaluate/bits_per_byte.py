@@ -234,25 +234,21 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
 def count_in_training(documents: HeldOut, run: RunFolder) -> int | None:
     """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much
     text to read, far away, or cannot be read any more, which does not concern what is evaluated."""
-    paths, held_out = (
-        read_recipe(run).data.corpora,
-        [_document_hash(documents[number]) for number in range(len(documents))],
-    )
+    paths = read_recipe(run).data.corpora
+    held_out = [_digest(documents[number]) for number in range(len(documents))]
     if any(map(is_remote, paths)):
         return None
     try:
         training = [Corpus.open(path).documents("train") for path in paths]
         if sum(part.num_bytes for part in training) > _MAX_COMPARED_BYTES:
             return None
-        both = set(held_out).intersection(
-            _document_hash(part[number]) for part in training for number in range(len(part))
-        )
+        both = set(held_out).intersection(_digest(part[number]) for part in training for number in range(len(part)))
     except UserError:
         return None
     return sum(digest in both for digest in held_out)
 
 
-def _document_hash(document: bytes) -> bytes:
+def _digest(document: bytes) -> bytes:
     return hashlib.blake2b(document, digest_size=16).digest()
 
 

@@ -1,5 +1,4 @@
-"""A trained run as something else: a folder of Hugging Face transformers (docs/export.md), or the byte model of a
-compressor.
+"""A trained run as a folder of Hugging Face transformers (docs/export.md).
 
 May import `train.evaluate` and what is below it.
 """

@@ -11,7 +11,7 @@ from etils import epath
 
 from train.evaluate.intervals import Interval, middle_95, resampled_bits_per_byte
 from train.report.page import fixed, short, si
-from train.report.runs import Arm
+from train.report.runs import RunRead
 from train.run.document_hashes import common_documents
 
 
@@ -25,7 +25,7 @@ class Group:
     """
 
     text: str
-    arms: list[Arm]
+    arms: list[RunRead]
 
     @property
     def name(self) -> str:
@@ -100,7 +100,7 @@ class Report:
       opening: what the page begins with, of an experiment.
     """
 
-    arms: list[Arm]
+    arms: list[RunRead]
     groups: list[Group]
     warnings: list[str]
     order: list[str]
@@ -108,13 +108,13 @@ class Report:
     opening: Opening | None
 
     @property
-    def ranked_arms(self) -> list[Arm]:
+    def ranked_arms(self) -> list[RunRead]:
         """Group after group, best first in each."""
         return [arm for group in self.groups for arm in group.arms]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """`Arm.row` of `ranked_arms`."""
+        """`RunRead.row` of `ranked_arms`."""
         return [arm.row for arm in self.ranked_arms]
 
     @property
@@ -125,7 +125,7 @@ class Report:
         return [f"{group.name.capitalize()}: {group.finding}" for group in self.groups]
 
 
-def group_arms(arms: list[Arm]) -> list[Group]:
+def group_arms(arms: list[RunRead]) -> list[Group]:
     """Puts arms with the same held-out text together."""
     by_text = collections.defaultdict(list)
     for arm in sorted(arms, key=_bits_per_byte):
@@ -133,12 +133,12 @@ def group_arms(arms: list[Arm]) -> list[Group]:
     return [Group(text=text, arms=members) for text, members in by_text.items()]
 
 
-def _bits_per_byte(arm: Arm) -> float:
+def _bits_per_byte(arm: RunRead) -> float:
     number = arm.row["bits_per_byte"]
     return math.inf if number is None else number
 
 
-def comparing_warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
+def comparing_warnings(arms: list[RunRead], groups: list[Group]) -> list[str]:
     warnings = []
     if len(groups) > 1:
         named = "; ".join(f"{', '.join(arm.label for arm in group.arms)}: {short(group.text)}" for group in groups)
@@ -179,7 +179,7 @@ def comparing_warnings(arms: list[Arm], groups: list[Group]) -> list[str]:
     return warnings
 
 
-def orders(arms: list[Arm]) -> tuple[list[str], list[str]]:
+def orders(arms: list[RunRead]) -> tuple[list[str], list[str]]:
     """Of arms that should have read the same documents: a line for those that have, and one for each that has not."""
     same, other, alike = [], [], collections.defaultdict(list)
     for arm in arms:

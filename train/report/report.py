@@ -16,7 +16,7 @@ from train.console import NamedRows
 from train.report import report_page
 from train.report.findings import Opening, Report, comparing_warnings, group_arms, orders
 from train.report.page import csv_text, fixed, si
-from train.report.runs import Arm, read_arms
+from train.report.runs import RunRead, read_runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ def write_report(run_dirs: Sequence[epath.PathLike], out: epath.PathLike) -> Rep
     Raises:
       UserError: no run was given, one twice, a folder is not a run, a file is damaged, or `out` cannot be written.
     """
-    return write_pages(read_arms(run_dirs), out)
+    return write_pages(read_runs(run_dirs), out)
 
 
-def write_pages(arms: list[Arm], out: epath.PathLike, opening: Opening | None = None) -> Report:
+def write_pages(arms: list[RunRead], out: epath.PathLike, opening: Opening | None = None) -> Report:
     """Writes the report on some runs, each file whole or not at all. Raises UserError where `out` cannot be written."""
     out, groups = epath.Path(out), group_arms(arms)
     same, other = orders(arms)

@@ -20,7 +20,7 @@ from train.report.page import (
     some as _some,
     text_cell,
 )
-from train.report.runs import Arm
+from train.report.runs import RunRead
 
 _BYTES, _FLOPS = Axis("bytes_seen", "bytes seen", "B"), Axis("flops", "FLOPs spent", "")
 _ARM = _Column("Arm", number=False)
@@ -140,7 +140,7 @@ _TASK_COLUMNS = {
 }
 
 
-def _tasks_table(arms: Sequence[Arm], styles: dict[str, int]) -> Table:
+def _tasks_table(arms: Sequence[RunRead], styles: dict[str, int]) -> Table:
     """What encoders are judged by, and what any arm came to when it was fine-tuned."""
     tasks = sorted({task for arm in arms for task in arm.task_scores})
     columns = [
@@ -271,7 +271,7 @@ def _goodput(summary: dict[str, Any]) -> str:
     )
 
 
-def _facts(arm: Arm) -> dict[str, str]:
+def _facts(arm: RunRead) -> dict[str, str]:
     summary, row = arm.summary, arm.row
     corpora = [f"{corpus['path']} ({short(corpus['content_hash'])})" for corpus in summary["corpora"]]
     held_out = [

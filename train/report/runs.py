@@ -103,7 +103,7 @@ _EMBEDDINGS = ("embedding", "softmax")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arm:
+class RunRead:
     """What one run folder holds.
 
     Attributes:
@@ -241,15 +241,15 @@ class Arm:
         }
 
 
-def read_arms(folders: Sequence[epath.PathLike]) -> list[Arm]:
+def read_runs(folders: Sequence[epath.PathLike]) -> list[RunRead]:
     """Reads run folders. Raises UserError where none was given, one twice, one is not a run or a file in it is
     damaged."""
     if not folders:
         raise UserError("no runs were given; name one folder or more, e.g. `toklab report runs/byte runs/subword`")
-    return _with_distinct_labels([read_arm(folder) for folder in folders])
+    return _with_distinct_labels([read_run(folder) for folder in folders])
 
 
-def read_arm(folder: epath.PathLike) -> Arm:
+def read_run(folder: epath.PathLike) -> RunRead:
     """Reads one run folder. Raises UserError where it is not one or a file in it is damaged."""
     folder = epath.Path(folder)
     command = f"`toklab train RECIPE --run-dir {folder}`"
@@ -267,7 +267,7 @@ def read_arm(folder: epath.PathLike) -> Arm:
     summary = _read(folder / "summary.json", _SUMMARY)
     evaluation = _read(folder / "eval.json", _EVALUATION) if (folder / "eval.json").exists() else None
     unfinished = summary["state"] != "finished"
-    return Arm(
+    return RunRead(
         label=_one_line(summary["name"]) or folder.name,
         folder=_printable(str(folder)),
         config=_printable(config),
@@ -302,7 +302,7 @@ def _of_evaluation(evaluation: dict[str, Any] | None, path: epath.Path, form: An
 
 
 def _order(recipe: Any) -> tuple[str, ...]:
-    """As `Arm.order`, of a config that may lack any of it."""
+    """As `RunRead.order`, of a config that may lack any of it."""
     recipe = recipe if isinstance(recipe, dict) else {}
     data = recipe.get("data") if isinstance(recipe.get("data"), dict) else {}
     return str(recipe.get("seed")), str(data.get("batch_rows")), str(data.get("weights"))
@@ -368,7 +368,7 @@ def _by_step(points: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     return [latest[step] for step in sorted(latest)]
 
 
-def _with_distinct_labels(arms: list[Arm]) -> list[Arm]:
+def _with_distinct_labels(arms: list[RunRead]) -> list[RunRead]:
     folders = collections.Counter(
         arm.folder if files.is_remote(arm.folder) else str(epath.Path(arm.folder).resolve()) for arm in arms
     )
