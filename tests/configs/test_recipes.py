@@ -40,17 +40,30 @@ NUM_STEPS = 3
 
 @pytest.fixture(scope="module")
 def fixed(tmp_path_factory) -> pathlib.Path:
-    """A corpus of made-up words that is the same everywhere, and an artifact of each kind that the recipes use."""
+    """A corpus of made-up words that is the same everywhere."""
     folder, random_ = tmp_path_factory.mktemp("fixed"), random.Random(0)
     words = ["".join(random_.choice("etaoinshrdlu") for _ in range(random_.randint(2, 9))) for _ in range(4000)]
     (folder / "source").mkdir()
     for number in range(40):
         (folder / "source" / f"{number:02}.txt").write_text(" ".join(random_.choice(words) for _ in range(600)))
     ingest(IngestOptions(sources=(str(folder / "source"),), out=folder / "corpus", test_fraction=0.2))
-    corpus = Corpus.open(folder / "corpus")
-    ByteFit().fit([], corpus.content_hash).save(folder / "byte")
-    SubwordFit(vocab_size=2048).fit(corpus.documents("train"), corpus.content_hash).save(folder / "subword")
-    EqualInfoRepresentation.of_tree(build_tree(byte_counts(corpus), 16), 8).save(folder / "equal_info")
+    return folder
+
+
+def artifact(fixed: pathlib.Path, kind: str) -> pathlib.Path:
+    """That of a kind that the recipes use, fitted on the fixed corpus."""
+    folder = fixed / kind
+    if folder.exists():
+        return folder
+    corpus = Corpus.open(fixed / "corpus")
+    match kind:
+        case "byte":
+            representation = ByteFit().fit([], corpus.content_hash)
+        case "subword":
+            representation = SubwordFit(vocab_size=2048).fit(corpus.documents("train"), corpus.content_hash)
+        case "equal_info":
+            representation = EqualInfoRepresentation.of_tree(build_tree(byte_counts(corpus), 16), 8)
+    representation.save(folder)
     return folder
 
 
@@ -70,7 +83,7 @@ def first_losses(recipe: Recipe, fixed: pathlib.Path, run_dir: pathlib.Path) -> 
         model=dataclasses.replace(
             recipe.model, compute_dtype="float32", remat="none"
         ),  # what bfloat16 rounds depends on the compiler
-        representation=str(fixed / pathlib.Path(recipe.representation).name),
+        representation=str(artifact(fixed, pathlib.Path(recipe.representation).name)),
         budget=Budget(steps=NUM_STEPS),
         data=dataclasses.replace(
             recipe.data,

@@ -20,6 +20,7 @@ from train.loop import train
 from train.optimizer import Budget
 from train.run.checkpoints import Checkpoints
 from train.run.folder import RunFolder, read_lines
+from train.summary import FINISHED
 
 CONSOLE = rich.console.Console(quiet=True)
 
@@ -136,11 +137,10 @@ LIMIT_FILE_SIZE = (
 def test_no_disk_space_during_a_save_is_said_and_the_checkpoint_before_stays_whole(
     recipe, write_recipe, tmp_path, change, final_state, assert_same
 ):
-    recipe_file = write_recipe(change(recipe, budget=Budget(steps=5)))
-    arguments = command(recipe_file, tmp_path / "run")
-    assert run_command(arguments).returncode == 0
+    recipe, longer = change(recipe, budget=Budget(steps=5)), change(recipe, budget=Budget(steps=40))
+    assert train(recipe, tmp_path / "run", CONSOLE, make_judge) == FINISHED
     before = final_state(recipe, tmp_path / "run")
-    arguments = command(recipe_file, tmp_path / "run", "--budget.steps", "40")
+    arguments = command(write_recipe(longer), tmp_path / "run")
     full = run_command([sys.executable, "-c", LIMIT_FILE_SIZE.format(bytes=6000), *arguments])
     assert full.returncode == 2, (full.returncode, full.stdout, full.stderr)
     assert "toklab: saving a checkpoint in " in full.stderr or "toklab: cannot write " in full.stderr, full.stderr
@@ -148,7 +148,7 @@ def test_no_disk_space_during_a_save_is_said_and_the_checkpoint_before_stays_who
         f"a traceback of ours (tensorstore prints some of its own from its threads): {full.stderr}"
     )
     assert_same(before, final_state(recipe, tmp_path / "run"))
-    assert run_command(arguments).returncode == 0
+    assert train(longer, tmp_path / "run", CONSOLE, make_judge) == FINISHED
 
 
 @pytest.mark.usefixtures("one_device")

@@ -15,8 +15,9 @@ Codes are packed: u8[ceil(m / 8)], the first bit highest. Everything is i64; the
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
+
+from tokenizer_lab.compiled import compiled
 
 END = 256
 NUM_SYMBOLS = 257
@@ -91,7 +92,7 @@ def _cumulative(frequencies: np.ndarray) -> np.ndarray:
     return cumulative
 
 
-@numba.njit(nogil=True)
+@compiled
 def _narrow(low, high, cumulative, symbol):
     """A symbol's share of [low, high]."""
     length = high - low + 1
@@ -99,7 +100,7 @@ def _narrow(low, high, cumulative, symbol):
     return symbol_low, low + (length * cumulative[symbol + 1] >> FREQUENCY_BITS) - 1
 
 
-@numba.njit(nogil=True)
+@compiled
 def _doubling(low, high):
     """What to take off both ends before they are doubled, or _NO_DOUBLING."""
     if high < _HALF:
@@ -111,7 +112,7 @@ def _doubling(low, high):
     return _NO_DOUBLING
 
 
-@numba.njit(nogil=True)
+@compiled
 def _encode(symbols, cumulative):
     code = np.zeros((len(symbols) * _MAX_BITS_PER_SYMBOL + _MAX_END_BITS + 7) // 8, dtype=np.uint8)
     low, high, num_bits, num_pending = 0, _TOP, 0, 0
@@ -129,7 +130,7 @@ def _encode(symbols, cumulative):
     return code[: (num_bits + 7) // 8], num_bits
 
 
-@numba.njit(nogil=True)
+@compiled
 def _pin_down(code, num_bits, num_pending, low, high):
     """Writes the fewest bits that name a part of the interval: the whole, else a half, else a quarter of the register.
 
@@ -144,7 +145,7 @@ def _pin_down(code, num_bits, num_pending, low, high):
     return _write_bit(code, num_bits, 1 - bit, 0)
 
 
-@numba.njit(nogil=True)
+@compiled
 def _write_bit(code, num_bits, bit, num_pending):
     """Writes a bit and then its opposite `num_pending` times; the number of bits after that."""
     for index in range(num_bits, num_bits + 1 + num_pending):
@@ -165,7 +166,7 @@ class _State(NamedTuple):
     num_needed: int
 
 
-@numba.njit(nogil=True)
+@compiled
 def _start(code, num_bits):
     value = 0
     for index in range(_REGISTER_BITS):
@@ -173,13 +174,13 @@ def _start(code, num_bits):
     return _State(0, _TOP, value, 0, 0)
 
 
-@numba.njit(nogil=True)
+@compiled
 def _read_bit(code, num_bits, index):
     """A bit of the code; 0 past its end, where its value is not relied upon."""
     return (code[index >> 3] >> (7 - (index & 7))) & 1 if index < num_bits else 0
 
 
-@numba.njit(nogil=True)
+@compiled
 def _decode(code, num_bits, cumulative):
     symbols, num_bits_needed = np.empty(256, dtype=np.int32), np.empty(256, dtype=np.int64)
     state, count = _start(code, num_bits), 0
@@ -198,7 +199,7 @@ def _decode(code, num_bits, cumulative):
     return symbols[:count], num_bits_needed[:count]
 
 
-@numba.njit(nogil=True)
+@compiled
 def _decode_symbol(code, num_bits, cumulative, state):
     """The next symbol and the state after it, or _UNDETERMINED and the state as it was."""
     value, num_doubled, num_needed = state.value, state.num_doubled, state.num_needed
@@ -217,7 +218,7 @@ def _decode_symbol(code, num_bits, cumulative, state):
     return symbol, _State(low, high, value, num_doubled, num_needed)
 
 
-@numba.njit(nogil=True)
+@compiled
 def _symbol_at(value, low, high, cumulative):
     """The symbol whose share of [low, high] holds `value`."""
     length, first, last = high - low + 1, 0, NUM_SYMBOLS - 1
@@ -230,7 +231,7 @@ def _symbol_at(value, low, high, cumulative):
     return first
 
 
-@numba.njit(nogil=True)
+@compiled
 def _determines(value, num_known, low, high):
     """Whether [low, high] holds every number that begins with the first `num_known` bits of `value`."""
     num_open = _REGISTER_BITS - num_known

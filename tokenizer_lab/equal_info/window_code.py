@@ -19,9 +19,9 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 
-import numba
 import numpy as np
 
+from tokenizer_lab.compiled import compiled
 from tokenizer_lab.equal_info.byte_lm import PROBABILITY_BITS
 from tokenizer_lab.errors import UserError
 
@@ -97,7 +97,7 @@ class Tree:
         return _join(self.depths, self.last_bytes, self.parents, starts), starts
 
 
-@numba.njit(nogil=True)
+@compiled
 def _parents(depths):
     parents = np.full(len(depths), -1, np.int32)
     path = np.full(int(depths.max()) + 2, -1, np.int32)
@@ -107,7 +107,7 @@ def _parents(depths):
     return parents
 
 
-@numba.njit(nogil=True)
+@compiled
 def _join(depths, last_bytes, parents, starts):
     text = np.empty(starts[-1], np.uint8)
     for number in range(len(depths)):
@@ -215,7 +215,7 @@ class Matcher:
         return _concatenate(self._text, self._starts, numbers, int(lengths.sum())).tobytes(), lengths
 
 
-@numba.njit(nogil=True)
+@compiled
 def _concatenate(text, starts, numbers, size):
     out, at = np.empty(size, np.uint8), 0
     for number in numbers:
@@ -231,7 +231,7 @@ _LEAF = np.uint64(1 << 31)
 _NUMBER = np.uint64((1 << 31) - 1)
 
 
-@numba.njit(nogil=True, inline="always")
+@compiled
 def _slot(key, slots, slot_bits):
     """Where `key` is in an open-addressed table, or the empty slot where it belongs."""
     place = (key * _MULTIPLIER) >> np.uint64(64 - slot_bits)
@@ -241,7 +241,7 @@ def _slot(key, slots, slot_bits):
     return place
 
 
-@numba.njit(nogil=True)
+@compiled
 def _hash_children(parents, last_bytes, is_leaf, slot_bits):
     """u64[2^slot_bits]: parent << 40 | byte << 32 | leaf << 31 | number, for every string of two bytes or more."""
     slots = np.full(1 << slot_bits, _EMPTY)
@@ -253,7 +253,7 @@ def _hash_children(parents, last_bytes, is_leaf, slot_bits):
     return slots
 
 
-@numba.njit(nogil=True)
+@compiled
 def _entries_of_pairs(roots, slots, slot_bits):
     """u64[256, 256]: the slot of a root's string and a byte, so that each window is spared its first search."""
     pairs = np.empty((256, 256), np.uint64)
@@ -265,7 +265,7 @@ def _entries_of_pairs(roots, slots, slot_bits):
     return pairs
 
 
-@numba.njit(nogil=True)
+@compiled
 def _longest_matches(text, roots, pairs, slots, slot_bits, numbers):
     """Writes the window numbers of a text; returns how many."""
     count, at = 0, 0
