@@ -2,6 +2,7 @@
 small that a whole run takes seconds."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and the processes t
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+gc.set_threshold(50_000, 20, 50)  # tracing makes objects by the million, and looking through them takes a twentieth
 
 import json
 import pathlib
