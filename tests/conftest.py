@@ -14,8 +14,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and the processes t
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-gc.set_threshold(50_000, 20, 50)  # tracing makes objects by the million, and looking through them takes a twentieth
-
 import json
 import pathlib
 import random
@@ -33,6 +31,7 @@ from train.run.checkpoints import CheckpointConfig
 from train.run.logs import LoggingConfig
 from train.sharding import MeshConfig
 
+gc.set_threshold(50_000, 20, 50)  # tracing makes objects by the million, and looking through them takes a twentieth
 QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}  # of XLA on CPUs
 # Not by XLA_FLAGS: those are part of the key of a compiled program, and processes that tests start have one device.
 jax.config.update("jax_num_cpu_devices", 8)
