@@ -4,11 +4,14 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
+import random
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,6 +21,7 @@ from typing import Any, get_args
 from unittest import mock
 
 import pytest
+import tokenizers
 import tyro
 
 from tokenizer_lab.representation import KINDS
@@ -44,7 +48,7 @@ THEIRS = """ARTIFACT BUCKET CORPORA CORPUS DEV DIR EXPORT FILE FILE_OR_FOLDER FO
 FILLED |= {word: word.lower() for word in THEIRS.split()}
 KIND = {"fit": "byte", "submit": "local"}
 # Programs that are not ours, in commands that are.
-OTHERS = {"cd", "cp", "done", "for", "head", "ln", "mkdir", "sha256sum", "source", "split", "tail", "xprof", "xz"}
+OTHERS = {"cd", "chromium", "cp", "done", "for", "head", "ln", "mkdir", "sha256sum", "source", "split", "tail", "xprof", "xz"}
 
 
 def blocks(page: pathlib.Path) -> list[tuple[str, str]]:
@@ -145,7 +149,10 @@ def check_toklab(arguments: list[str], source: pathlib.Path, capsys: Any) -> Non
 
 
 def check_python(words: list[str], monkeypatch: Any) -> None:
-    """That a script is there and takes the options."""
+    """That a script is there and takes the options, or that tests are there."""
+    if words[:2] == ["-m", "pytest"]:
+        assert all((ROOT / word).exists() for word in words if word.startswith("tests"))
+        return
     script = ROOT / words[0]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.syspath_prepend(script.parent)
@@ -284,3 +291,85 @@ def test_the_makefile_s_commands_are_understood(capsys):
     assert len(lines) >= 8
     for words in commands("\n".join(lines)):
         parse_toklab(words[1:], capsys)
+
+
+# ---- The same commands, done: what takes long by its nature is done on a tiny text by a tiny model
+
+DONE = ["README", "byte_probabilities", "commands", "electra", "equal_info", "export", "metrics", "subword"]
+ELSEWHERE = {"--tasks", "dir/corpus", "ntrex", "submit", "plan"}  # needs what is not here, or is tried above
+TINY_MODEL = "--model.num-layers 1 --model.embed-dim 32 --model.num-heads 2 --model.num-kv-heads 2 --model.mlp-dim 48"
+TINY_RUN = f"--budget.flops None --budget.steps 2 --data.batch-rows 8 --data.sequence-length 32 {TINY_MODEL}"
+SHORTER = {"train": TINY_RUN, "sample": "--max-tokens 4", "finetune": "--num-epochs 1 --num-seeds 1"}
+
+
+COMPRESSOR = """
+import dataclasses
+from configs import demo_compressor
+from models.decoder import DecoderConfig
+from train.optimizer import Budget
+
+def recipe():
+    recipe = demo_compressor.recipe()
+    data = dataclasses.replace(recipe.data, batch_rows=8, sequence_length=32)
+    model = DecoderConfig(num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
+    return dataclasses.replace(recipe, data=data, model=model, budget=Budget(steps=2))
+"""
+
+
+def write_texts(folder: pathlib.Path) -> None:
+    """What the pages' commands read and do not make."""
+    import zstandard
+
+    words = "it was on the as a and of is they at be this from I have".split()
+    texts = [" ".join(random.Random(number).choices(words, k=60)) for number in range(40)]
+    for name in ("books", "parts", "blimp/data"):
+        (folder / name).mkdir(parents=True)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "books/1.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    (folder / "parts/1.txt").write_text("\n\n".join(texts))
+    (folder / "text").write_text("\n".join(texts))
+    pairs = [{"sentence_good": "it was on", "sentence_bad": "on was it", "UID": "order"}] * 2
+    (folder / "blimp/data/order.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    for name in ("train.tsv", "dev.tsv"):
+        rows = "".join(f"{text[:20]} {number}\t{number % 2}\n" for number, text in enumerate(texts))
+        (folder / name).write_text(f"sentence\tlabel\n{rows}")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet))
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DONE)
+def test_commands_work(name, tmp_path, monkeypatch, capsys, corpus, byte_artifact, one_device):
+    write_texts(tmp_path)
+    for place in ("corpus", "demo/corpus"):
+        shutil.copytree(corpus, tmp_path / place)
+    for place in ("artifact", "demo/byte"):
+        shutil.copytree(byte_artifact, tmp_path / place)
+    monkeypatch.chdir(tmp_path)
+    page = next(page for page in PAGES if page.stem == name)
+    for run in ("run", "other_run", "runs/causal"):
+        do(["train", "demo_byte", "--run-dir", run, *TINY_RUN.split()], capsys)
+        do(["eval", run], capsys)
+    for program, *words in commands(shell_text(page)):
+        if program == "toklab" and not ELSEWHERE & set(words) and "--help" not in words:
+            do([word.replace("decoder_1b", "demo_byte") for word in words], capsys)
+
+
+def do(words: list[str], capsys: Any) -> None:
+    """Runs a command, shorter, where nothing of what it makes is there yet."""
+    made = [words[words.index(option) + 1] for option in ("--out", "--run-dir") if option in words]
+    for path in made:
+        shutil.rmtree(path, ignore_errors=True)
+    smaller = re.sub(r"--mesh\.fsdp \d+", "", shlex.join(words))  # the text has few words, and there is one device
+    smaller = re.sub(r"--vocab-size \d+", f"--vocab-size {257 if 'character' in words else 270}", smaller)
+    smaller = re.sub(r"--superword-transition \d+", "--superword-transition 265", smaller)
+    more = SHORTER.get(words[0], "").split()
+    if words[:2] == ["fit", "equal_info"] and "--lm" not in words:
+        pathlib.Path("compressor.py").write_text(COMPRESSOR)
+        more += ["--lm-recipe", "compressor.py"]
+    code = command_line.run([*shlex.split(smaller), *more])
+    assert code == 0, f"toklab {shlex.join(words)}\n{capsys.readouterr().err}"
