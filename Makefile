@@ -54,6 +54,7 @@ demo: install
 	  $(BIN)/toklab sample demo/runs/$$arm --prompt 'def main(' || exit $$?; \
 	done
 	@$(BIN)/toklab report demo/runs/byte demo/runs/subword demo/runs/equal_info --out demo/report
+	@echo "toklab is $(BIN)/toklab; source $(BIN)/activate puts it on your PATH"
 
 test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest $(TESTS)

@@ -1,7 +1,7 @@
-"""Encoders at equal FLOPs, at a small scale: replaced ids against masked ids and their cheap cousins, then fine-tuned.
+r"""Encoders at equal FLOPs, at a small scale: replaced ids against masked ids and their cheap cousins, then fine-tuned.
 
-    python benchmarks/electra.py --text enwiki2016_206pages.xml --tasks sst2/train.tsv:sst2/dev.tsv
-    rte.train.jsonl:rte.valid.jsonl --out DIR
+    python benchmarks/electra.py --text enwiki2016_206pages.xml --tasks sst2/train.tsv:sst2/dev.tsv \
+        rte.train.jsonl:rte.valid.jsonl --out DIR
 
 The text's first 90 % are trained on, its last 5 % evaluated, over a subword vocabulary fitted here. Every arm gets the
 same FLOPs, the generator's among them, and every seed is another initialization and order of the data; new heads and

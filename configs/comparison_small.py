@@ -27,13 +27,14 @@ SHAPE: dict[str, Any] = dict(
 
 
 def experiment() -> Experiment:
-    """Six arms x two sizes x three seeds at equal FLOPs, the compressor's among them: 36 runs, and their evaluations.
+    r"""Six arms x two sizes x three seeds at equal FLOPs, the compressor's among them: 36 runs, and their evaluations.
 
     toklab ingest enwiki2016_206pages.xml --separator '\n==' --domain enwiki --test-fraction 0.0125 --out corpus
     toklab ingest linux-doc-6.1 --domain linux_doc --test-fraction 0.0125 --out corpus
     toklab ingest cpython-3.12.1 --domain cpython --on-empty skip --test-fraction 0.0125 --out corpus
-    toklab ingest debian_manuals --separator '\n\n\n' --domain debian_manuals --on-empty skip --test-fraction 0.0125
-    --out corpus toklab compare comparison_small --corpus corpus --out comparison --plan-only
+    toklab ingest debian_manuals --separator '\n\n\n' --domain debian_manuals --on-empty skip --test-fraction 0.0125 \
+        --out corpus
+    toklab compare comparison_small --corpus corpus --out comparison --plan-only
     toklab compare comparison_small --corpus corpus --out comparison
 
     docs/comparison.md has the report and what it took.

@@ -92,6 +92,12 @@ def test_versions_of_a_new_python_go_to_a_file_of_its_own(checkout):
     assert "> constraints/python3.99.txt" in made.stdout and "--constraint" not in made.stdout
 
 
+def test_the_demo_ends_by_saying_where_toklab_is(checkout):
+    last = make(checkout, "demo", sys.executable).stdout.splitlines()[-1]
+    told = subprocess.run(last, shell=True, capture_output=True, text=True).stdout
+    assert told == "toklab is .venv/bin/toklab; source .venv/bin/activate puts it on your PATH\n"
+
+
 def test_this_python_itself_is_taken(checkout):
     made = make(checkout, "install", sys.executable)
     assert made.returncode == 0 and f"(Python {sys.version_info[0]}.{sys.version_info[1]}," in made.stdout

@@ -18,6 +18,9 @@ from train.hosts.processes import code_fingerprint
 from train.recipe import Recipe, flatten, recipe_names, refused_changes, to_json
 from train.run.folder import RunFolder
 
+MAX_NAME_LENGTH = 63  # of a DNS-1123 label
+_DEFAULT_NAME_LENGTH = 40  # leaves room for what a place appends, of thousands of slices and hosts
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -61,17 +64,28 @@ class Target(Protocol):
 
 def make_job(recipe_name: str, base: Recipe, recipe: Recipe, run_dir: str, name: str | None = None) -> Job:
     """A job that trains `recipe`, which is `base`, the one of that name, with some fields changed. Raises UserError."""
-    return Job(
-        name or default_name(run_dir), recipe_name, tuple(overrides(base, recipe)), recipe, run_dir, code_fingerprint()
-    )
+    if name:
+        check_name(name)
+    options = tuple(overrides(base, recipe))
+    return Job(name or default_name(run_dir), recipe_name, options, recipe, run_dir, code_fingerprint())
 
 
 def default_name(run_dir: str) -> str:
-    """The run folder's name, as far as a job's name may be like it."""
-    return re.sub(r"[^a-z0-9-]+", "-", run_dir.rstrip("/").rpartition("/")[2].lower()).strip("-")
+    """The run folder's name, as far as a job's name may be like it; one that `check_name` takes, whatever the folder's.
+
+    Folders whose names lose letters or are cut get different names all the same.
+    """
+    folder = run_dir.rstrip("/").rpartition("/")[2]
+    name = "-".join(re.findall(r"[a-z0-9]+", folder.lower()))
+    if not name[:1].isalpha():
+        name = f"run-{name}".rstrip("-")
+    if not folder.isascii() or len(name) > _DEFAULT_NAME_LENGTH:
+        tail = hashlib.sha256(run_dir.encode(errors="surrogateescape")).hexdigest()[:8]
+        name = f"{name[: _DEFAULT_NAME_LENGTH - 9].rstrip('-')}-{tail}"
+    return name
 
 
-def check_name(name: str, max_length: int) -> None:
+def check_name(name: str, max_length: int = MAX_NAME_LENGTH) -> None:
     """Raises UserError where Kubernetes and Cloud TPU would not take a job's name: a DNS-1123 label that begins with a
     letter."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > max_length:

@@ -20,6 +20,7 @@ from train.exits import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 from train.recipe import flatten
 from train.submit.cluster import WORKER, Cluster, follow, outcome
 from train.submit.job import (
+    MAX_NAME_LENGTH,
     Job,
     check_name,
     check_reachable_recipe,
@@ -125,7 +126,7 @@ def worker_zero(name: str) -> str:
 def manifest(job: Job, options: JobSet) -> dict[str, Any]:
     """The JobSet that runs a job. Raises UserError."""
     # Kubernetes names the pods NAME-slice-SLICE-HOST-xxxxx, in 63 characters.
-    check_name(job.name, 63 - len(f"-{SLICE}-{options.slices - 1}-{options.hosts_per_slice - 1}-xxxxx"))
+    check_name(job.name, MAX_NAME_LENGTH - len(f"-{SLICE}-{options.slices - 1}-{options.hosts_per_slice - 1}-xxxxx"))
     check_reachable_recipe(job)
     mounts = [volume(number, text) for number, text in enumerate(options.volumes)]
     check_shared_run_dir(job, tuple(folder for _, folder in mounts))

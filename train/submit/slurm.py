@@ -47,7 +47,7 @@ class Slurm:
         return recipe
 
     def render(self, job: Job) -> str:
-        check_name(job.name, 63)
+        check_name(job.name)
         given = {
             "job-name": job.name,
             "comment": f"toklab config {job.config_fingerprint[:16]} code {job.code[:16]}",

@@ -174,7 +174,7 @@ def test_blocks_are_as_large_as_the_budget_allows(num_positions, width, expected
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, which compiles for TPUs, is not installed: pip install 'jax[tpu]'",
+    reason="libtpu, which compiles for TPUs, is not installed: pip install 'tokenizer-lab[tpu]'",
 )
 LARGEST = "8192x65536x768"
 

@@ -103,7 +103,7 @@ def test_blocks_are_as_large_as_the_budget_allows(num_positions, width, expected
 
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, which compiles for TPUs, is not installed: pip install 'jax[tpu]'",
+    reason="libtpu, which compiles for TPUs, is not installed: pip install 'tokenizer-lab[tpu]'",
 )
 @pytest.mark.parametrize(
     "topologies",

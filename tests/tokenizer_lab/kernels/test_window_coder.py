@@ -275,7 +275,7 @@ def test_operands_of_other_shapes_are_refused(step):
 
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, which compiles for TPUs, is not installed: pip install 'jax[tpu]'",
+    reason="libtpu, which compiles for TPUs, is not installed: pip install 'tokenizer-lab[tpu]'",
 )
 @pytest.mark.parametrize("topologies", [("v5e:2x2", "v6e:2x2"), ("v5p:2x2x1", "tpu7x:2x2x1")], ids="-".join)
 def test_the_kernels_compile_for_tpus(topologies):

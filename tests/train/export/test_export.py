@@ -97,7 +97,8 @@ def test_bits_per_byte_come_out_of_the_export(runs, tmp_path, one_device, monkey
 
     export_run(ExportOptions(run=runs / "causal", to="hf", out=tmp_path / "export"))
     monkeypatch.setattr("sys.argv", ["hf_bits_per_byte.py", str(tmp_path / "export"), "--corpus", str(corpus)])
-    runpy.run_path("benchmarks/hf_bits_per_byte.py")
+    monkeypatch.syspath_prepend("benchmarks")
+    runpy.run_path("benchmarks/hf_bits_per_byte.py", run_name="__main__")
     found = float(capsys.readouterr().out.split(" bits/byte")[0].split()[-1])
     assert found == pytest.approx(evaluate_run(str(runs / "causal"), None, lambda *_: None)["bits_per_byte"], abs=1e-3)
 

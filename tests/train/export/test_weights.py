@@ -1,12 +1,18 @@
 """Exported weights, read by their names as `transformers` reads them, compute what our models compute."""
 
 import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import scipy.special
 from flax import nnx
 
@@ -17,6 +23,8 @@ from tokenizer_lab.representation import NUM_ENCODER_IDS
 from train.export.hugging_face import write_model
 from train.export.weights import Pretrained, decoder, encoder
 
+GOLDEN = pathlib.Path(__file__).with_name("golden")
+RENEW = "with PyTorch installed: UPDATE_GOLDEN=1 python -m pytest -n 0 tests/train/export/test_weights.py"
 VOCAB, TOLERANCE = 300, 1e-4
 DECODER = DecoderConfig(
     num_layers=2,
@@ -221,42 +229,65 @@ def test_encoders_give_the_same_outputs(name):
     assert list(models) == {"masked": [""], "random": [""]}.get(name, ["", "generator"])
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_transformers_give_the_same_logits(name, tmp_path):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the same is computed in NumPy above")
-    transformers = pytest.importorskip("transformers")
-    module, pretrained = made(name)
-    write_model(tmp_path / "model", pretrained, {})
-    theirs, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+# ---- What transformers computes, kept in golden/ for machines without PyTorch
+
+
+def fingerprint(pretrained: Pretrained) -> str:
+    """Of what an export writes down of a model."""
+    digest = hashlib.sha256(json.dumps(pretrained.config, sort_keys=True).encode())
+    for name, x in sorted(pretrained.tensors.items()):
+        digest.update(f"{name} {x.shape} {x.dtype}".encode() + np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
+
+
+def transformers_outputs(key: str, pretrained: Pretrained, folder: pathlib.Path, **inputs: np.ndarray) -> np.ndarray:
+    """f32[T, ...] of a row i[T], by `transformers` where PyTorch is installed, or else as it was on the day of golden/.
+
+    RENEW tells how to make golden/ anew.
+    """
+    golden, made_of = GOLDEN / f"{key}.safetensors", fingerprint(pretrained)
+    if importlib.util.find_spec("torch"):
+        computed = by_transformers(pretrained, folder, inputs)
+        if "UPDATE_GOLDEN" in os.environ:
+            safetensors.numpy.save_file({"outputs": computed}, golden, {"export": made_of})
+        return computed
+    with safetensors.safe_open(golden, "np") as file:
+        assert file.metadata()["export"] == made_of, (
+            f"what is exported is no longer what transformers was given; {RENEW}"
+        )
+        return file.get_tensor("outputs")
+
+
+def by_transformers(pretrained: Pretrained, folder: pathlib.Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    import torch
+    import transformers
+
+    write_model(folder, pretrained, {})
+    model = getattr(transformers, pretrained.config["architectures"][0])
+    theirs, told = model.from_pretrained(folder, output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"], told
     with torch.no_grad():
-        logits = theirs(torch.tensor(IDS[None])).logits[0].numpy()
+        return theirs.eval()(**{name: torch.tensor(x[None]) for name, x in inputs.items()}).logits[0].numpy()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_transformers_give_the_same_logits(name, tmp_path):
+    module, pretrained = made(name)
+    logits = transformers_outputs(name, pretrained, tmp_path / "model", input_ids=IDS)
+    assert logits.shape == (len(IDS), VOCAB)
     assert abs(logits - our_logits(module, IDS)[:, :VOCAB]).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_transformers_give_the_same_electra(name, tmp_path):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed; the same is computed in NumPy above")
-    transformers = pytest.importorskip("transformers")
     module, models = made_encoder(*ENCODERS[name])
     padded, types = np.append(IDS, [VOCAB - 1] * 3), np.append(TYPES, [0] * 3)
+    inputs = {"input_ids": padded, "attention_mask": (np.arange(23) < 20).astype(np.int64), "token_type_ids": types}
     for folder, pretrained in models.items():
-        write_model(tmp_path / f"model{folder}", pretrained, {})
-        theirs, told = getattr(transformers, pretrained.config["architectures"][0]).from_pretrained(
-            tmp_path / f"model{folder}", output_loading_info=True
-        )
-        assert not told["missing_keys"] and not told["unexpected_keys"], told
-        with torch.no_grad():
-            outputs = (
-                theirs.eval()(
-                    torch.tensor(padded[None]),
-                    attention_mask=torch.tensor(padded[None] >= 0) & (torch.arange(23) < 20)[None],
-                    token_type_ids=torch.tensor(types[None]),
-                )
-                .logits[0, :20]
-                .numpy()
-            )
+        key = f"{name.replace(' ', '_')}{folder and '_'}{folder}"
+        outputs = transformers_outputs(key, pretrained, tmp_path / key, **inputs)[:20]
         ours = our_outputs(module, IDS, TYPES, by_generator=folder == "generator")
+        assert outputs[..., :VOCAB].shape == ours[..., :VOCAB].shape
         assert abs(outputs[..., :VOCAB] - ours[..., :VOCAB]).max() <= TOLERANCE
 
 

@@ -31,7 +31,7 @@ from train.sharding import ACTIVATION_AXES, MESH_AXES, MeshConfig, make_mesh, pl
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, which compiles for TPUs, is not installed: pip install 'jax[tpu]'",
+    reason="libtpu, which compiles for TPUs, is not installed: pip install 'tokenizer-lab[tpu]'",
 )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tokenizer_lab.errors import UserError
 from train.commands.options import parse_with_recipe
-from train.recipe import load_recipe
+from train.recipe import load_recipe, recipe_names
 from train.submit import target_class
 from train.submit.job import Job, default_name, make_job, overrides
 from train.submit.queued_resource import QueuedResource
@@ -229,10 +229,49 @@ def test_options_bring_a_recipe_back():
 
 
 @pytest.mark.parametrize(
-    "run_dir, name", [("runs/8b_byte/", "8b-byte"), ("gs://b/Runs/Big.1", "big-1"), ("/a/-x-", "x")]
+    "run_dir, name", [("runs/8b_byte/", "run-8b-byte"), ("gs://b/Runs/Big.1", "big-1"), ("/a/-x-", "x"), (".", "run")]
 )
 def test_a_job_is_named_after_its_run(run_dir, name):
     assert default_name(run_dir) == name
+
+
+FOLDERS = [
+    "1b",
+    "1",
+    "-",
+    "a_b.C",
+    "x-",
+    "..",
+    "a" * 300,
+    "1" * 300,
+    "x" + "-" * 30 + "y" * 90,
+    "бег",
+    "1-größe",
+    "日本",
+    " ",
+]
+LARGEST = {
+    "local": {},
+    "jobset": {"topology": "v5e:16x16", "slices": 1000, "image": "i"},
+    "queued-resource": {"topology": "v5e:16x16", "slices": 1000, "image": "i", "project": "p", "zone": "z"},
+    "slurm": {},
+}
+
+
+@pytest.mark.parametrize("kind", LARGEST)
+def test_a_name_that_we_make_up_is_one_that_every_place_takes(kind, recipe):
+    for folder in [*FOLDERS, *recipe_names()]:
+        target_class(kind)(**LARGEST[kind]).render(make_job("demo_byte", recipe, recipe, f"gs://b/{folder}"))
+
+
+def test_names_that_lose_letters_stay_apart():
+    folders = [*("a" * 60 + end for end in "12"), "бег", "лес", "größe", "grüße"]
+    assert len({default_name(f"runs/{folder}") for folder in folders}) == len(folders)
+
+
+def test_a_given_name_never_leaves_the_folder(recipe):
+    with pytest.raises(UserError, match="job name '../x'"):
+        make_job("demo_byte", recipe, recipe, "gs://b/r", "../x")
 
 
 @pytest.mark.parametrize(
