@@ -15,8 +15,8 @@ from tokenizer_lab.files import read_bytes
 from tokenizer_lab.subword.pretokenization import PRETOKENIZATIONS, pre_tokenizer, with_digits
 from tokenizer_lab.subword.representation import SubwordRepresentation
 from tokenizer_lab.subword.segments import SEGMENT_BYTES, valid_texts
+from tokenizer_lab.subword.spelling import MAX_VOCAB_SIZE
 from tokenizer_lab.subword.superword import MIN_COUNT, SUPERWORD_SPLIT, TextSample, add_superwords
-from tokenizer_lab.subword.tokenizer_json import MAX_VOCAB_SIZE
 
 MAX_TOKENIZER_BYTES = 1 << 30
 _NUM_BYTES = 256

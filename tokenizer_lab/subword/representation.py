@@ -15,6 +15,8 @@ put before the first word, and special tokens, whose literal text in a document 
 segmentations.
 """
 
+import functools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
@@ -25,9 +27,17 @@ import tokenizers
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation, check_ids
 from tokenizer_lab.subword.segments import is_invalid, runs_of, segments_of
-from tokenizer_lab.subword.tokenizer_json import faithful_tokenizer, parse, raise_unless_from_library, token_bytes
+from tokenizer_lab.subword.spelling import token_bytes
+from tokenizer_lab.subword.tokenizer_json import (
+    READING,
+    faithful_tokenizer,
+    parse,
+    raise_unless_from_library,
+    reading_matters,
+)
 
 TOKENIZER_FILE = "tokenizer.json"
+READING_FILE = "reading.json"
 _EVERY_BYTE = {bytes([byte]) for byte in range(256)}
 
 
@@ -36,12 +46,13 @@ class SubwordRepresentation(Representation):
 
     kind = "subword"
 
-    def __init__(self, tokenizer_json: bytes):
-        """`tokenizer_json`: the content of a tokenizer.json. Raises UserError if it is not one."""
-        self._tokenizer_json = tokenizer_json
+    def __init__(self, tokenizer_json: bytes, reading: int = READING):
+        """`tokenizer_json`: the content of a tokenizer.json, to be read as `reading` says. Raises UserError if it is
+        not one."""
+        self._tokenizer_json, self._reading = tokenizer_json, reading
         spec = parse(tokenizer_json)
-        self._tokenizer = faithful_tokenizer(spec)
-        self._token_bytes = token_bytes(spec, self._tokenizer)
+        self._tokenizer = faithful_tokenizer(spec, reading)
+        self._token_bytes = token_bytes(spec, self._tokenizer, reading)
         self.spells_every_byte = _EVERY_BYTE <= set(self._token_bytes)
         """Whether the tokenizer has an id for each byte, so that ids of the artifact's own are not needed."""
         if not self.spells_every_byte:
@@ -83,15 +94,22 @@ class SubwordRepresentation(Representation):
         return copy
 
     def to_files(self) -> dict[str, bytes]:
-        return {TOKENIZER_FILE: self._tokenizer_json}
+        files = {TOKENIZER_FILE: self._tokenizer_json}
+        return files | ({READING_FILE: json.dumps(READING).encode()} if self._says_reading else {})
+
+    @functools.cached_property
+    def _says_reading(self) -> bool:
+        return self._reading == READING and reading_matters(parse(self._tokenizer_json))
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        if files.keys() != {TOKENIZER_FILE}:
+        reading = files.get(READING_FILE, b"1")
+        if files.keys() - {READING_FILE} != {TOKENIZER_FILE} or reading not in (b"1", json.dumps(READING).encode()):
             raise UserError(
-                f"a subword artifact has the file {TOKENIZER_FILE}, not {', '.join(files) or 'none'}; fit it again"
+                f"a subword artifact has the file {TOKENIZER_FILE}, and where it is read in a way of its own also "
+                f"{READING_FILE}, not {', '.join(files) or 'none'}; fit it again"
             )
-        return cls(files[TOKENIZER_FILE])
+        return cls(files[TOKENIZER_FILE], int(reading))
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text. `_batch` frees the GIL, for other threads; `_fast` leaves out the offsets."""

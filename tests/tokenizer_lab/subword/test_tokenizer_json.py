@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 
 from tokenizer_lab import UserError
 from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
-from tokenizer_lab.subword.tokenizer_json import BYTE_OF_CHARACTER
+from tokenizer_lab.subword.spelling import BYTE_OF_CHARACTER
 
 
 def minimal(**changes) -> bytes:
