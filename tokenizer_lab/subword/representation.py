@@ -26,7 +26,8 @@ import tokenizers
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation, check_ids
-from tokenizer_lab.subword.segments import is_invalid, runs_of, segments_of
+from tokenizer_lab.subword.borders import Borders
+from tokenizer_lab.subword.segments import is_invalid, runs_of
 from tokenizer_lab.subword.spelling import token_bytes
 from tokenizer_lab.subword.tokenizer_json import (
     READING,
@@ -53,6 +54,7 @@ class SubwordRepresentation(Representation):
         spec = parse(tokenizer_json)
         self._tokenizer = faithful_tokenizer(spec, reading)
         self._token_bytes = token_bytes(spec, self._tokenizer, reading)
+        self._borders = Borders(self._tokenizer, self._token_bytes)
         self.spells_every_byte = _EVERY_BYTE <= set(self._token_bytes)
         """Whether the tokenizer has an id for each byte, so that ids of the artifact's own are not needed."""
         if not self.spells_every_byte:
@@ -64,13 +66,15 @@ class SubwordRepresentation(Representation):
         self.vocab_size = len(self._token_bytes)
 
     def encode(self, text: bytes) -> np.ndarray:
-        return np.concatenate(
-            [np.array(self.encode_segments([segment])[0], dtype=np.int32) for segment in segments_of(text)]
-        )
+        ids = [np.zeros(0, np.int32)]
+        for run in runs_of(text):
+            for piece in [run] if is_invalid(run) else self._borders.pieces(run):
+                of_piece = self._spell(piece) if is_invalid(piece) else self._encode_texts([piece])[0]
+                ids.append(np.array(of_piece, dtype=np.int32))
+        return np.concatenate(ids)
 
     def encode_segments(self, segments: Sequence[bytes]) -> list[list[int]]:
-        """The ids of texts of at most `SEGMENT_BYTES` each, in one call of the library: for many short texts far faster
-        than `encode`."""
+        """The ids of short texts in one call of the library: for many of them far faster than `encode`."""
         runs_of_segments = [runs_of(segment) for segment in segments]
         of_valid_run = iter(
             self._encode_texts([run for runs in runs_of_segments for run in runs if not is_invalid(run)])
