@@ -15,9 +15,11 @@ put before the first word, and special tokens, whose literal text in a document 
 segmentations.
 """
 
+import collections
 import functools
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -27,8 +29,9 @@ import tokenizers
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation, check_ids
 from tokenizer_lab.subword.borders import Borders
+from tokenizer_lab.subword.changes import NO_TOKEN, Changes
 from tokenizer_lab.subword.segments import is_invalid, runs_of
-from tokenizer_lab.subword.spelling import token_bytes
+from tokenizer_lab.subword.spelling import byte_tokens, token_bytes
 from tokenizer_lab.subword.tokenizer_json import (
     READING,
     faithful_tokenizer,
@@ -54,6 +57,8 @@ class SubwordRepresentation(Representation):
         spec = parse(tokenizer_json)
         self._tokenizer = faithful_tokenizer(spec, reading)
         self._token_bytes = token_bytes(spec, self._tokenizer, reading)
+        self._changes = Changes(spec, self._tokenizer)
+        self._byte_tokens = byte_tokens(spec, self._tokenizer)
         self._borders = Borders(self._tokenizer, self._token_bytes)
         self.spells_every_byte = _EVERY_BYTE <= set(self._token_bytes)
         """Whether the tokenizer has an id for each byte, so that ids of the artifact's own are not needed."""
@@ -89,6 +94,36 @@ class SubwordRepresentation(Representation):
 
     def byte_lengths(self, ids: npt.ArrayLike) -> np.ndarray:
         return self._token_lengths[check_ids(ids, self.vocab_size)]
+
+    def spelled_bytes(self, documents: Iterable[bytes]) -> dict[str, int]:
+        """Why text of `documents` is spelled in bytes, by this class or by byte tokens of the tokenizer's own -> how
+        many bytes are."""
+        counts: collections.Counter[str] = collections.Counter()
+        for run in itertools.chain.from_iterable(map(runs_of, documents)):
+            if is_invalid(run):
+                counts["they are not UTF-8"] += len(run)
+                continue
+            for piece in self._borders.pieces(run):
+                for reason, spelled in self._spelled_parts(piece):
+                    counts[reason] += len(spelled.encode())
+        return dict(counts.most_common())
+
+    def _spelled_parts(self, text: str) -> Iterator[tuple[str, str]]:
+        """(why, part) for each part of a text that is spelled in bytes."""
+        try:
+            groups, done = list(self._aligned(text)), 0
+        except BaseException as error:
+            raise_unless_from_library(error)
+            yield "the library fails on the text around them", text
+            return
+        for group, start, end in [*groups, ([], len(text), len(text))]:
+            if start > done:
+                yield self._changes.why_dropped(text[done:start]), text[done:start]
+            part, done = text[start:end], max(done, end)
+            if self._join(group) != part.encode():
+                yield self._changes.why_changed(part), part
+            elif self._byte_tokens.issuperset(group) and group:
+                yield NO_TOKEN, part
 
     @property
     def used_tokenizer(self) -> tokenizers.Tokenizer:
@@ -131,13 +166,16 @@ class SubwordRepresentation(Representation):
 
     def _encode_aligned(self, text: str) -> list[int]:
         """The library's ids where their bytes are the very text at their offsets, byte ids everywhere else."""
-        [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
         ids, done = [], 0
-        for group, start, end in _overlapping(encoding.ids, encoding.offsets):
+        for group, start, end in self._aligned(text):
             if self._join(group) == text[start:end].encode():
                 ids += self._spell(text[done:start]) + group
                 done = end
         return ids + self._spell(text[done:])
+
+    def _aligned(self, text: str) -> Iterator[tuple[list[int], int, int]]:
+        [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        return _overlapping(encoding.ids, encoding.offsets)
 
     def _spell(self, text: str) -> list[int]:
         return [self._byte_ids[byte] for byte in text.encode("utf-8", "surrogateescape")]

@@ -136,6 +136,13 @@ def token_bytes(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer, reading: 
     return bytes_of_ids
 
 
+def byte_tokens(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
+    """The ids by which the library itself spells in bytes what it has no token for."""
+    if not spec["model"].get("byte_fallback"):
+        return frozenset()
+    return frozenset(id_ for token, id_ in tokenizer.get_vocab().items() if BYTE_TOKEN.fullmatch(token))
+
+
 def _bytes_of_added(token: tokenizers.AddedToken, spec: dict[str, Any], spelling: Spelling, reading: int) -> bytes:
     """An added token is found in the text as it is, or in the text as the normalizer leaves it."""
     if reading == 1:

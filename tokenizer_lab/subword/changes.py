@@ -1,0 +1,46 @@
+"""Why a tokenizer's ids do not stand for the very text that they were made of."""
+
+from typing import Any
+
+import tokenizers
+
+from tokenizer_lab.subword.spaces import mark_of_space
+
+NO_TOKEN = "its vocabulary has no token for them"
+
+
+class Changes:
+    """What the steps of one tokenizer do to text. Immutable."""
+
+    def __init__(self, spec: dict[str, Any], tokenizer: tokenizers.Tokenizer):
+        self._tokenizer = tokenizer
+        self._mark = mark_of_space(spec.get("normalizer"))
+        self._normalizers = ", ".join(_types(spec.get("normalizer")))
+        self._pre_tokenizers = ", ".join(_types(spec.get("pre_tokenizer")))
+
+    def why_dropped(self, text: str) -> str:
+        """Why text has no ids."""
+        if self._is_normalized(text) and self._pre_tokenizers and text.isspace():
+            return f"its pre-tokenizer drops them ({self._pre_tokenizers})"
+        return self.why_changed(text)
+
+    def why_changed(self, text: str) -> str:
+        """Why text has ids of other text."""
+        if not self._is_normalized(text):
+            return f"its normalizer changes them ({self._normalizers})"
+        return NO_TOKEN
+
+    def _is_normalized(self, text: str) -> bool:
+        normalizer = self._tokenizer.normalizer
+        if normalizer is None or "ByteLevel" in self._normalizers:
+            return True
+        normalized = normalizer.normalize_str(text)
+        return text == (normalized.replace(self._mark, " ") if self._mark else normalized)
+
+
+def _types(step: Any) -> list[str]:
+    """The kinds of steps of a normalizer or pre-tokenizer, as in a tokenizer.json."""
+    if not isinstance(step, dict):
+        return []
+    parts = step.get("normalizers") or step.get("pretokenizers")
+    return [kind for part in parts for kind in _types(part)] if parts else [str(step.get("type"))]
