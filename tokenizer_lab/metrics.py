@@ -192,8 +192,9 @@ class Spelled(NamedTuple):
         return sum(self.reasons.values()) / self.num_bytes if self.num_bytes else 0.0
 
     def __str__(self) -> str:
-        why = ", ".join(f"{count / self.num_bytes:.1%} as {reason}" for reason, count in self.reasons.items())
-        return f"{self.share:.1%} of {self.num_bytes:,} bytes are spelled in bytes" + (f": {why}" if why else "")
+        why = ", ".join(f"{100 * count / self.num_bytes:.1f} % as {why}" for why, count in self.reasons.items())
+        share = f"{100 * self.share:.1f} % of {self.num_bytes:,} bytes are spelled in bytes"
+        return f"{share}: {why}" if why else share
 
 
 def spelled(representation: Representation, documents: Sequence[bytes]) -> Spelled | None:

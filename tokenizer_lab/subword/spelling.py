@@ -61,15 +61,15 @@ class Spelling:
         Args:
           unused: two characters that no token has.
         """
-        whole = {content: tokenizers.Regex(rf"\A{re.escape(content)}\z") for content in other}
         parts: list[decoders.Decoder] = []
         shield, space = unused
-        for content, pattern in whole.items():
+        for token, bytes_ in other.items():
             if self.byte_level:
-                spelled = "".join(map(CHARACTER_OF_BYTE.__getitem__, other[content]))
+                spelled = "".join(map(CHARACTER_OF_BYTE.__getitem__, bytes_))
             else:  # So that no step below knows it: these are taken out again at the end.
-                spelled = shield + (content.replace(self.mark, space) if self.mark else content) + shield
-            parts.append(decoders.Replace(pattern, spelled))
+                text = bytes_.decode()
+                spelled = shield + (text.replace(self.mark, space) if self.mark else text) + shield
+            parts.append(decoders.Replace(tokenizers.Regex(rf"\A{re.escape(token)}\z"), spelled))
         if self.prefix:
             parts.append(decoders.Replace(tokenizers.Regex(rf"\A{re.escape(self.prefix)}"), ""))
         if self.suffix:
@@ -154,10 +154,10 @@ def _bytes_of_added(token: tokenizers.AddedToken, spec: dict[str, Any], spelling
 def exact_decoder(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer, reading: int) -> decoders.Decoder:
     """The decoder that writes the bytes of `token_bytes`, whatever the decoder of `spec` adds, drops or changes."""
     spelling, other = spelling_of(spec, reading), {}
-    for token in tokenizer.get_added_tokens_decoder().values():
-        bytes_ = _bytes_of_added(token, spec, spelling, reading)
-        if not token.special and spelling.bytes_of(token.content) != bytes_:
-            other[token.content] = bytes_
+    for id_, token in tokenizer.get_added_tokens_decoder().items():
+        bytes_, given = _bytes_of_added(token, spec, spelling, reading), tokenizer.id_to_token(id_)  # as normalized
+        if not token.special and spelling.bytes_of(given) != bytes_:
+            other[given] = bytes_
     used = set("".join(tokenizer.get_vocab())) if other else set()
     unused = [character for character in map(chr, _PRIVATE_USE) if character not in used]
     return spelling.decoder(other, unused[:2])
