@@ -7,6 +7,7 @@ import tokenizers
 from tokenizer_lab.subword.spaces import mark_of_space
 
 NO_TOKEN = "its vocabulary has no token for them"
+SPECIAL_NAME = "they are, or are taken for, one of its special tokens"
 
 
 class Changes:

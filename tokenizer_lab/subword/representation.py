@@ -29,7 +29,7 @@ import tokenizers
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation, check_ids
 from tokenizer_lab.subword.borders import Borders
-from tokenizer_lab.subword.changes import NO_TOKEN, Changes
+from tokenizer_lab.subword.changes import NO_TOKEN, SPECIAL_NAME, Changes
 from tokenizer_lab.subword.segments import is_invalid, runs_of
 from tokenizer_lab.subword.spelling import byte_tokens, token_bytes
 from tokenizer_lab.subword.tokenizer_json import (
@@ -121,7 +121,8 @@ class SubwordRepresentation(Representation):
                 yield self._changes.why_dropped(text[done:start]), text[done:start]
             part, done = text[start:end], max(done, end)
             if self._join(group) != part.encode():
-                yield self._changes.why_changed(part), part
+                has_special = any(not self._token_lengths[id_] for id_ in group)
+                yield SPECIAL_NAME if has_special else self._changes.why_changed(part), part
             elif self._byte_tokens.issuperset(group) and group:
                 yield NO_TOKEN, part
 

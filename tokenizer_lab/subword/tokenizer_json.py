@@ -19,6 +19,8 @@ from tokenizer_lab.subword.spelling import (
 # added tokens through the byte alphabet, byte tokens of BPE only, spaces lost where the pre-tokenizer drops them.
 READING = 2
 
+_UNKNOWN_PENALTY = 10.0  # What the library's Unigram takes off the lowest score for an unknown character.
+
 # What changing a JSON raises that is too deep, or not of the form we change.
 _OF_OUR_CHANGES = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
@@ -54,7 +56,7 @@ def faithful_tokenizer(spec: dict[str, Any], reading: int = READING) -> tokenize
             "normalizer": without_prefix_space(spec.get("normalizer")),
             "pre_tokenizer": without_prefix_space(pre_tokenizer),
             "decoder": None,
-            "model": _plain_model(spec["model"]),
+            "model": _plain_model(spec, reading),
         }
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec | changes))
     except BaseException as error:
@@ -73,6 +75,7 @@ def reading_matters(spec: dict[str, Any]) -> bool:
     today, first = (faithful_tokenizer(spec, reading) for reading in (READING, 1))
     return (
         token_bytes(spec, today, READING) != token_bytes(spec, first, 1)
+        or _plain_model(spec, READING) != _plain_model(spec, 1)
         or with_spaces_kept(spec.get("pre_tokenizer")) != spec.get("pre_tokenizer")
         or _found_as(today) != _found_as(first)
     )
@@ -84,14 +87,17 @@ def _found_as(tokenizer: tokenizers.Tokenizer) -> list[tuple[str, bool, bool]]:
     return [(token.content, token.lstrip, token.rstrip) for token in added if not token.special]
 
 
-def _plain_model(model: dict[str, Any]) -> dict[str, Any]:
-    """A model, as in a tokenizer.json, without random merges, and with an id for what it does not know.
+def _plain_model(spec: dict[str, Any], reading: int) -> dict[str, Any]:
+    """The model without random merges, and with an id for what it does not know.
 
     Any id will do: its bytes are not those of the text, and so `encode` does not use it. Unigram takes neighbours with
     that id for one unknown word, so there it is the least probable, and none where nothing is unknown.
     """
+    model = spec["model"]
     vocab = model.get("vocab")
     if isinstance(vocab, list):  # Unigram
+        if reading > 1 and (names := _names(spec) & {piece for piece, _ in vocab}):
+            model = model | {"vocab": _names_last(vocab, names)}
         if model.get("unk_id") is None and not BYTE_OF_CHARACTER.keys() <= {piece for piece, _ in vocab}:
             return model | {"unk_id": min(range(len(vocab)), key=lambda id_: vocab[id_][1], default=None)}
     elif "merges" in model:  # BPE leaves out what it does not know
@@ -99,6 +105,19 @@ def _plain_model(model: dict[str, Any]) -> dict[str, Any]:
     elif isinstance(vocab, dict) and str(model.get("unk_token")) not in vocab:
         return model | {"unk_token": min(vocab, default="")}
     return model
+
+
+def _names(spec: dict[str, Any]) -> set[str]:
+    """Tokens that stand for something else than their name: special ones, and those of bytes."""
+    special = {token["content"] for token in spec.get("added_tokens") or [] if token.get("special")}
+    return special | {f"<0x{byte:02X}>" for byte in range(256) if spec["model"].get("byte_fallback")}
+
+
+def _names_last(vocab: list[Any], names: set[str]) -> list[Any]:
+    """A Unigram vocabulary that writes names in a text by other pieces, as SentencePiece does. It has them with a score
+    of 0, and so would find them."""
+    lowest = min([0.0, *(score for piece, score in vocab if piece not in names)]) - _UNKNOWN_PENALTY
+    return [[piece, lowest * (1 + len(piece)) if piece in names else score] for piece, score in vocab]
 
 
 def raise_unless_from_library(error: BaseException) -> None:

@@ -3,6 +3,7 @@ a reason; the exported tokenizer has the same ids and gives back the text."""
 
 import functools
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -96,7 +97,6 @@ TEXTS = [
     *("the lamp", "    the lamp", " the", "The lamp  the", "thelamp the\n\n\tlamp ", "für Übung, fürs the für"),
     *("##x the ##x a▁b", "<s> the <mask> lamp", "cafe\u0301 é 語 ▁ über 🙂", "<0x41> Ġthe \u00ad", ""),
 ]
-PLAIN_TEXTS = TEXTS[:3]
 
 
 def made(model: str, normalizer: str, pre_tokenizer: str, decoder: str, added: str) -> Tokenizer:
@@ -124,32 +124,103 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def cells(model: str) -> list[tuple[str, ...]]:
-    return [(model, *rest) for rest in itertools.product(NORMALIZERS, PRE_TOKENIZERS, DECODERS, ADDED)]
+    """Of a kind of model each normalizer with each pre-tokenizer; decoders and added tokens in turn."""
+    pairs = itertools.product(NORMALIZERS, PRE_TOKENIZERS)
+    ends = itertools.cycle(itertools.product(DECODERS, ADDED))
+    return [(model, *pair, *end) for pair, end in zip(pairs, ends, strict=False)]
 
 
-def check_cell(cell: tuple[str, ...]) -> int:
-    """How many texts have the library's ids and come back from the export."""
+def check_cell(cell: tuple[str, ...]) -> None:
     representation = SubwordRepresentation(made(*cell).to_str().encode())
     try:
         export = exported(representation)
     except UserError as error:
         assert "lacks ids" in str(error) and not representation.spells_every_byte
         export = None
-    kept = 0
+    used = representation.used_tokenizer
     for text in TEXTS:
         ids = representation.encode(text.encode()).tolist()
-        assert representation.decode(ids) == text.encode() and representation.byte_lengths(ids).sum() == len(
-            text.encode()
-        )
-        library_ids = ids_of(representation.used_tokenizer, text)
-        assert ids == library_ids or representation.spelled_bytes([text.encode()]), text
-        if export and ids == library_ids:
+        assert representation.decode(ids) == text.encode(), text
+        assert representation.byte_lengths(ids).sum() == len(text.encode())
+        reasons = representation.spelled_bytes([text.encode()])
+        assert ids == ids_of(used, text) or reasons, text
+        if export and ids == ids_of(used, text):
             assert ids_of(export, text) == ids and export.decode(ids) == text, text
-            kept += 1
-    return kept
+        elif export:  # What may lie between them is text that the library changes or drops.
+            assert any("normalizer" in reason or "drops" in reason or "no token" in reason for reason in reasons), text
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_cell(model):
-    kept = {cell: check_cell(cell) for cell in cells(model)}
-    print(len(kept), sum(kept.values()))
+def test_bytes_are_exact_and_ids_the_library_s_or_a_reason_is_given(model):
+    for cell in cells(model):
+        check_cell(cell)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_so_they_are_with_every_decoder(model):
+    for rest in itertools.product(NORMALIZERS, PRE_TOKENIZERS, DECODERS, ADDED):
+        check_cell((model, *rest))
+
+
+LOSSLESS = [
+    *(("bpe", "none", name) for name in ("byte-level", "gpt4")),
+    *(("wordpiece", "none", name) for name in ("byte-level", "gpt4")),
+    *(("bpe with byte tokens", "none", name) for name in ("none", "metaspace", "words, metaspace")),
+    *(("unigram with byte tokens", "none", name) for name in ("none", "metaspace", "words, metaspace")),
+    *((f"{model} with byte tokens", "llama", "none") for model in ("bpe", "unigram")),
+]
+
+
+@pytest.mark.parametrize(("cell", "decoder"), zip(LOSSLESS, itertools.cycle(DECODERS), strict=False), ids=str)
+def test_what_changes_no_text_has_the_library_s_ids_for_all_text(cell, decoder):
+    representation = SubwordRepresentation(made(*cell, decoder, "added").to_str().encode())
+    export = exported(representation)
+    for text in TEXTS:
+        ids = representation.encode(text.encode()).tolist()
+        if "##" in text and "wordpiece" in cell:
+            continue  # "##x" behind another word is one more id of the same name
+        if "▁" in text:
+            continue  # which the library reads as a space
+        assert ids == ids_of(export, text), text
+        assert export.decode(ids) == text, text
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "wordlevel"])
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer"),
+    [("llama", "none"), *(("none", name) for name in PRE_TOKENIZERS if "metaspace" in name or "byte" in name)],
+)
+def test_a_space_is_the_mark_that_the_library_puts_before_a_word(model, normalizer, pre_tokenizer):
+    tokenizer = made(model, normalizer, pre_tokenizer, "none", "none")
+    representation = SubwordRepresentation(tokenizer.to_str().encode())
+    assert representation.encode(b" the lamp").tolist() == ids_of(tokenizer, "the lamp")
+
+
+@pytest.mark.parametrize("added", ADDED["added"], ids=lambda token: token.content)
+@pytest.mark.parametrize("pre_tokenizer", ["byte-level", "metaspace", "bert", "none"])
+def test_an_added_token_stands_for_its_content(pre_tokenizer, added):
+    tokenizer = Tokenizer(models.BPE({"<unk>": 0}, [], unk_token="<unk>"))
+    if PRE_TOKENIZERS[pre_tokenizer]:
+        tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]
+    tokenizer.add_tokens([added])
+    id_ = tokenizer.token_to_id(added.content)
+    representation = SubwordRepresentation(tokenizer.to_str().encode())
+    content = b"" if added.special else added.content.encode()
+    assert representation.decode([id_]) == content and representation.byte_lengths([id_]) == len(content)
+    assert (id_ in representation.encode(f"x {added.content} y".encode())) == (not added.special)
+
+
+@pytest.mark.parametrize(("cell", "decoder"), zip(LOSSLESS, itertools.cycle(DECODERS), strict=False), ids=str)
+def test_transformers_gives_the_same_ids_and_text(cell, decoder, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    representation = SubwordRepresentation(made(*cell, decoder, "added").to_str().encode())
+    for name, content in tokenizer_files(representation, for_encoder=False, max_positions=64).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    tokenizer, used = transformers.AutoTokenizer.from_pretrained(tmp_path), representation.used_tokenizer
+    for text in TEXTS:
+        ids = representation.encode(text.encode()).tolist()
+        if ids == ids_of(used, text):
+            assert tokenizer(text, add_special_tokens=False).input_ids == ids
+            assert tokenizer.decode(ids) == text
