@@ -1,5 +1,6 @@
 """Why a tokenizer's ids do not stand for the very text that they were made of."""
 
+import unicodedata
 from typing import Any
 
 import tokenizers
@@ -19,15 +20,19 @@ class Changes:
         self._normalizers = ", ".join(_types(spec.get("normalizer")))
         self._pre_tokenizers = ", ".join(_types(spec.get("pre_tokenizer")))
 
-    def why_dropped(self, text: str) -> str:
-        """Why text has no ids."""
-        if self._is_normalized(text) and self._pre_tokenizers and text.isspace():
+    def why_dropped(self, text: str, start: int, end: int) -> str:
+        """Why `text[start:end]` has no ids."""
+        if text[start:end].isspace() and self._pre_tokenizers and self._is_normalized(text[start:end]):
             return f"its pre-tokenizer drops them ({self._pre_tokenizers})"
-        return self.why_changed(text)
+        return self.why_changed(text, start, end)
 
-    def why_changed(self, text: str) -> str:
-        """Why text has ids of other text."""
-        if not self._is_normalized(text):
+    def why_changed(self, text: str, start: int, end: int) -> str:
+        """Why `text[start:end]` has ids of other text."""
+        while start > 0 and unicodedata.combining(text[start]):
+            start -= 1
+        while end < len(text) and unicodedata.combining(text[end]):
+            end += 1
+        if not self._is_normalized(text[start:end]):
             return f"its normalizer changes them ({self._normalizers})"
         return NO_TOKEN
 

@@ -118,11 +118,11 @@ class SubwordRepresentation(Representation):
             return
         for group, start, end in [*groups, ([], len(text), len(text))]:
             if start > done:
-                yield self._changes.why_dropped(text[done:start]), text[done:start]
+                yield self._changes.why_dropped(text, done, start), text[done:start]
             part, done = text[start:end], max(done, end)
             if self._join(group) != part.encode():
                 has_special = any(not self._token_lengths[id_] for id_ in group)
-                yield SPECIAL_NAME if has_special else self._changes.why_changed(part), part
+                yield SPECIAL_NAME if has_special else self._changes.why_changed(text, start, end), part
             elif self._byte_tokens.issuperset(group) and group:
                 yield NO_TOKEN, part
 
