@@ -143,12 +143,13 @@ class SubwordRepresentation(Representation):
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        reading = files.get(READING_FILE, b"1")
-        if files.keys() - {READING_FILE} != {TOKENIZER_FILE} or reading not in (b"1", json.dumps(READING).encode()):
+        if files.keys() - {READING_FILE} != {TOKENIZER_FILE}:
             raise UserError(
-                f"a subword artifact has the file {TOKENIZER_FILE}, and where it is read in a way of its own also "
-                f"{READING_FILE}, not {', '.join(files) or 'none'}; fit it again"
+                f"a subword artifact has the file {TOKENIZER_FILE}, not {', '.join(files) or 'none'}; fit it again"
             )
+        reading = files.get(READING_FILE, b"1")
+        if reading not in (b"1", json.dumps(READING).encode()):
+            raise UserError(f"{READING_FILE} is not one that this version knows, {READING}; fit it again")
         return cls(files[TOKENIZER_FILE], int(reading))
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
