@@ -13,7 +13,7 @@ import bisect
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 from tokenizers import models
@@ -101,8 +101,9 @@ class Borders:
         return False
 
 
-def _from_zero(words: list[int]) -> list[int]:
-    return [word - words[0] for word in words]
+def _from_zero(words: Sequence[int | None]) -> list[int]:
+    numbers = [word for word in words if word is not None]  # None is a token of a template, which is off.
+    return [number - numbers[0] for number in numbers]
 
 
 def _likely_places(text: str, end: int) -> Iterator[int]:

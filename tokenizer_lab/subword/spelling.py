@@ -131,8 +131,8 @@ def token_bytes(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer, reading: 
     spelling, bytes_of_ids = spelling_of(spec, reading), [b""] * size
     for id_, token in tokens.items():
         bytes_of_ids[id_] = spelling.bytes_of(token)
-    for id_, token in added.items():
-        bytes_of_ids[id_] = b"" if token.special else _bytes_of_added(token, spec, spelling, reading)
+    for id_, added_token in added.items():
+        bytes_of_ids[id_] = b"" if added_token.special else _bytes_of_added(added_token, spec, spelling, reading)
     return bytes_of_ids
 
 
@@ -153,9 +153,10 @@ def _bytes_of_added(token: tokenizers.AddedToken, spec: dict[str, Any], spelling
 
 def exact_decoder(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer, reading: int) -> decoders.Decoder:
     """The decoder that writes the bytes of `token_bytes`, whatever the decoder of `spec` adds, drops or changes."""
-    spelling, other = spelling_of(spec, reading), {}
+    spelling, other = spelling_of(spec, reading), dict[str, bytes]()
     for id_, token in tokenizer.get_added_tokens_decoder().items():
-        bytes_, given = _bytes_of_added(token, spec, spelling, reading), tokenizer.id_to_token(id_)  # as normalized
+        bytes_ = _bytes_of_added(token, spec, spelling, reading)
+        given = tokenizer.id_to_token(id_) or token.content  # What a decoder is given is as the normalizer leaves it.
         if not token.special and spelling.bytes_of(given) != bytes_:
             other[given] = bytes_
     used = set("".join(tokenizer.get_vocab())) if other else set()
