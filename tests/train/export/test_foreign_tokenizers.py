@@ -172,7 +172,7 @@ LOSSLESS = [
 ]
 
 
-@pytest.mark.parametrize(("cell", "decoder"), zip(LOSSLESS, itertools.cycle(DECODERS), strict=False), ids=str)
+@pytest.mark.parametrize(("cell", "decoder"), list(zip(LOSSLESS, itertools.cycle(DECODERS), strict=False)), ids=str)
 def test_what_changes_no_text_has_the_library_s_ids_for_all_text(cell, decoder):
     representation = SubwordRepresentation(made(*cell, decoder, "added").to_str().encode())
     export = exported(representation)
@@ -211,7 +211,7 @@ def test_an_added_token_stands_for_its_content(pre_tokenizer, added):
     assert (id_ in representation.encode(f"x {added.content} y".encode())) == (not added.special)
 
 
-@pytest.mark.parametrize(("cell", "decoder"), zip(LOSSLESS, itertools.cycle(DECODERS), strict=False), ids=str)
+@pytest.mark.parametrize(("cell", "decoder"), list(zip(LOSSLESS, itertools.cycle(DECODERS), strict=False)), ids=str)
 def test_transformers_gives_the_same_ids_and_text(cell, decoder, tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     representation = SubwordRepresentation(made(*cell, decoder, "added").to_str().encode())
