@@ -136,3 +136,13 @@ def test_a_text_without_borders_is_cut_where_memory_ends(monkeypatch):
     of, text = representation("gpt4"), " " * 10_000 + "語"
     assert {len(piece) for piece in of._borders.pieces(text)} == {3000, 1001}
     assert of.decode(of.encode(text.encode())) == text.encode()
+
+
+@pytest.mark.parametrize("added", ["€", "€€", "€€€"])
+def test_groups_of_digits_that_fill_what_is_looked_at_are_no_borders(added, monkeypatch):
+    tokenizer = Tokenizer.from_str(representation("gpt4").to_files()["tokenizer.json"].decode())
+    tokenizer.add_tokens([added])  # The longest one says how far is looked: among these, a multiple of three.
+    of = SubwordRepresentation(tokenizer.to_str().encode())
+    monkeypatch.setattr(borders, "SEGMENT_CHARACTERS", 1200)
+    text = document("digits", 4_000)
+    assert of.encode(text.encode()).tolist() == ids_by_the_library(of, text)
