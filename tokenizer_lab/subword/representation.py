@@ -11,8 +11,8 @@ How a library for text keeps the contract of `tokenizer_lab.representation`, whi
    end-of-document id, which is never one of the tokenizer's own.
 
 What puts into the ids something that is not in the text is off: templates such as `[CLS] $A [SEP]`, padding, the space
-put before the first word, and special tokens, whose literal text in a document is text. So are truncation and random
-segmentations.
+put before the first word, the spaces that an added token takes in, and special tokens, whose literal text in a document
+is text. So are truncation and random segmentations.
 """
 
 import collections
