@@ -4,7 +4,7 @@ other bytes."""
 import re
 from collections.abc import Iterable, Iterator
 
-# What is learned from comes in segments, for memory's sake, cut where every common tokenizer cuts too: between two words.
+# What is learned from comes in segments, for memory's sake, cut where every common tokenizer cuts: between two words.
 # (What is encoded is cut where its own tokenizer cuts, see borders.py; here there is none yet.)
 SEGMENT_BYTES = 1 << 15
 _WORD_BORDER = re.compile(rb"(?<=[A-Za-z]) (?=[A-Za-z])")
