@@ -11,7 +11,7 @@ import functools
 import statistics
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -179,6 +179,28 @@ def _entropy_bits(share: np.ndarray) -> float:
 
 
 # ---- Where ids cut a text, and whether it comes back ---------------------------------------------
+
+
+class Spelled(NamedTuple):
+    """How much of some text is spelled in bytes, and why: reason -> bytes."""
+
+    num_bytes: int
+    reasons: Mapping[str, int]
+
+    @property
+    def share(self) -> float:
+        return sum(self.reasons.values()) / self.num_bytes if self.num_bytes else 0.0
+
+    def __str__(self) -> str:
+        why = ", ".join(f"{100 * count / self.num_bytes:.1f} % as {why}" for why, count in self.reasons.items())
+        share = f"{100 * self.share:.1f} % of {self.num_bytes:,} bytes are spelled in bytes"
+        return f"{share}: {why}" if why else share
+
+
+def spelled(representation: Representation, documents: Sequence[bytes]) -> Spelled | None:
+    """None where a representation has no ids but those of bytes, or none that stand for bytes."""
+    reasons = representation.spelled_bytes(documents)
+    return None if reasons is None else Spelled(sum(map(len, documents)), reasons)
 
 
 class MorphItem(NamedTuple):

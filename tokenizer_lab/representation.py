@@ -18,7 +18,7 @@ import hashlib
 import importlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -96,6 +96,11 @@ class Representation(abc.ABC):
         """Documents -> for each, what `encode` and `byte_lengths` say: i32[n] ids and i64[n] source bytes of each."""
         encoded = [self.encode(text) for text in texts]
         return [(ids, self.byte_lengths(ids)) for ids in encoded]
+
+    def spelled_bytes(self, documents: Iterable[bytes]) -> Mapping[str, int] | None:
+        """Why text has ids of single bytes instead of the tokenizer's own -> how many bytes of `documents` have. None
+        of a representation that has no other ids."""
+        return None
 
     def open_prompt(self, text: bytes) -> "OpenPrompt":
         """What is certain of the ids of all documents that begin with `text`.

@@ -11,14 +11,13 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_bytes
+from tokenizer_lab.subword.foreign_files import read_tokenizer_json
 from tokenizer_lab.subword.pretokenization import PRETOKENIZATIONS, pre_tokenizer, with_digits
 from tokenizer_lab.subword.representation import SubwordRepresentation
 from tokenizer_lab.subword.segments import SEGMENT_BYTES, valid_texts
+from tokenizer_lab.subword.spelling import MAX_VOCAB_SIZE
 from tokenizer_lab.subword.superword import MIN_COUNT, SUPERWORD_SPLIT, TextSample, add_superwords
-from tokenizer_lab.subword.tokenizer_json import MAX_VOCAB_SIZE
 
-MAX_TOKENIZER_BYTES = 1 << 30
 _NUM_BYTES = 256
 
 
@@ -42,7 +41,8 @@ class SubwordFit:
     superword_sample_bytes: int = 64 << 20
     """Text that merges across spaces are learned from, a random part of the corpus; takes 15 times as much memory."""
     from_file: pathlib.Path | None = None
-    """Take this tokenizer.json instead of learning one; the other options then mean nothing."""
+    """Take this tokenizer.json, or the one in this folder, instead of learning one; the other options then mean
+    nothing."""
 
     def __post_init__(self) -> None:
         smallest = _NUM_BYTES + 1
@@ -154,7 +154,7 @@ FIT_OPTIONS = SubwordFit
 
 
 def _load_tokenizer_json(path: pathlib.Path) -> SubwordRepresentation:
-    content = read_bytes(path, "tokenizer", MAX_TOKENIZER_BYTES)
+    content = read_tokenizer_json(path)
     try:
         return SubwordRepresentation(content)
     except UserError as error:

@@ -11,11 +11,15 @@ How a library for text keeps the contract of `tokenizer_lab.representation`, whi
    end-of-document id, which is never one of the tokenizer's own.
 
 What puts into the ids something that is not in the text is off: templates such as `[CLS] $A [SEP]`, padding, the space
-put before the first word, and special tokens, whose literal text in a document is text. So are truncation and random
-segmentations.
+put before the first word, the spaces that an added token takes in, and special tokens, whose literal text in a document
+is text. So are truncation and random segmentations.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import collections
+import functools
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -24,10 +28,20 @@ import tokenizers
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation, check_ids
-from tokenizer_lab.subword.segments import is_invalid, runs_of, segments_of
-from tokenizer_lab.subword.tokenizer_json import faithful_tokenizer, parse, raise_unless_from_library, token_bytes
+from tokenizer_lab.subword.borders import Borders
+from tokenizer_lab.subword.changes import NO_TOKEN, SPECIAL_NAME, Changes
+from tokenizer_lab.subword.segments import is_invalid, runs_of
+from tokenizer_lab.subword.spelling import byte_tokens, token_bytes
+from tokenizer_lab.subword.tokenizer_json import (
+    READING,
+    faithful_tokenizer,
+    parse,
+    raise_unless_from_library,
+    reading_matters,
+)
 
 TOKENIZER_FILE = "tokenizer.json"
+READING_FILE = "reading.json"
 _EVERY_BYTE = {bytes([byte]) for byte in range(256)}
 
 
@@ -36,12 +50,16 @@ class SubwordRepresentation(Representation):
 
     kind = "subword"
 
-    def __init__(self, tokenizer_json: bytes):
-        """`tokenizer_json`: the content of a tokenizer.json. Raises UserError if it is not one."""
-        self._tokenizer_json = tokenizer_json
+    def __init__(self, tokenizer_json: bytes, reading: int = READING):
+        """`tokenizer_json`: the content of a tokenizer.json, to be read as `reading` says. Raises UserError if it is
+        not one."""
+        self._tokenizer_json, self._reading = tokenizer_json, reading
         spec = parse(tokenizer_json)
-        self._tokenizer = faithful_tokenizer(spec)
-        self._token_bytes = token_bytes(spec, self._tokenizer)
+        self._tokenizer = faithful_tokenizer(spec, reading)
+        self._token_bytes = token_bytes(spec, self._tokenizer, reading)
+        self._changes = Changes(spec, self._tokenizer)
+        self._byte_tokens = byte_tokens(spec, self._tokenizer)
+        self._borders = Borders(self._tokenizer, self._token_bytes)
         self.spells_every_byte = _EVERY_BYTE <= set(self._token_bytes)
         """Whether the tokenizer has an id for each byte, so that ids of the artifact's own are not needed."""
         if not self.spells_every_byte:
@@ -53,13 +71,15 @@ class SubwordRepresentation(Representation):
         self.vocab_size = len(self._token_bytes)
 
     def encode(self, text: bytes) -> np.ndarray:
-        return np.concatenate(
-            [np.array(self.encode_segments([segment])[0], dtype=np.int32) for segment in segments_of(text)]
-        )
+        ids = [np.zeros(0, np.int32)]
+        for run in runs_of(text):
+            for piece in [run] if is_invalid(run) else self._borders.pieces(run):
+                of_piece = self._spell(piece) if is_invalid(piece) else self._encode_texts([piece])[0]
+                ids.append(np.array(of_piece, dtype=np.int32))
+        return np.concatenate(ids)
 
     def encode_segments(self, segments: Sequence[bytes]) -> list[list[int]]:
-        """The ids of texts of at most `SEGMENT_BYTES` each, in one call of the library: for many short texts far faster
-        than `encode`."""
+        """The ids of short texts in one call of the library: for many of them far faster than `encode`."""
         runs_of_segments = [runs_of(segment) for segment in segments]
         of_valid_run = iter(
             self._encode_texts([run for runs in runs_of_segments for run in runs if not is_invalid(run)])
@@ -75,6 +95,37 @@ class SubwordRepresentation(Representation):
     def byte_lengths(self, ids: npt.ArrayLike) -> np.ndarray:
         return self._token_lengths[check_ids(ids, self.vocab_size)]
 
+    def spelled_bytes(self, documents: Iterable[bytes]) -> dict[str, int]:
+        """Why text of `documents` is spelled in bytes, by this class or by byte tokens of the tokenizer's own -> how
+        many bytes are."""
+        counts: collections.Counter[str] = collections.Counter()
+        for run in itertools.chain.from_iterable(map(runs_of, documents)):
+            if is_invalid(run):
+                counts["they are not UTF-8"] += len(run)
+                continue
+            for piece in self._borders.pieces(run):
+                for reason, spelled in self._spelled_parts(piece):
+                    counts[reason] += len(spelled.encode())
+        return dict(counts.most_common())
+
+    def _spelled_parts(self, text: str) -> Iterator[tuple[str, str]]:
+        """(why, part) for each part of a text that is spelled in bytes."""
+        try:
+            groups, done = list(self._aligned(text)), 0
+        except BaseException as error:
+            raise_unless_from_library(error)
+            yield "the library fails on the text around them", text
+            return
+        for group, start, end in [*groups, ([], len(text), len(text))]:
+            if start > done:
+                yield self._changes.why_dropped(text, done, start), text[done:start]
+            part, done = text[start:end], max(done, end)
+            if self._join(group) != part.encode():
+                has_special = any(not self._token_lengths[id_] for id_ in group)
+                yield SPECIAL_NAME if has_special else self._changes.why_changed(text, start, end), part
+            elif self._byte_tokens.issuperset(group) and group:
+                yield NO_TOKEN, part
+
     @property
     def used_tokenizer(self) -> tokenizers.Tokenizer:
         """A copy of the library's tokenizer as it is used here, without what the module docstring says is off."""
@@ -83,15 +134,23 @@ class SubwordRepresentation(Representation):
         return copy
 
     def to_files(self) -> dict[str, bytes]:
-        return {TOKENIZER_FILE: self._tokenizer_json}
+        files = {TOKENIZER_FILE: self._tokenizer_json}
+        return files | ({READING_FILE: json.dumps(READING).encode()} if self._says_reading else {})
+
+    @functools.cached_property
+    def _says_reading(self) -> bool:
+        return self._reading == READING and reading_matters(parse(self._tokenizer_json))
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        if files.keys() != {TOKENIZER_FILE}:
+        if files.keys() - {READING_FILE} != {TOKENIZER_FILE}:
             raise UserError(
                 f"a subword artifact has the file {TOKENIZER_FILE}, not {', '.join(files) or 'none'}; fit it again"
             )
-        return cls(files[TOKENIZER_FILE])
+        reading = files.get(READING_FILE, b"1")
+        if reading not in (b"1", json.dumps(READING).encode()):
+            raise UserError(f"{READING_FILE} is not one that this version knows, {READING}; fit it again")
+        return cls(files[TOKENIZER_FILE], int(reading))
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text. `_batch` frees the GIL, for other threads; `_fast` leaves out the offsets."""
@@ -109,13 +168,16 @@ class SubwordRepresentation(Representation):
 
     def _encode_aligned(self, text: str) -> list[int]:
         """The library's ids where their bytes are the very text at their offsets, byte ids everywhere else."""
-        [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
         ids, done = [], 0
-        for group, start, end in _overlapping(encoding.ids, encoding.offsets):
+        for group, start, end in self._aligned(text):
             if self._join(group) == text[start:end].encode():
                 ids += self._spell(text[done:start]) + group
                 done = end
         return ids + self._spell(text[done:])
+
+    def _aligned(self, text: str) -> Iterator[tuple[list[int], int, int]]:
+        [encoding] = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        return _overlapping(encoding.ids, encoding.offsets)
 
     def _spell(self, text: str) -> list[int]:
         return [self._byte_ids[byte] for byte in text.encode("utf-8", "surrogateescape")]

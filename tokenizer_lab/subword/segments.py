@@ -4,9 +4,8 @@ other bytes."""
 import re
 from collections.abc import Iterable, Iterator
 
-# The library takes about 110 bytes of memory for each byte of a text, and its split patterns fail on ten megabytes of
-# spaces ("retry-limit-in-match"). So it gets segments, cut where every common tokenizer cuts too: between two words.
-# (A superword that lies across the cut becomes two tokens, once in 32 KiB.)
+# What is learned from comes in segments, for memory's sake, cut where every common tokenizer cuts: between two words.
+# (What is encoded is cut where its own tokenizer cuts, see borders.py; here there is none yet.)
 SEGMENT_BYTES = 1 << 15
 _WORD_BORDER = re.compile(rb"(?<=[A-Za-z]) (?=[A-Za-z])")
 _WORD_BORDER_SEARCH_BYTES = 1 << 10

@@ -1,25 +1,28 @@
-"""Reading any tokenizer.json: which bytes each id stands for, and the tokenizer without what changes a text."""
+"""Reading any tokenizer.json: the tokenizer without what changes a text."""
 
 import json
-import re
-from collections.abc import Callable
 from typing import Any
 
 import tokenizers
-from tokenizers import models
 
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.subword.spaces import with_spaces_kept, without_prefix_space
+from tokenizer_lab.subword.spelling import (
+    BYTE_OF_CHARACTER,
+    ambiguous_added_tokens,
+    exact_decoder,
+    spelling_of,
+    token_bytes,
+)
 
-MAX_VOCAB_SIZE = 1 << 24
-_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+# How a tokenizer.json is read. Artifacts say it where it makes a difference; those that do not are read the first way:
+# added tokens through the byte alphabet, byte tokens of BPE only, spaces lost where the pre-tokenizer drops them.
+READING = 2
 
-# How byte-level tokenizers write bytes in JSON: visible ones as themselves, the others as characters from 256 on.
-_VISIBLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_HIDDEN_BYTES = sorted(set(range(256)) - set(_VISIBLE_BYTES))
-BYTE_OF_CHARACTER = {chr(byte): byte for byte in _VISIBLE_BYTES} | {
-    chr(256 + order): byte for order, byte in enumerate(_HIDDEN_BYTES)
-}
-CHARACTER_OF_BYTE = sorted(BYTE_OF_CHARACTER, key=BYTE_OF_CHARACTER.__getitem__)
+_UNKNOWN_PENALTY = 10.0  # What the library's Unigram takes off the lowest score for an unknown character.
+
+# What changing a JSON raises that is too deep, or not of the form we change.
+_OF_OUR_CHANGES = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 def parse(tokenizer_json: bytes) -> dict[str, Any]:
@@ -33,34 +36,68 @@ def parse(tokenizer_json: bytes) -> dict[str, Any]:
     return spec
 
 
-def faithful_tokenizer(spec: dict[str, Any]) -> tokenizers.Tokenizer:
-    """The tokenizer that `spec` describes, without what adds to the text, draws at random, or fails on a character."""
+def faithful_tokenizer(spec: dict[str, Any], reading: int = READING) -> tokenizers.Tokenizer:
+    """The tokenizer that `spec` describes, without what adds to the text, draws at random, or fails on a character.
+
+    What it decodes is what `token_bytes` says of its ids, whatever the decoder of `spec`.
+    """
     try:
-        spec = spec | {
+        pre_tokenizer, added = spec.get("pre_tokenizer"), spec.get("added_tokens") or []
+        if reading > 1:
+            ambiguous = ambiguous_added_tokens(spec, spelling_of(spec, reading))
+            pre_tokenizer = with_spaces_kept(pre_tokenizer)
+            # Nor do they take in the spaces around them.
+            added = [x | {"lstrip": False, "rstrip": False} for x in added if x["content"] not in ambiguous]
+        changes = {
             "truncation": None,
             "padding": None,
             "post_processor": None,
-            "normalizer": _without_prefix_space(spec.get("normalizer")),
-            "pre_tokenizer": _without_prefix_space(spec.get("pre_tokenizer")),
-            "model": _plain_model(spec["model"]),
+            "added_tokens": added,
+            "normalizer": without_prefix_space(spec.get("normalizer")),
+            "pre_tokenizer": without_prefix_space(pre_tokenizer),
+            "decoder": None,
+            "model": _plain_model(spec, reading),
         }
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec | changes))
     except BaseException as error:
-        if not isinstance(error, (RecursionError, TypeError, ValueError)):  # Too deep, or not of the form we change.
+        if not isinstance(error, _OF_OUR_CHANGES):
             raise_unless_from_library(error)
         raise UserError(f"not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}") from error
     tokenizer.encode_special_tokens = True  # Their literal text in a document is text.
+    tokenizer.decoder = exact_decoder(spec, tokenizer, reading)
     return tokenizer
 
 
-def _plain_model(model: dict[str, Any]) -> dict[str, Any]:
-    """A model, as in a tokenizer.json, without random merges, and with an id for what it does not know.
+def reading_matters(spec: dict[str, Any]) -> bool:
+    """Whether the first reading gives other ids or bytes than today's."""
+    if spec["model"].get("byte_fallback") and "merges" not in spec["model"]:
+        return True
+    today, first = (faithful_tokenizer(spec, reading) for reading in (READING, 1))
+    return (
+        token_bytes(spec, today, READING) != token_bytes(spec, first, 1)
+        or _plain_model(spec, READING) != _plain_model(spec, 1)
+        or with_spaces_kept(spec.get("pre_tokenizer")) != spec.get("pre_tokenizer")
+        or _found_as(today) != _found_as(first)
+    )
+
+
+def _found_as(tokenizer: tokenizers.Tokenizer) -> list[tuple[str, bool, bool]]:
+    """Added tokens that are text, and on which sides they take in spaces."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    return [(token.content, token.lstrip, token.rstrip) for token in added if not token.special]
+
+
+def _plain_model(spec: dict[str, Any], reading: int) -> dict[str, Any]:
+    """The model without random merges, and with an id for what it does not know.
 
     Any id will do: its bytes are not those of the text, and so `encode` does not use it. Unigram takes neighbours with
     that id for one unknown word, so there it is the least probable, and none where nothing is unknown.
     """
+    model = spec["model"]
     vocab = model.get("vocab")
     if isinstance(vocab, list):  # Unigram
+        if reading > 1 and (names := _names(spec) & {piece for piece, _ in vocab}):
+            model = model | {"vocab": _names_last(vocab, names)}
         if model.get("unk_id") is None and not BYTE_OF_CHARACTER.keys() <= {piece for piece, _ in vocab}:
             return model | {"unk_id": min(range(len(vocab)), key=lambda id_: vocab[id_][1], default=None)}
     elif "merges" in model:  # BPE leaves out what it does not know
@@ -70,60 +107,17 @@ def _plain_model(model: dict[str, Any]) -> dict[str, Any]:
     return model
 
 
-def _without_prefix_space(step: Any) -> Any:
-    """A normalizer or pre-tokenizer, as in a tokenizer.json, that does not put a space before the text."""
-    if not isinstance(step, dict):
-        return step
-    if step.get("type") == "Prepend":
-        return None
-    if step.get("type") == "Metaspace":
-        return step | {"prepend_scheme": "never"}
-    if step.get("type") == "ByteLevel" and "add_prefix_space" in step:
-        return step | {"add_prefix_space": False}
-    for steps in ("normalizers", "pretokenizers"):
-        if isinstance(step.get(steps), list):
-            step = step | {steps: [x for x in map(_without_prefix_space, step[steps]) if x is not None]}
-    return step
+def _names(spec: dict[str, Any]) -> set[str]:
+    """Tokens that stand for something else than their name: special ones, and those of bytes."""
+    special = {token["content"] for token in spec.get("added_tokens") or [] if token.get("special")}
+    return special | {f"<0x{byte:02X}>" for byte in range(256) if spec["model"].get("byte_fallback")}
 
 
-def token_bytes(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> list[bytes]:
-    """What each id of the library stands for: b"" for special tokens, and where an id has no token.
-
-    A token that is spelled in a way not known here gets wrong bytes, and `encode` then never uses it.
-    """
-    tokens = sorted((id_, token) for token, id_ in tokenizer.get_vocab(with_added_tokens=False).items())
-    added = tokenizer.get_added_tokens_decoder()
-    size = 1 + max([*added, *(id_ for id_, _ in tokens)], default=-1)
-    if size > MAX_VOCAB_SIZE:
-        raise UserError(
-            f"not a tokenizer.json to use here: its largest id is {size - 1:,}, the limit is {MAX_VOCAB_SIZE - 1:,}"
-        )
-    spell = _spelling(spec, tokenizer.model)
-    bytes_of_ids = [b""] * size
-    for id_, token in tokens:
-        bytes_of_ids[id_] = spell(token)
-    for id_, added_token in added.items():
-        bytes_of_ids[id_] = b"" if added_token.special else spell(added_token.content)
-    return bytes_of_ids
-
-
-def _spelling(spec: dict[str, Any], model: models.Model) -> Callable[[str], bytes]:
-    """How the tokens of a tokenizer write bytes."""
-    steps = json.dumps([spec.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
-    byte_level, metaspace = '"ByteLevel"' in steps, "▁" in steps
-    byte_fallback = getattr(model, "byte_fallback", False)
-    prefix = getattr(model, "continuing_subword_prefix", None) or ""
-    suffix = getattr(model, "end_of_word_suffix", None) or ""
-
-    def spell(token: str) -> bytes:
-        if byte_fallback and (byte := _BYTE_TOKEN.fullmatch(token)):
-            return bytes.fromhex(byte[1])
-        token = token.removeprefix(prefix).removesuffix(suffix)
-        if byte_level and all(character in BYTE_OF_CHARACTER for character in token):
-            return bytes(map(BYTE_OF_CHARACTER.__getitem__, token))
-        return (token.replace("▁", " ") if metaspace else token).encode()
-
-    return spell
+def _names_last(vocab: list[Any], names: set[str]) -> list[Any]:
+    """A Unigram vocabulary that writes names in a text by other pieces, as SentencePiece does. It has them with a score
+    of 0, and so would find them."""
+    lowest = min([0.0, *(score for piece, score in vocab if piece not in names)]) - _UNKNOWN_PENALTY
+    return [[piece, lowest * (1 + len(piece)) if piece in names else score] for piece, score in vocab]
 
 
 def raise_unless_from_library(error: BaseException) -> None:

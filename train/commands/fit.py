@@ -9,13 +9,18 @@ import rich.console
 import tyro
 from etils import epath
 
+from data.held_out import fixed_subset
 from data.store import Corpus
+from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import KINDS, fit_options
 from train.commands.options import parse
-from train.commands.terminal import STOPPED_AND_SAVED, progress_bar
+from train.commands.terminal import STOPPED_AND_SAVED, heartbeat, progress_bar
 from train.exits import EXIT_STOPPED, interruptible_import
 from train.nearest import nearest
+
+SAMPLE_BYTES = 1 << 20
+"""Of the text that is looked at for what a representation spells in bytes."""
 
 
 def run(arguments: list[str]) -> int:
@@ -43,8 +48,10 @@ def run(arguments: list[str]) -> int:
     corpus = Corpus.open(options.corpus)
     documents = corpus.documents("train")
     if not hasattr(options.options, "lm"):
-        with progress_bar(console, f"fit {kind}", of_bytes=True) as update:
-            representation = options.options.fit(counted(documents, documents.num_bytes, update), corpus.content_hash)
+        learning = f"fit {kind}: all text has been read, learning from it"
+        with progress_bar(console, f"fit {kind}", of_bytes=True) as update, heartbeat(console, learning) as all_is_read:
+            counting = counted(documents, documents.num_bytes, update, all_is_read)
+            representation = options.options.fit(counting, corpus.content_hash)
     else:
         if (byte_lm := byte_language_model(options, console)) is None:
             return EXIT_STOPPED
@@ -58,6 +65,8 @@ def run(arguments: list[str]) -> int:
         soft_wrap=True,
         highlight=False,
     )
+    if (spelled := metrics.spelled(representation, fixed_subset(documents, SAMPLE_BYTES))) is not None:
+        console.print(f"{options.out}: {spelled}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -77,11 +86,17 @@ def byte_language_model(options: Any, console: rich.console.Console) -> Any:
     return load_byte_lm(run_dir)
 
 
-def counted(documents: Any, total_bytes: int = 0, update: Callable[[int, int], None] = lambda done, total: None) -> Any:
-    """Yields the documents and tells `update` how many bytes have been read."""
+def counted(
+    documents: Any,
+    total_bytes: int = 0,
+    update: Callable[[int, int], None] = lambda done, total: None,
+    all_is_read: Callable[[], None] = lambda: None,
+) -> Any:
+    """Yields the documents, and tells `update` how many bytes have been read and `all_is_read` that all are."""
     done = 0
     for number in range(len(documents)):
         document = documents[number]
         yield document
         done += len(document)
         update(done, total_bytes)
+    all_is_read()

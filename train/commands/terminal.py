@@ -1,6 +1,8 @@
 """What commands show in a terminal while they work."""
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +26,29 @@ def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool) ->
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def heartbeat(console: rich.console.Console, what: str, every_seconds: float = 30) -> Iterator[Callable[[], None]]:
+    """Yields `begin()`, from which on a line says what takes so long and for how long, again and again: for work in a
+    library that tells nothing until it is done."""
+    began, ended = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        began.wait()
+        start_seconds = time.monotonic()
+        while not ended.wait(every_seconds):
+            seconds = time.monotonic() - start_seconds
+            console.print(f"{what}, {seconds:.0f} s so far", markup=False, highlight=False, soft_wrap=True)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield began.set
+    finally:
+        ended.set()
+        began.set()
+        thread.join()
 
 
 def show_config(config: dict[str, Any], console: rich.console.Console) -> None:

@@ -27,7 +27,7 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import npy_array
 from tokenizer_lab.representation import CLS, MASK, SEP, Representation
 from tokenizer_lab.subword import SubwordRepresentation
-from tokenizer_lab.subword.tokenizer_json import CHARACTER_OF_BYTE
+from tokenizer_lab.subword.spelling import CHARACTER_OF_BYTE
 
 WINDOWS_CODE = pathlib.Path(__file__).with_name("tokenization_windows.py")
 _END_OF_DOCUMENT = "<|endoftext|>"

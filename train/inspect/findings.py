@@ -35,6 +35,7 @@ METRICS = {
     "unigram_bits_per_byte": Metric("unigram bits/byte", "", _decimals(3)),
     "used_share": Metric("vocabulary use", "share of ids", percent),
     "dead_ids": Metric("dead tokens", "ids not in the text", fixed),
+    "spelled_share": Metric("spelled in bytes", "share of the text", percent),
     "round_trip_share": Metric("round trip", "share of documents", percent),
     "premium_median": Metric("premium", "median of languages", _decimals(2)),
     "premium_max": Metric("highest premium", "of all languages", _decimals(2)),
@@ -54,6 +55,7 @@ class Inspected:
       why: name in the row -> why there is none.
       premium: language -> premium.
       morph_score: language -> score, and how many words it is of.
+      spelled: how much text is spelled in bytes, and why; None where there is none.
       pieces: of the shown text, in order, ids and the bytes they carry together.
     """
 
@@ -61,6 +63,7 @@ class Inspected:
     why: dict[str, str]
     premium: dict[str, float | None]
     morph_score: dict[str, metrics.MorphScore]
+    spelled: str | None
     pieces: list[tuple[list[int], bytes]]
 
     @property
@@ -105,6 +108,7 @@ class Inspection:
         notes = [
             f"No {METRICS[name].name} of {', '.join(labels)}: {reason}." for (name, reason), labels in lacking.items()
         ]
+        notes += [f"{found.label}: {found.spelled}." for found in self.representations if found.spelled]
         left_out = ", ".join(f"{count:,} of {language}" for language, count in self.num_left_out.items() if count)
         return notes + (
             [f"MorphScore: entries that are not two parts of their word were left out: {left_out}."] if left_out else []

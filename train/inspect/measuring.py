@@ -30,6 +30,7 @@ def measure(
 ) -> Inspected:
     """Computes all metrics of one representation. `about`, its names, becomes the beginning of the row."""
     text = metrics.encode(representation, texts.documents, advance)
+    spelled = metrics.spelled(representation, texts.documents)
     use, speed = metrics.vocabulary_use(text), metrics.speed(representation, _beginning(texts.documents, SPEED_BYTES))
     tokens = {
         language: metrics.encode(representation, lines, advance).num_tokens for language, lines in texts.lines.items()
@@ -56,6 +57,7 @@ def measure(
         "used_ids": use.used,
         "used_share": use.used / use.size,
         "dead_ids": use.size - use.used,
+        "spelled_share": None if spelled is None else spelled.share,
         "round_trip_share": metrics.round_trip_share(text, advance),
         "premium_median": statistics.median(premiums) if premiums else None,
         "premium_max": max(premiums, default=None),
@@ -71,7 +73,12 @@ def measure(
     }
     why = {name: reason for name, reason in reasons.items() if row[name] is None and reason}
     return Inspected(
-        row=row, why=why, premium=premium, morph_score=scores, pieces=shown_pieces(representation, texts.shown)
+        row=row,
+        why=why,
+        premium=premium,
+        morph_score=scores,
+        spelled=str(spelled) if spelled and spelled.reasons else None,
+        pieces=shown_pieces(representation, texts.shown),
     )
 
 

@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 
 from tokenizer_lab import UserError
 from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
-from tokenizer_lab.subword.tokenizer_json import BYTE_OF_CHARACTER
+from tokenizer_lab.subword.spelling import BYTE_OF_CHARACTER
 
 
 def minimal(**changes) -> bytes:
@@ -90,7 +90,7 @@ def test_nesting_of_any_depth_is_refused(free_frames):
 def test_a_tokenizer_json_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.json does not exist"):
         SubwordFit(from_file=tmp_path / "nothing.json").fit([], "")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="has no tokenizer.json"):
         SubwordFit(from_file=tmp_path).fit([], "")
 
 

@@ -15,7 +15,7 @@ from tokenizer_lab.equal_info.window_code import Matcher, build_tree
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS, Representation
 from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
-from tokenizer_lab.subword.tokenizer_json import CHARACTER_OF_BYTE
+from tokenizer_lab.subword.spelling import CHARACTER_OF_BYTE
 from train.export.tokenizer import tokenizer_files, windows_pattern
 
 TEXT = "The words of a text, and a few more of them: naïve 日本 text. def of(text):\n    return 'the words'\n" * 20

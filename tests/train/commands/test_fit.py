@@ -1,0 +1,41 @@
+"""`toklab fit` says what it does while it takes long, and what a tokenizer cannot say."""
+
+import io
+import time
+
+import rich.console
+from tokenizers import Tokenizer, models, normalizers
+
+from train.commands import command_line
+from train.commands.terminal import heartbeat
+
+
+def test_what_takes_long_says_so_again_and_again():
+    console = rich.console.Console(file=io.StringIO(), width=40)
+    with heartbeat(console, "learning [all] of it", every_seconds=0.01) as begin:
+        time.sleep(0.05)
+        assert console.file.getvalue() == ""
+        begin()
+        while console.file.getvalue().count("\n") < 2:
+            time.sleep(0.01)
+    said = console.file.getvalue()
+    assert said.startswith("learning [all] of it, 0 s so far\n")
+    time.sleep(0.05)
+    assert console.file.getvalue() == said
+
+
+def test_a_heartbeat_that_never_began_says_nothing():
+    console = rich.console.Console(file=io.StringIO())
+    with heartbeat(console, "learning", every_seconds=0.001):
+        pass
+    assert console.file.getvalue() == ""
+
+
+def test_the_share_of_text_that_a_tokenizer_spells_in_bytes_is_told(corpus, tmp_path, capsys):
+    tokenizer = Tokenizer(models.BPE({chr(byte): byte for byte in range(128)}, []))
+    tokenizer.normalizer = normalizers.Replace("e", "a")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    arguments = ["--corpus", str(corpus), "--out", str(tmp_path / "theirs"), "--from-file", str(tmp_path)]
+    assert command_line.run(["fit", "subword", *arguments]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "bytes are spelled in bytes:" in told and "as its normalizer changes them (Replace)" in told
