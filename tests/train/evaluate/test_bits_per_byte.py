@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from train.evaluate.bits_per_byte import (
     text_statistics,
 )
 from train.loop import train
-from train.setup import set_up
+from train.setup import LoadedRun, set_up
 
 QUIET = rich.console.Console(quiet=True)
 
@@ -242,6 +243,45 @@ class Dropping(ByteRepresentation):
 def test_a_tokenizer_that_drops_or_normalizes_is_caught(score, representation, text, said):
     with pytest.raises(UserError, match="does not give a document back.*" + said):
         score([text], representation=representation)
+
+
+class SelfVerifying(ByteRepresentation):
+    """Takes long to decode, and has seen to it that ids are those of the text."""
+
+    verifies_encoding = True
+
+    def decode(self, ids):
+        raise AssertionError("decoded what the encoder has compared")
+
+
+def test_what_the_encoder_has_compared_is_not_decoded(score):
+    assert score([b"a text"], representation=SelfVerifying()).num_bytes.tolist() == [6]
+
+
+class Losing(ByteRepresentation):
+    """Says that texts do not come back."""
+
+    is_lossless = False
+
+
+def test_bits_per_byte_of_what_loses_text_are_refused(score):
+    with pytest.raises(UserError, match="the byte representation .* does not give every text back"):
+        score([b"a text"], representation=Losing())
+
+
+def test_a_run_over_what_loses_text_is_refused_before_anything_is_written(recipe, one_device, tmp_path, monkeypatch):
+    monkeypatch.setattr(ByteRepresentation, "is_lossless", False)
+    with pytest.raises(UserError, match="does not give every text back"):
+        train(recipe, str(tmp_path / "run"), QUIET, make_judge)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_a_run_over_what_loses_text_is_refused(recipe, one_device, monkeypatch):
+    """Of any objective: an encoder's evaluation has bits per byte of the text's ids."""
+    loaded = LoadedRun(SimpleNamespace(recipe=recipe, representation=Losing()), None, {})
+    monkeypatch.setattr(evaluation, "load_run", lambda *_: loaded)
+    with pytest.raises(UserError, match="does not give every text back"):
+        evaluation.evaluate_run("run", None, lambda *_: None)
 
 
 def test_evaluation_reads_no_document_that_was_trained_on(make_recipe, one_device, tmp_path, monkeypatch):
