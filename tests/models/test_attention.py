@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from models.attention import _splash_attend, attend, attend_to_cache
+from models.attention import _splash_attend, _splash_refuses, attend, attend_to_cache
 from models.axes import Placement, use_placement
 
 ROWS, LENGTH = 2, 24
@@ -103,6 +103,20 @@ def test_attend_is_the_same_over_a_mesh(placement):
             )
 
     np.testing.assert_allclose(jax.jit(sharded)(q, k, v), jax.jit(attend)(q, k, v, SEGMENTS), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "shapes, said",
+    [
+        (((2, 256, 4, 64), (2, 256, 2, 64)), None),
+        (((2, 200, 4, 64), (2, 200, 2, 64)), "sequence length 200 is not a multiple of 128 x 2 sequence shards"),
+        (((2, 256, 4, 32), (2, 256, 2, 32)), "head dimension 32 is not a multiple of 64"),
+        (((2, 256, 3, 64), (2, 256, 3, 64)), "3 heads and 3 key/value heads do not split over 2 tensor shards"),
+        (((2, 256, 4, 64), (2, 256, 1, 64)), "4 heads and 1 key/value heads do not split over 2 tensor shards"),
+    ],
+)
+def test_what_the_splash_kernel_does_not_take_has_its_reason(placement, shapes, said):
+    assert _splash_refuses(*shapes, placement) == said
 
 
 def test_the_splash_kernel_is_the_same_attention_with_the_same_gradients(placement):

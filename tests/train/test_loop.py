@@ -270,6 +270,27 @@ def test_a_save_that_failed_in_the_background_stops_the_run_at_the_next_step(rec
     assert read_lines(RunFolder(tmp_path / "run").metrics) == []
 
 
+@pytest.mark.usefixtures("one_device")
+def test_every_part_of_a_run_is_under_its_own_deadline(recipe, tmp_path, monkeypatch):
+    """The watchdog hears of a part before it begins: an evaluation does not have a step's time."""
+    happened = []
+
+    def noting(name, function):
+        return lambda *arguments: (happened.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(loop, "save", noting("saves", loop.save))
+    monkeypatch.setattr(loop, "look_at", noting("looks", loop.look_at))
+    judge = lambda setup: noting("judges", lambda documents, params: {"num_bytes": 1})
+    train(recipe, tmp_path / "run", CONSOLE, judge, happened.append)
+    under = {"saves": set(), "looks": set(), "judges": set()}
+    part = "start"
+    for name in happened:
+        part = part if name in under else name
+        under.get(name, set()).add(part)
+    assert under == {"saves": {"save"}, "looks": {"step"}, "judges": {"evaluation"}}
+    assert [happened.count(name) for name in ("saves", "looks", "judges")] == [3, 12, 2]
+
+
 def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path, change):
     for message, bad in {
         "a batch of 12 rows cannot be split": change(recipe, data={"batch_rows": 12}),
