@@ -13,7 +13,16 @@ from flax import nnx
 from models.axes import parameter
 from models.decoder import Decoder, DecoderConfig
 from train.objectives import Causal
-from train.optimizer import LIMB_BITS, Budget, OptimizerConfig, from_limbs, learning_rate, limbs, make_meter
+from train.optimizer import (
+    LIMB_BITS,
+    Budget,
+    OptimizerConfig,
+    from_limbs,
+    learning_rate,
+    limbs,
+    make_meter,
+    sum_in_limbs,
+)
 from train.sharding import MeshConfig, batch_sharding, cursor_sharding, make_mesh, put_rows
 from train.step import build_program, make_train_step
 
@@ -274,12 +283,11 @@ class ToyRun:
         program, self.objective, self.train_step = toy_step(budget, flops_per_step, num_microbatches, self.mesh)
         self.state = program.init(KEY)
 
-    def batch(self, seed: int, **signals: float):
-        return make_batch(
-            self.mesh, seed, **{name: np.full(ROWS, value, np.float32) for name, value in (GOOD | signals).items()}
-        )
+    def batch(self, seed: int, **signals: float | np.ndarray):
+        of_rows = lambda value: value if isinstance(value, np.ndarray) else np.full(ROWS, value, np.float32)
+        return make_batch(self.mesh, seed, **{name: of_rows(value) for name, value in (GOOD | signals).items()})
 
-    def step(self, seed: int, **signals: float):
+    def step(self, seed: int, **signals: float | np.ndarray):
         """Takes one step; returns the state after it and its metrics, on the host."""
         self.state, metrics = self.train_step(self.state, self.batch(seed, **signals))
         return on_host(self.state), on_host(metrics)
@@ -358,7 +366,7 @@ def test_nothing_at_all_changes_when_the_budget_is_spent(budget, flops_per_step)
         shares.append(metrics["share"])
     assert 0 < shares[1] < shares[2] < 1 <= shares[3]
     if budget.bytes is not None:  # the third step was the one that reached it
-        assert 2100 <= from_limbs(state.bytes_seen) < 2100 + metrics["num_bytes"]
+        assert 2100 <= from_limbs(state.bytes_seen) < 2100 + from_limbs(metrics["num_bytes"])
     for seed, signals in ((10, GOOD), (11, BAD["loss is nan"])):
         after, metrics = run.step(seed, **signals)
         assert metrics["over"] and metrics["step"] == 3
@@ -371,9 +379,26 @@ def test_bytes_seen_carry_exactly(before):
     run.state = dataclasses.replace(run.state, bytes_seen=jnp.array(limbs(before), jnp.int32))
     for seed in range(3):
         state, metrics = run.step(seed)
-        before += int(metrics["num_bytes"])
+        before += from_limbs(metrics["num_bytes"])
         assert from_limbs(state.bytes_seen) == before
         assert 0 <= state.bytes_seen[1] < 2**LIMB_BITS
+
+
+@pytest.mark.parametrize("of_a_row", [0, 1, 4_700_000, 2**31 - 1])
+@pytest.mark.parametrize("rows", [1, 7, 256, 1 << 10])
+def test_bytes_of_a_step_are_added_up_exactly(rows, of_a_row):
+    counts = np.full(rows, of_a_row, np.int64)
+    counts[:: 1 + rows // 3] //= 3
+    total = sum_in_limbs(jnp.asarray(counts, jnp.int32))
+    assert total.dtype == jnp.int32 and tuple(total.tolist()) == limbs(int(counts.sum()))
+
+
+def test_a_step_of_more_bytes_than_an_int32_holds_is_counted_exactly():
+    run = ToyRun(Budget(bytes=2**45))
+    for number in (1, 2):
+        state, metrics = run.step(number, num_bytes=np.full(ROWS, 2**31 - 1, np.int32))
+        assert from_limbs(metrics["num_bytes"]) == ROWS * (2**31 - 1)
+        assert from_limbs(state.bytes_seen) == number * ROWS * (2**31 - 1)
 
 
 def test_the_second_step_traces_nothing_and_the_state_is_donated():

@@ -29,12 +29,13 @@ def test_utilization_is_of_the_model_alone_and_the_budget_of_everything(setup, r
     model = model_flops_per_token(recipe, 257)["total"] * 8 * 32
     assert setup.model_flops_per_step == pytest.approx(model)
     logged = []
-    metrics = {"over": False, "step": 3, "bytes_seen": (0, 100), "skipped_in_a_row": 0}
+    metrics = {"over": False, "step": 3, "bytes_seen": (0, 100), "num_bytes": (3, 9), "skipped_in_a_row": 0}
     arrays = {name: loop.np.asarray(value) for name, value in metrics.items()}
     log = SimpleNamespace(step=lambda numbers, data_seconds: logged.append(numbers))
     assert not loop.look_at(arrays, setup, log, loop.Stopwatch())
     assert logged[0]["model_flops"] == pytest.approx(model) and logged[0]["flops"] == pytest.approx(setup.flops(3))
     assert logged[0]["tokens_seen"] == 3 * 8 * 32 and logged[0]["bytes_seen"] == 100
+    assert logged[0]["num_bytes"] == (3 << 30) + 9
 
 
 def test_rates_and_shares_are_of_the_time_without_evaluations(setup):
