@@ -8,6 +8,7 @@ import pathlib
 import signal
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 import rich.console
@@ -216,13 +217,20 @@ def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path, c
 
 @pytest.mark.usefixtures("one_device")
 def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(recipe, tmp_path, change):
-    train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE, make_judge)
-    bad = change(recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": 1e38})
+    bad = change(
+        recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": 1e38}, checkpoint={"every_steps": 2}
+    )
     with pytest.raises(
         UserError, match="the last 3 steps, up to step 3, were skipped because their gradients were not finite"
     ):
         train(bad, tmp_path / "bad", CONSOLE, make_judge)
-    assert Checkpoints(RunFolder(tmp_path / "run").checkpoints).latest_step() == 2
+    checkpoints, program = Checkpoints(RunFolder(tmp_path / "bad").checkpoints, read_only=True), set_up(bad).program
+    with contextlib.closing(checkpoints):
+        assert checkpoints.newest_whole(pytest.fail) == 2
+        kept = checkpoints.restore(2, program.shapes, program.shardings)
+    assert kept.skipped_steps == 2
+    fresh = program.init(jax.random.key_data(jax.random.key(bad.seed)))
+    jax.tree.map(np.testing.assert_array_equal, kept.params, fresh.params)
 
 
 @pytest.mark.usefixtures("one_device")

@@ -1,12 +1,12 @@
 """The training step: the same numbers on any mesh, bad steps left out, nothing done behind the end of the budget."""
 
+import contextlib
 import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -23,6 +23,7 @@ from train.optimizer import (
     make_meter,
     sum_in_limbs,
 )
+from train.run.checkpoints import Checkpoints
 from train.sharding import MeshConfig, batch_sharding, cursor_sharding, make_mesh, put_rows
 from train.step import build_program, make_train_step
 
@@ -192,20 +193,16 @@ def test_moments_live_where_their_parameter_does(kind, moments):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_orbax_saves_the_state_as_it_is_and_restores_it_onto_another_mesh(kind, tmp_path):
+def test_a_checkpoint_has_the_state_as_it_is_and_restores_it_onto_another_mesh(kind, tmp_path):
     saved = jax.device_put(
         trained_on_one_device(kind)[0], decoder_program(mesh_of(fsdp=8), optimizer_config(kind)).shardings
     )
     program = decoder_program(mesh_of(devices=4, fsdp=2, tensor=2), optimizer_config(kind))
-    with ocp.CheckpointManager(tmp_path) as manager:
-        manager.save(1, args=ocp.args.StandardSave(saved))
-        manager.wait_until_finished()
-        target = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            program.shapes,
-            program.shardings,
-        )
-        restored = manager.restore(1, args=ocp.args.StandardRestore(target))
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(1, saved, {"counters": {"step": 1}})
+        checkpoints.wait()
+        assert checkpoints.newest_whole(pytest.fail) == 1
+        restored = checkpoints.restore(1, program.shapes, program.shardings)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     assert jax.tree.map(lambda x: x.sharding, restored) == program.shardings
     assert_bitwise_equal(restored, saved)

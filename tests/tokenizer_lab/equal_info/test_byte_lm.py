@@ -1,5 +1,6 @@
 """The integer byte language model: the same integers however it is run, and close to the float model behind it."""
 
+import functools
 import hashlib
 import os
 import subprocess
@@ -105,6 +106,14 @@ def test_steps_of_more_layers_and_ungrouped_heads_give_the_integers_of_whole_con
 def test_steps_that_are_compiled_without_optimizing_give_the_same(walked):
     options = {"xla_backend_optimization_level": 0, "xla_disable_hlo_passes": "fusion,algsimp"}
     assert_steps_give(*walked, 4, 45, jax.jit(byte_lm.step, compiler_options=options))
+
+
+def test_the_programs_as_they_ship_give_the_same(as_shipped, walked):
+    lm, texts, shares = walked
+    assert_steps_give(*walked, 4, 45, jax.jit(functools.partial(byte_lm.step)))
+    ids = np.concatenate([np.full((len(texts), 1), START), texts[:, : CONTEXT - 1]], axis=1).astype(np.int32)
+    along = jax.jit(functools.partial(byte_lm.all_shares))(lm.weights, ids)
+    np.testing.assert_array_equal(np.asarray(along).swapaxes(0, 1), shares[:CONTEXT])
 
 
 @pytest.mark.slow
