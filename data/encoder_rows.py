@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from data.encoded import Encoded, encode
-from data.rows import Batch, Row
+from data.rows import Batch, Row, check_count
 from tokenizer_lab.representation import CLS, SEP, Representation
 
 MIN_LENGTH = 8  # of a row
@@ -140,7 +140,11 @@ def row_seed(row: Row) -> np.uint32:
 
 def _numbers(num_bytes: int, seed: np.uint32, cursor: np.ndarray) -> Batch:
     """What a row has beside its ids."""
-    return {"num_bytes": np.array(num_bytes, np.int32), "row_seeds": np.array(seed), "cursors": cursor}
+    return {
+        "num_bytes": np.array(check_count(num_bytes, "bytes in a row"), np.int32),
+        "row_seeds": np.array(seed),
+        "cursors": cursor,
+    }
 
 
 def _joined(lines: list[Encoded]) -> Encoded:

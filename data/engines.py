@@ -114,7 +114,8 @@ class RayEngine:
             while to_do or in_order:
                 while to_do and idle and len(in_order) < _ITEMS_AHEAD * len(actors):
                     actor = idle.popleft()
-                    in_order.append(actor.run.remote(to_do.popleft()))
+                    run = actor.run.options(_generator_backpressure_num_objects=_RESULTS_AHEAD)
+                    in_order.append(run.remote(to_do.popleft()))
                     busy[in_order[-1].completed()] = actor
                 head = list(in_order)[:1]
                 happened: Any  # a reference, or a generator of them

@@ -10,6 +10,7 @@ from data.rows import Documents
 from data.store import Corpus
 from tokenizer_lab import metrics
 
+_MAX_MISSES = 64
 _SCRIPT_BYTES = 1 << 14  # of a document, by which its script is told
 
 
@@ -50,13 +51,16 @@ def held_out_documents(corpora: Sequence[Corpus]) -> HeldOut:
 
 def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:
     """Whole documents, taken in a fixed random order where they still fit in `max_bytes` (the first with text in any
-    case)."""
-    subset, total = [], 0
+    case); as many as `_MAX_MISSES` one after the other do not fit, and no more are read."""
+    subset, total, misses = [], 0, 0
     for number in np.random.default_rng(seed).permutation(len(documents)):
         document = documents[int(number)]
         if total == 0 or total + len(document) <= max_bytes:
             subset.append(document)
             total += len(document)
-        if total >= max_bytes:
+            misses = 0
+        else:
+            misses += 1
+        if total >= max_bytes or misses == _MAX_MISSES:
             break
     return subset

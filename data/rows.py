@@ -37,6 +37,8 @@ from tokenizer_lab.representation import Representation
 
 Batch = dict[str, np.ndarray]
 
+MAX_COUNT = 2**31 - 1  # what the int32 of a cursor or a batch holds
+
 
 class Documents(Protocol):
     """Random access to documents' bytes, such as `data.store.Documents`."""
@@ -227,7 +229,7 @@ class Row(abc.ABC):
 
     def next_draws(self, count: int) -> list[Draw]:
         """What the row draws next, the current document first unless it is open."""
-        streams, finished = self.streams, self._finished.copy()
+        streams, finished = self.streams, self._finished.astype(np.int64)
         draws = []
         for _ in range(count + (self._document is not None)):
             source = draw_source(streams.seed, self.row, int(finished.sum()), streams.weights)
@@ -245,9 +247,10 @@ class Row(abc.ABC):
 
     def advance(self, position: int, end: int) -> None:
         """Moves to a position of the current document, or to the next document if that is its end."""
-        self.position = position
+        self.position = check_count(position, "the position in a document")
         if position < end:
             return
+        check_count(int(self._finished[self._source]) + 1, "the number of documents that a row has finished")
         self._finished[self._source] += 1
         self.position, self._document = 0, None
         self._hash = running_hash(self._hash, self._document_hash)
@@ -280,7 +283,7 @@ class CausalRow(Row):
             num_bytes += int(lengths[start : start + take].sum())
             filled += take
             self.advance(start + take, len(lengths))
-        return out | {"num_bytes": np.array(num_bytes, np.int32), "cursors": self.cursor}
+        return out | {"num_bytes": np.array(check_count(num_bytes, "bytes in a row"), np.int32), "cursors": self.cursor}
 
     def _end_of_piece(self, position: int, end: int) -> int:
         """Where the document, or the piece of it that `position` is in, ends."""
@@ -289,6 +292,16 @@ class CausalRow(Row):
             return end
         first_end = 1 + self.chance("piece") % length
         return min(end, position + length - (position - first_end) % length)
+
+
+def check_count(count: int, what: str) -> int:
+    """The count. Raises UserError for more than a cursor or a batch can hold."""
+    if count > MAX_COUNT:
+        raise UserError(
+            f"{what} is {count:,}, at most {MAX_COUNT:,} can be counted; ingest shorter documents, e.g. with"
+            " --separator, or train with more rows or a shorter --data.sequence-length"
+        )
+    return count
 
 
 def put_piece(out: Batch, at: int, ids: np.ndarray, segment: int) -> None:

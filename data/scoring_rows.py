@@ -11,7 +11,7 @@ import numpy as np
 from data.encoded import Encoded
 from data.rows import Batch, document_positions, put_piece
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.representation import Representation
+from tokenizer_lab.representation import Representation, check_lossless
 
 
 def scoring_batches(
@@ -29,7 +29,11 @@ def scoring_batches(
     neighbours; what is left over shares rows with other documents' ends. With a `piece_length` (see `RowStreams`) the
     pieces are of that. Besides the training batch's arrays there is `documents` i32[B, T], the number given with each
     document (-1: padding), and `target_bytes` i32[B, T], the source bytes of each target.
+
+    Raises:
+      UserError: the representation is not lossless, or a document does not come back from its ids.
     """
+    check_lossless(representation)
     with concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as workers:
         encoded = _encode_documents(workers, documents, representation, num_workers)
         all_rows = _scoring_rows(encoded, sequence_length, piece_length, representation.eod_id)
@@ -49,18 +53,17 @@ def _encode_documents(
     def encode(batch: Sequence[tuple[int, bytes]]) -> list[tuple[int, Encoded]]:
         numbers, texts = zip(*batch)
         encoded = document_positions(representation, texts)
-        # Others compare what they encode themselves, and take long to decode.
-        if representation.batch_documents == 1:
+        if not representation.verifies_encoding:
             for text, (ids, _) in zip(texts, encoded):
-                _check_lossless(representation, text, ids[1:-1])
+                _check_same(representation, text, ids[1:-1])
         return list(zip(numbers, encoded))
 
     batches = _batched(documents, representation.batch_documents)
-    ahead = 4 * num_workers if representation.batch_documents == 1 else 1
+    ahead = max(1, 4 * num_workers // representation.batch_documents)
     return itertools.chain.from_iterable(_map_ahead(workers, encode, batches, ahead=ahead))
 
 
-def _check_lossless(representation: Representation, text: bytes, ids: np.ndarray) -> None:
+def _check_same(representation: Representation, text: bytes, ids: np.ndarray) -> None:
     """Raises UserError where ids stand for another text, whose bits would be divided by bytes that they do not tell."""
     decoded = representation.decode(ids)
     if decoded != text:

@@ -9,6 +9,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
@@ -22,10 +23,13 @@ from models.dense import project
 from models.dropout import Dropout, no_dropout
 from models.norms import rms_norm
 from models.rotary import Places, rotary_embedding
+from tokenizer_lab.errors import UserError
 
 KVCache = tuple[jax.Array, jax.Array]  # keys and values, f[B, S, K, h] each
 
-_SPLASH_BLOCK = 512
+_SPLASH_BLOCKS = (512, 1024, 256, 128)  # the first that divides a shard's queries into few enough blocks
+_MAX_SPLASH_PAIRS = 1 << 18  # of blocks: the kernel keeps 3 bytes of each in scalar memory, of which a v5e has 1 MiB
+_MAX_UNFUSED_LENGTH = 1 << 15  # 4 GiB of weights for each row and head
 _LANES = 128
 _QUERY_BLOCK, _MAX_QUERY_BLOCKS = 64, 8
 
@@ -128,8 +132,13 @@ def attend(
     if dropout is not None:
         return _attend_with_dropout(q_bthd, k_bshd, v_bshd, segment_ids_bt, causal, dropout)
     if placement is not None and placement.kernels != "reference" and placement.mesh.devices.flat[0].platform == "tpu":
-        if (why := _splash_refuses(q_bthd.shape, k_bshd.shape, placement)) is None:
+        if (why := _splash_refuses(q_bthd.shape, k_bshd.shape, placement, causal)) is None:
             return _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal)
+        if (length := q_bthd.shape[1]) > _MAX_UNFUSED_LENGTH:
+            raise UserError(
+                f"rows of {length:,} positions take the splash kernel (beyond {_MAX_UNFUSED_LENGTH:,} its weights would"
+                f" not fit into memory), and it does not take them: {why}"
+            )
         warnings.warn(
             f"splash attention does not take queries of shape {list(q_bthd.shape)}: {why}; attention writes its weights"
             " to memory instead",
@@ -187,12 +196,21 @@ def _axis_size(placement: Placement, logical: str) -> int:
     return size
 
 
-def _splash_refuses(q_shape: tuple[int, ...], k_shape: tuple[int, ...], placement: Placement) -> str | None:
+def _splash_refuses(
+    q_shape: tuple[int, ...], k_shape: tuple[int, ...], placement: Placement, causal: bool
+) -> str | None:
     """Why the splash kernel cannot take these global shapes, or None."""
     _, length, num_heads, head_dim = q_shape
     sequence_shards, head_shards = _axis_size(placement, "sequence"), _axis_size(placement, "heads")
     if length % (_LANES * sequence_shards):
         return f"sequence length {length} is not a multiple of {_LANES} x {sequence_shards} sequence shards"
+    if splash_block(length // sequence_shards, length) is None:
+        return (
+            f"{length:,} positions on {sequence_shards} sequence shards are more than {_MAX_SPLASH_PAIRS:,} pairs of"
+            " blocks; use a multiple of 1,024 positions, fewer of them, or a larger --mesh.sequence"
+        )
+    if sequence_shards > 1 and not causal:  # JAX 0.10 to 0.12 fail where no block of a mask is seen in part
+        return f"attention to both sides does not split over {sequence_shards} sequence shards"
     if head_dim % 64:
         return f"head dimension {head_dim} is not a multiple of 64"
     if num_heads % head_shards or k_shape[2] % head_shards:
@@ -200,9 +218,29 @@ def _splash_refuses(q_shape: tuple[int, ...], k_shape: tuple[int, ...], placemen
     return None
 
 
-def splash_block(length: int) -> int:
-    """Queries and keys that the splash kernel takes at a time, of so many queries a shard."""
-    return next(size for size in (_SPLASH_BLOCK, 256, _LANES) if length % size == 0)
+class _Causal(splash_mask.CausalMask):
+    """A mask of which only the blocks on the diagonal are made: of the others JAX asks whether all or none of a block
+    is visible, once for each trace and block, which takes 4 s in rows of 32k positions and an hour in rows of 1M."""
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        queries, keys = index
+        if keys.stop <= queries.start or keys.start >= queries.stop:
+            return np.full((1, 1), keys.stop <= queries.start)
+        return super().__getitem__(index)
+
+
+class _Full(splash_mask.FullMask):
+    """Likewise where all is visible."""
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        return np.ones((1, 1), bool)
+
+
+def splash_block(num_queries: int, num_keys: int) -> int | None:
+    """Queries and keys that the splash kernel takes at a time, of so many on a shard; None where it takes no so
+    many."""
+    fits = lambda size: num_queries % size == 0 and num_queries // size * (num_keys // size) <= _MAX_SPLASH_PAIRS
+    return next(filter(fits, _SPLASH_BLOCKS), None)
 
 
 def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=True, interpret=False):
@@ -212,7 +250,8 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=Tru
     """
     mesh, (_, length, num_heads, head_dim) = placement.mesh, q_bthd.shape
     sequence_shards, head_shards = _axis_size(placement, "sequence"), _axis_size(placement, "heads")
-    block = splash_block(length // sequence_shards)
+    block = splash_block(length // sequence_shards, length)
+    assert block, "what the kernel does not take has been refused"
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -224,9 +263,7 @@ def _splash_attend(q_bthd, k_bshd, v_bshd, segment_ids_bt, placement, causal=Tru
         block_kv_dq=block,
     )
     kernel = splash.make_splash_mha(
-        mask=splash_mask.MultiHeadMask(
-            [(splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))] * num_heads
-        ),
+        mask=splash_mask.MultiHeadMask([(_Causal if causal else _Full)((length, length))] * num_heads),
         head_shards=head_shards,
         q_seq_shards=sequence_shards,
         block_sizes=sizes,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.config import TransformerConfig
 
@@ -22,11 +23,23 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, config: TransformerConfig, segment_ids_bt: jax.Array, positions_bt: jax.Array) -> "Places":
-        """The angle of pair i is position * theta^(-2i/h) (Su et al., section 3.2.2)."""
-        half = config.head_dim // 2
-        frequency_d = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-        angle_btd = positions_bt[:, :, None].astype(jnp.float32) * frequency_d
+        """The angle of pair i is position * theta^(-2i/h) (Su et al., section 3.2.2), for positions below 2^31."""
+        angle_btd = _angles(positions_bt, config.rope_theta, config.head_dim // 2)
         return cls(segment_ids_bt, positions_bt, jnp.cos(angle_btd), jnp.sin(angle_btd))
+
+
+def _angles(positions_bt: jax.Array, theta: float, num_pairs: int) -> jax.Array:
+    """f32[B, T, h/2] angles, whole turns left out.
+
+    A float32 holds no large angle: at position 2^20 it is wrong by 0.06. Turns are counted in units of 2^-32 instead,
+    whose whole part wraps away in 32 bits; what a frequency has beyond such units is small enough for a float32.
+    """
+    units_d = theta ** (-np.arange(num_pairs) / num_pairs) / (2 * np.pi) * 2**32  # of a turn, for each position
+    whole_d = np.floor(units_d)
+    wrapped_btd = positions_bt[:, :, None].astype(jnp.uint32) * whole_d.astype(np.uint32)
+    rest_btd = positions_bt[:, :, None].astype(jnp.float32) * (units_d - whole_d).astype(np.float32)
+    units_btd = jax.lax.bitcast_convert_type(wrapped_btd, jnp.int32).astype(jnp.float32) + rest_btd
+    return units_btd * np.float32(2 * np.pi / 2**32)
 
 
 def rotary_embedding(x_bthd: jax.Array, places: Places) -> jax.Array:

@@ -32,6 +32,7 @@ from train.run.logs import LoggingConfig
 from train.sharding import MeshConfig
 
 gc.set_threshold(50_000, 20, 50)  # tracing makes objects by the million, and looking through them takes a twentieth
+SHIPPED_COMPILE_OPTIONS = compiler.get_compile_options
 QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}  # of XLA on CPUs
 # Not by XLA_FLAGS: those are part of the key of a compiled program, and processes that tests start have one device.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -153,14 +154,29 @@ def quick_compiles(quick_options):
     """Compiling takes far longer than these small programs run: the compiler optimizes little, and on CPUs goes by its
     former emitters of fused loops and in one thread, which takes it a third of the time.
     """
-    original = compiler.get_compile_options
 
     def get_compile_options(*args, env_options_overrides=None, backend=None, **keywords):
         quick = quick_options if backend is not None and backend.platform == "cpu" else {}
-        return original(*args, env_options_overrides=quick | (env_options_overrides or {}), backend=backend, **keywords)
+        return SHIPPED_COMPILE_OPTIONS(
+            *args, env_options_overrides=quick | (env_options_overrides or {}), backend=backend, **keywords
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", get_compile_options)
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def as_shipped(quick_compiles, monkeypatch):
+    """In one test programs are compiled as outside of the suite, with everything that `quick_compiles` leaves out.
+
+    Only new functions are: what was compiled before stays as it is.
+    """
+    monkeypatch.setattr(compiler, "get_compile_options", SHIPPED_COMPILE_OPTIONS)
+    jax.config.update("jax_disable_most_optimizations", False)
+    options = compiler.get_compile_options(num_replicas=1, num_partitions=1)
+    assert options.executable_build_options.debug_options.xla_backend_optimization_level > 0
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 
 RENYI_ALPHA = 2.5
+SAMPLE_DOCUMENTS = 64
 
 Progress = Callable[[int], None]  # told how many bytes have been gone through since the last time
 
@@ -77,6 +79,27 @@ def encode(
         encoded += representation.encode_many(batch)
         on_progress(sum(map(len, batch)))
     return EncodedText(representation, documents, [ids for ids, _ in encoded], [lengths for _, lengths in encoded])
+
+
+def sample_text(documents: Iterable[bytes], num_bytes: int) -> list[bytes]:
+    """Beginnings of the first documents, `num_bytes` together where there are so many: of 64 documents at least, shared
+    among them as evenly as their lengths allow. Raises UserError where there is no byte."""
+    texts: list[bytes] = []
+    total = 0
+    for document in documents:
+        texts.append(document[:num_bytes])
+        total += len(texts[-1])
+        if len(texts) >= SAMPLE_DOCUMENTS and total >= num_bytes:
+            break
+    sample, left = [], num_bytes
+    for number, text in enumerate(sorted(texts, key=len)):
+        sample.append(text[: left // (len(texts) - number)])
+        left -= len(sample[-1])
+    if not any(sample):
+        raise UserError(
+            f"{len(texts):,} documents have 0 bytes, of which nothing can be measured; choose a corpus with text"
+        )
+    return sample
 
 
 def script(text: bytes) -> str:
@@ -261,12 +284,9 @@ def speed(representation: Representation, documents: Sequence[bytes]) -> Speed:
     ids = encode(representation, documents).ids
     num_bytes = sum(map(len, documents))
     batches = list(_batches(documents, representation.batch_documents))
-    one_by_one = representation.batch_documents == 1  # then `encode` does not also count the bytes of each id
-    encode_seconds = _median_seconds(
-        lambda: [
-            representation.encode(batch[0]) if one_by_one else representation.encode_many(batch) for batch in batches
-        ]
-    )
+    # A document alone is encoded without counting the bytes of each id, which is no part of encoding.
+    encode_batch = lambda batch: representation.encode(*batch) if len(batch) == 1 else representation.encode_many(batch)
+    encode_seconds = _median_seconds(lambda: [encode_batch(batch) for batch in batches])
     decode_seconds = _median_seconds(lambda: [representation.decode(each) for each in ids])
     return Speed(num_bytes / 1e6 / encode_seconds, num_bytes / 1e6 / decode_seconds)
 

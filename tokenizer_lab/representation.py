@@ -2,7 +2,8 @@
 
 A representation turns a document's bytes into ids and back:
 
-- lossless on every byte string: `decode(encode(x)) == x`, also where `x` is not UTF-8;
+- lossless on every byte string: `decode(encode(x)) == x`, also where `x` is not UTF-8. One that is not says so
+  (`is_lossless`), and there are no bits per byte of it;
 - total: `decode` of any ids in `[0, vocab_size)` returns bytes, never an exception;
 - exact about bytes: `sum(byte_lengths(encode(x))) == len(x)`;
 - the same ids on every machine for the same artifact;
@@ -45,6 +46,8 @@ MAX_FILE_BYTES = 4 << 30
 MASK, CLS, SEP = range(3)
 NUM_ENCODER_IDS = 3
 
+EMPTY: Mapping[str, float] = MappingProxyType({})
+
 # Kind -> its class, in a module that also has FIT_OPTIONS. A new representation is one file beside this one and one
 # line here.
 KINDS = {
@@ -62,6 +65,10 @@ class Representation(abc.ABC):
 
     Attributes:
       kind: the name under which artifacts and reports know this class.
+      is_lossless: whether every text comes back. Where one does not, bits divided by its bytes say nothing about it,
+        and `byte_lengths` of its ids add up to what they decode to.
+      verifies_encoding: whether `encode` raises where ids would not decode to their text, so that nobody need decode
+        them to know, which may take long.
       vocab_size: ids are in `[0, vocab_size)`, special ids included.
       eod_id: the end-of-document id. `encode` never returns it; it stands for no bytes.
       fit_corpus_hash: content hash of the corpus the representation was fitted on; empty where nothing was fitted.
@@ -71,11 +78,13 @@ class Representation(abc.ABC):
     """
 
     kind: ClassVar[str]
+    is_lossless: bool = True
+    verifies_encoding: bool = False
     vocab_size: int
     eod_id: int
     fit_corpus_hash: str = ""
-    costs: Mapping[str, float] = MappingProxyType({})
-    statistics: Mapping[str, float] = MappingProxyType({})
+    costs: Mapping[str, float] = EMPTY
+    statistics: Mapping[str, float] = EMPTY
     batch_documents: int = 1
 
     @abc.abstractmethod
@@ -171,6 +180,15 @@ class Representation(abc.ABC):
         except OSError as error:
             raise cannot_write(folder, error) from error
 
+    def fitted(
+        self, corpus_hash: str, costs: Mapping[str, float] = EMPTY, statistics: Mapping[str, float] = EMPTY
+    ) -> Self:
+        """The same representation, which knows what fitting it took and measured; see the attributes."""
+        about = {"fit_corpus_hash": corpus_hash, "costs": costs, "statistics": statistics}
+        same = object.__new__(type(self))
+        same.__dict__.update(self.__dict__ | about)
+        return same
+
     def __reduce__(self):
         # Worker processes rebuild a representation from its files: what a backend pickles of itself may be less.
         about = {name: getattr(self, name) for name in ("fit_corpus_hash", "costs", "statistics")}
@@ -247,8 +265,7 @@ def load(folder: epath.PathLike) -> Representation:
         representation = kind_class(manifest["kind"]).from_files(files)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    representation.fit_corpus_hash = manifest["fit_corpus_hash"]
-    representation.costs, representation.statistics = manifest["costs"], manifest["statistics"]
+    representation = representation.fitted(*(manifest[name] for name in ("fit_corpus_hash", "costs", "statistics")))
     if representation.fingerprint != manifest["fingerprint"] or representation.vocab_size != manifest["vocab_size"]:
         raise UserError(
             f"{folder} does not give back the artifact its manifest describes; fit the representation again"
@@ -265,6 +282,16 @@ def kind_class(kind: str) -> type[Representation]:
 def fit_options(kind: str) -> type:
     """The dataclass of a kind's options of `toklab fit`, whose method `fit(documents, corpus_hash)` learns it."""
     return importlib.import_module(KINDS[kind].partition(":")[0]).FIT_OPTIONS
+
+
+def check_lossless(representation: Representation) -> None:
+    """Raises UserError where texts do not come back, so that there are no bits per byte."""
+    if not representation.is_lossless:
+        raise UserError(
+            f"the {representation.kind} representation {representation.fingerprint[:12]} does not give every text back,"
+            " so that its bits per byte would be of another text; fit one that is lossless, e.g. toklab fit equal_info"
+            " with --rule exact or delay"
+        )
 
 
 def check_ids(ids: npt.ArrayLike, vocab_size: int) -> np.ndarray:

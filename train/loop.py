@@ -297,7 +297,7 @@ def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog | NoLog, c
     if metrics["over"]:
         return True
     numbers = jax.tree.map(np.ndarray.tolist, metrics)
-    numbers["bytes_seen"] = from_limbs(numbers["bytes_seen"])
+    numbers |= {name: from_limbs(numbers[name]) for name in ("bytes_seen", "num_bytes")}
     numbers["tokens_seen"] = numbers["step"] * setup.tokens_per_step
     numbers |= {"flops": setup.flops(numbers["step"]), "model_flops": setup.model_flops_per_step}
     with clock("log"):

@@ -88,6 +88,23 @@ def limbs(number: int) -> tuple[int, int]:
     return number >> LIMB_BITS, number & (2**LIMB_BITS - 1)
 
 
+def sum_in_limbs(counts_n: jax.Array) -> jax.Array:
+    """i32[N] counts, at least 0 -> i32[2], their sum as `limbs` takes it apart; exact up to 2^20 counts and 2^44."""
+    small = 12
+    counts_n = counts_n.astype(jnp.uint32)
+    low = jnp.sum(counts_n & (2**small - 1), dtype=jnp.uint32)
+    high = jnp.sum(counts_n >> small, dtype=jnp.uint32) + (low >> small)
+    high_of_limb = LIMB_BITS - small
+    low = (high & (2**high_of_limb - 1)) << small | low & (2**small - 1)
+    return jnp.stack([high >> high_of_limb, low]).astype(jnp.int32)
+
+
+def add_limbs(one: jax.Array, other: jax.Array) -> jax.Array:
+    """i32[2], the sum of two counts that `limbs` took apart."""
+    low = one[1] + other[1]
+    return jnp.stack([one[0] + other[0] + (low >> LIMB_BITS), low & (2**LIMB_BITS - 1)])
+
+
 def from_limbs(pair: Any) -> int:
     """The count that `limbs` took apart."""
     return (int(pair[0]) << LIMB_BITS) + int(pair[1])

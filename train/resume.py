@@ -13,6 +13,7 @@ import rich.console
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
+from tokenizer_lab.representation import check_lossless
 from train.hosts import processes
 from train.recipe import Recipe, flatten, refused_changes, to_json
 from train.run.checkpoints import Checkpoints
@@ -28,6 +29,7 @@ def set_up_on_all_hosts(recipe: Recipe, profile: StepRange | None) -> Setup:
     processes.compare("code and config", processes.code_version() | what_hosts_share(recipe))
     processes.compare("devices", {"the number of its devices": jax.local_device_count()})
     setup = set_up(recipe)
+    check_lossless(setup.representation)
     if profile:
         profile.check(setup.num_steps)
     processes.compare("data", {name: value for name, value in setup.identity.items() if name != "config"})

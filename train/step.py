@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from data.rows import cursor_width
 from models.axes import Kernels, Placement, parameter_axes, use_placement
 from train.objectives import AnyObjective, Batch
-from train.optimizer import LIMB_BITS, Meter, OptimizerConfig, learning_rate, make_optimizer
+from train.optimizer import Meter, OptimizerConfig, add_limbs, learning_rate, make_optimizer, sum_in_limbs
 from train.sharding import cursor_sharding, parameter_shardings, placement, replicated
 
 _NORM_DECAY = 0.98  # of the running mean of gradient norms
@@ -147,7 +147,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = dict(batch)
-        cursors, num_bytes = batch.pop("cursors"), jnp.sum(batch.pop("num_bytes"))
+        cursors, num_bytes = batch.pop("cursors"), sum_in_limbs(batch.pop("num_bytes"))
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         share, over = meter(state.step, state.bytes_seen, state.seconds)
         rate = learning_rate(config, share)
@@ -259,11 +259,10 @@ def _update(
 def _count(
     state: TrainState, over: jax.Array, cursors: jax.Array, num_bytes: jax.Array, skipped: jax.Array
 ) -> dict[str, jax.Array]:
-    """The counters after a step; they stay as they are once the budget is spent."""
-    high, low = state.bytes_seen[0], state.bytes_seen[1] + num_bytes
+    """The counters after a step of so many bytes (i32[2]); they stay as they are once the budget is spent."""
     counted = {
         "step": state.step + 1,
-        "bytes_seen": jnp.stack([high + (low >> LIMB_BITS), low & (2**LIMB_BITS - 1)]),
+        "bytes_seen": add_limbs(state.bytes_seen, num_bytes),
         "cursors": cursors,
         "skipped_steps": state.skipped_steps + skipped,
         "skipped_in_a_row": (state.skipped_in_a_row + skipped) * skipped,

@@ -1,5 +1,6 @@
 """Engines: one outcome, in one order, whoever does the work; and what goes wrong there is one line here."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -136,8 +137,46 @@ def test_ray_does_what_this_process_does(ray_engine, tmp_path, monkeypatch, capf
     )
     assert capfd.readouterr() == ("", "")
 
+    check_results_ahead(ray_engine, tmp_path / "ahead")
     with pytest.raises(UserError, match="the Ray cluster has no 1 GPU for a worker; it has [0-9]+ CPU"):
         next(ray_engine.stream(iter, [[]], {"GPU": 1}))
+
+
+def check_results_ahead(ray_engine, folder: pathlib.Path) -> None:
+    """While the first item takes its time, no more items are begun, and of none more results made, than may wait."""
+    import ray
+
+    folder.mkdir()
+    num_results = [1, 50, *[2] * 7]
+
+    def work(item):
+        while item == 0 and not (folder / "go").exists():
+            time.sleep(0.01)
+        for number in range(num_results[item]):
+            (folder / f"{item}-{number}").touch()
+            yield item, number
+
+    results = ray_engine.stream(work, range(9), {"CPU": ray.cluster_resources()["CPU"] / 3 - 0.01})  # three workers
+    last_begun = 3 * engines._ITEMS_AHEAD - 1
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        first = thread.submit(next, results)
+        try:
+            wait_until(lambda: (folder / f"{last_begun}-0").exists() and (folder / "1-0").exists())
+            time.sleep(0.5)
+            made = [len(list(folder.glob(f"{item}-*"))) for item in range(9)]
+        finally:
+            (folder / "go").touch()
+        assert [first.result(), *results] == [
+            (item, number) for item in range(9) for number in range(num_results[item])
+        ]
+    assert made[1] <= engines._RESULTS_AHEAD + 1 and not any(made[last_begun + 1 :]), made
+
+
+def wait_until(condition) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import itertools
 import threading
 
 import grain
+import numpy as np
 import pytest
 
 from data.rows import RowStreams, Source, document_positions
@@ -48,6 +49,39 @@ def test_a_cursor_behind_the_end_of_its_document_is_a_bug():
     streams = open_rows([Source([b"text"])], 1, 4, cursors=[[0, 5, 0, 0]])
     with pytest.raises(AssertionError, match="position 5"):
         next(iter(streams))
+
+
+def test_a_position_that_a_cursor_cannot_hold_is_refused_and_does_not_wrap():
+    [row] = iter(open_rows([Source([b"text"])], 1, 4))._rows
+    row.advance(2**31 - 1, end=2**40)
+    assert row.cursor[1] == 2**31 - 1
+    with pytest.raises(UserError, match="the position in a document is 2,147,483,648, at most 2,147,483,647 can be"):
+        row.advance(2**31, end=2**40)
+
+
+def test_more_documents_than_a_cursor_can_hold_are_refused():
+    row = iter(open_rows([Source([b"text"])], 1, 4, cursors=[[2**31 - 1, 0, 0, 0]]))._rows[0]
+    with pytest.raises(UserError, match="documents that a row has finished is 2,147,483,648"):
+        row.next_sequence(), row.next_sequence()
+
+
+@pytest.mark.parametrize("lengths, refused", [([2**31 - 1], False), ([2**30, 2**30], True)])
+def test_more_bytes_than_a_row_can_count_are_refused(lengths, refused):
+    class Vast(bytes):
+        def __len__(self):
+            return sum(lengths)
+
+    class OfVastIds(ByteRepresentation):
+        def encode_many(self, texts):
+            return [(np.zeros(len(lengths), np.int32), np.array(lengths)) for _ in texts]
+
+    streams = RowStreams([Source([b"x"])], OfVastIds(), batch_rows=1, sequence_length=len(lengths) + 1, seed=0)
+    streams.shuffled = [[Vast()]]
+    if refused:
+        with pytest.raises(UserError, match="bytes in a row is 2,147,483,648"):
+            next(iter(streams))
+    else:
+        assert next(iter(streams))["num_bytes"].tolist() == [2**31 - 1]
 
 
 def test_the_workers_of_a_dropped_iterator_end():

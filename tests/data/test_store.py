@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
@@ -112,6 +113,22 @@ def test_documents_are_a_pickled_grain_source_for_many_threads(tmp_path):
         assert list(pool.map(documents.__getitem__, order)) == [contents[i] for i in order]
     assert list(grain.MapDataset.source(documents).shuffle(seed=0)) != contents
     assert sorted(grain.MapDataset.source(documents).shuffle(seed=0)) == sorted(contents)
+
+
+def test_threads_that_ask_at_once_open_a_shard_once(tmp_path, monkeypatch):
+    write(tmp_path)
+    opened, open_reader = [], data.store._open_reader
+
+    def slowly(*arguments):
+        opened.append(arguments[0])
+        time.sleep(0.05)
+        return open_reader(*arguments)
+
+    monkeypatch.setattr(data.store, "_open_reader", slowly)
+    documents = Corpus.open(tmp_path).documents("train")
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(documents.__getitem__, [0, 1, 2, 3] * 2)) == DOCUMENTS * 2
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("index", [-1, 4])

@@ -1,13 +1,27 @@
 """Attention within documents, against its definition written out in float64."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from models.attention import _splash_attend, attend, attend_to_cache
+from models import attention
+from models.attention import (
+    _Causal,
+    _Full,
+    _splash_attend,
+    _splash_refuses,
+    attend,
+    attend_to_cache,
+    splash,
+    splash_block,
+    splash_mask,
+)
 from models.axes import Placement, use_placement
+from tokenizer_lab.errors import UserError
 
 ROWS, LENGTH = 2, 24
 # Ragged documents, one of a single position; the second row ends in padding.
@@ -103,6 +117,89 @@ def test_attend_is_the_same_over_a_mesh(placement):
             )
 
     np.testing.assert_allclose(jax.jit(sharded)(q, k, v), jax.jit(attend)(q, k, v, SEGMENTS), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "shapes, said",
+    [
+        (((2, 256, 4, 64), (2, 256, 2, 64)), None),
+        (((2, 200, 4, 64), (2, 200, 2, 64)), "sequence length 200 is not a multiple of 128 x 2 sequence shards"),
+        (((2, 256, 4, 32), (2, 256, 2, 32)), "head dimension 32 is not a multiple of 64"),
+        (((2, 256, 3, 64), (2, 256, 3, 64)), "3 heads and 3 key/value heads do not split over 2 tensor shards"),
+        (((2, 256, 4, 64), (2, 256, 1, 64)), "4 heads and 1 key/value heads do not split over 2 tensor shards"),
+    ],
+)
+def test_what_the_splash_kernel_does_not_take_has_its_reason(placement, shapes, said):
+    assert _splash_refuses(*shapes, placement, causal=True) == said
+
+
+def test_attention_to_both_sides_is_not_split_over_sequence_shards(placement):
+    shapes = (2, 256, 4, 64), (2, 256, 2, 64)
+    said = _splash_refuses(*shapes, placement, causal=False)
+    assert said == "attention to both sides does not split over 2 sequence shards"
+    whole = Placement(placement.mesh, placement.activations | {"sequence": None})
+    assert _splash_refuses(*shapes, whole, causal=False) is None
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, q_seq_shards",
+    [(_Causal, splash_mask.CausalMask, 1), (_Causal, splash_mask.CausalMask, 2), (_Full, splash_mask.FullMask, 1)],
+)
+@pytest.mark.parametrize("length, block, keys", [(512, 128, 128), (1024, 128, 256), (1024, 256, 128)])
+def test_masks_that_take_no_time_are_the_same_masks(ours, theirs, q_seq_shards, length, block, keys):
+    sizes = {f"block_{name}": block for name in ("q", "q_dkv", "q_dq")}
+    sizes |= {f"block_{name}": keys for name in ("kv", "kv_compute", "kv_dkv", "kv_dkv_compute", "kv_dq")}
+    made = [
+        splash.make_splash_mha(
+            splash_mask.MultiHeadMask([mask((length, length))] * 2),
+            block_sizes=splash.BlockSizes(**sizes),
+            head_shards=1,
+            q_seq_shards=q_seq_shards,
+        )
+        for mask in (ours, theirs)
+    ]
+    for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(made[0], name), getattr(made[1], name))
+
+
+def test_a_mask_makes_no_block_but_those_on_the_diagonal(monkeypatch):
+    """Of a million positions there are 2^40 pairs."""
+    made, make = [], splash_mask.CausalMask.__getitem__
+    monkeypatch.setattr(splash_mask.CausalMask, "__getitem__", lambda mask, at: (made.append(at), make(mask, at))[1])
+    mask = _Causal((2**20, 2**20))
+    blocks = [slice(start, start + 512) for start in range(0, 2**20, 512)]
+    seen = [[mask[queries, keys].shape == (1, 1) for keys in blocks[:3]] for queries in blocks[2:]]
+    assert seen == [[True, True, False], *[[True] * 3] * 2045] and made == [(blocks[2], blocks[2])]
+    assert mask[blocks[9], blocks[8]].all() and not mask[blocks[8], blocks[9]].any()
+
+
+@pytest.mark.parametrize(
+    "num_queries, num_keys, block",
+    [
+        (512, 512, 512),
+        (384, 768, 128),
+        (256 * 5, 256 * 5, 256),
+        (1 << 18, 1 << 18, 512),
+        (1 << 19, 1 << 19, 1024),
+        (1 << 18, 1 << 20, 1024),
+        (1 << 20, 1 << 20, None),
+        (513 * 128, 513 * 128, None),
+    ],
+)
+def test_blocks_are_as_few_as_the_kernel_can_keep_account_of(num_queries, num_keys, block):
+    assert splash_block(num_queries, num_keys) == block
+
+
+def test_rows_too_long_for_the_kernel_are_refused_and_not_written_to_memory(monkeypatch):
+    device = SimpleNamespace(platform="tpu")
+    mesh = SimpleNamespace(shape={"heads": 1}, devices=np.array([device], object))
+    placement = Placement(mesh, {"sequence": None, "heads": "heads"})
+    monkeypatch.setattr(attention, "current_placement", lambda: placement)
+    shaped = lambda heads: jax.ShapeDtypeStruct((1, 1 << 20, heads, 64), jnp.bfloat16)
+    with pytest.raises(
+        UserError, match="rows of 1,048,576 positions.*on 1 sequence shards are more than 262,144 pairs"
+    ):
+        attend(shaped(4), shaped(2), shaped(2), None)
 
 
 def test_the_splash_kernel_is_the_same_attention_with_the_same_gradients(placement):

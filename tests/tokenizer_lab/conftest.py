@@ -3,10 +3,14 @@
 For compressed text, language models so small that they compile and run in little time.
 """
 
+import collections
 import functools
+import math
 import pydoc_data.topics
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
+import jax.extend
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -250,6 +254,26 @@ def windows_by_hand() -> Callable[[Callable, bytes, int], list[tuple[int, int]]]
 def divide_by_hand() -> Callable[..., list[int]]:
     """divide_by_hand(points, shares, is_root): how many points each next byte gets, slowly."""
     return _divide_by_hand
+
+
+def _product_flops(jaxpr: jax.extend.core.Jaxpr) -> collections.Counter[str]:
+    flops: collections.Counter[str] = collections.Counter()
+    for equation in jaxpr.eqns:
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            flops += _product_flops(inner)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), (batched, _) = equation.params["dimension_numbers"]
+            summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            kind = "attention" if batched else "dense"
+            flops[kind] += 2 * summed * math.prod(equation.outvars[0].aval.shape)
+    return flops
+
+
+@pytest.fixture(scope="session")
+def count_product_flops() -> Callable[..., Mapping[str, int]]:
+    """count_product_flops(function, *arguments): FLOPs of the matrix products in its program: "dense" and "attention",
+    whose products are one for each head. Loops are counted once."""
+    return lambda function, *arguments: _product_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 
 from tokenizer_lab import metrics
 from tokenizer_lab.byte import ByteRepresentation
+from tokenizer_lab.errors import UserError
 from tokenizer_lab.metrics import MorphItem
 from tokenizer_lab.subword import SubwordRepresentation
 
@@ -22,6 +23,24 @@ def merged(*merges: str) -> SubwordRepresentation:
     vocab = {token: id_ for id_, token in enumerate(tokens)}
     model = models.BPE(vocab=vocab, merges=[tuple(merge.split(" ")) for merge in merges])
     return SubwordRepresentation(Tokenizer(model).to_str().encode())
+
+
+def test_a_sample_is_of_many_documents_and_as_even_as_their_lengths_allow():
+    long, short = [b"l" * 1000] * 60, [b"s" * 5] * 4
+    sample = metrics.sample_text(iter([*long, *short, b"not read"]), 620)
+    assert len(sample) == 64 and sum(map(len, sample)) == 620
+    assert sorted(set(map(len, sample))) == [5, 10]
+    assert metrics.sample_text([b"abc", b"", b"abcdef"], 100) == [b"", b"abc", b"abcdef"]
+
+
+def test_a_sample_of_short_documents_has_as_many_as_it_takes():
+    read = iter([b"abc"] * 1000)
+    assert sum(map(len, metrics.sample_text(read, 600))) == 600 and next(read) == b"abc"
+
+
+def test_a_sample_without_bytes_is_refused():
+    with pytest.raises(UserError, match="3 documents have 0 bytes"):
+        metrics.sample_text([b""] * 3, 100)
 
 
 class Dropping(ByteRepresentation):

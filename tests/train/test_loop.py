@@ -8,6 +8,7 @@ import pathlib
 import signal
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 import rich.console
@@ -216,13 +217,20 @@ def test_budgets_end_where_they_say_and_a_longer_one_goes_on(recipe, tmp_path, c
 
 @pytest.mark.usefixtures("one_device")
 def test_a_run_whose_gradients_are_never_finite_stops_and_keeps_its_checkpoint(recipe, tmp_path, change):
-    train(change(recipe, budget=Budget(steps=2)), tmp_path / "run", CONSOLE, make_judge)
-    bad = change(recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": 1e38})
+    bad = change(
+        recipe, optimizer={"max_skipped_in_a_row": 3}, objective={"z_loss": 1e38}, checkpoint={"every_steps": 2}
+    )
     with pytest.raises(
         UserError, match="the last 3 steps, up to step 3, were skipped because their gradients were not finite"
     ):
         train(bad, tmp_path / "bad", CONSOLE, make_judge)
-    assert Checkpoints(RunFolder(tmp_path / "run").checkpoints).latest_step() == 2
+    checkpoints, program = Checkpoints(RunFolder(tmp_path / "bad").checkpoints, read_only=True), set_up(bad).program
+    with contextlib.closing(checkpoints):
+        assert checkpoints.newest_whole(pytest.fail) == 2
+        kept = checkpoints.restore(2, program.shapes, program.shardings)
+    assert kept.skipped_steps == 2
+    fresh = program.init(jax.random.key_data(jax.random.key(bad.seed)))
+    jax.tree.map(np.testing.assert_array_equal, kept.params, fresh.params)
 
 
 @pytest.mark.usefixtures("one_device")
@@ -268,6 +276,27 @@ def test_a_save_that_failed_in_the_background_stops_the_run_at_the_next_step(rec
     with pytest.raises(UserError, match="saving a checkpoint failed"):
         train(recipe, tmp_path / "run", CONSOLE, make_judge)
     assert read_lines(RunFolder(tmp_path / "run").metrics) == []
+
+
+@pytest.mark.usefixtures("one_device")
+def test_every_part_of_a_run_is_under_its_own_deadline(recipe, tmp_path, monkeypatch):
+    """The watchdog hears of a part before it begins: an evaluation does not have a step's time."""
+    happened = []
+
+    def noting(name, function):
+        return lambda *arguments: (happened.append(name), function(*arguments))[1]
+
+    monkeypatch.setattr(loop, "save", noting("saves", loop.save))
+    monkeypatch.setattr(loop, "look_at", noting("looks", loop.look_at))
+    judge = lambda setup: noting("judges", lambda documents, params: {"num_bytes": 1})
+    train(recipe, tmp_path / "run", CONSOLE, judge, happened.append)
+    under = {"saves": set(), "looks": set(), "judges": set()}
+    part = "start"
+    for name in happened:
+        part = part if name in under else name
+        under.get(name, set()).add(part)
+    assert under == {"saves": {"save"}, "looks": {"step"}, "judges": {"evaluation"}}
+    assert [happened.count(name) for name in ("saves", "looks", "judges")] == [3, 12, 2]
 
 
 def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path, change):

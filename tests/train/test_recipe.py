@@ -5,8 +5,21 @@ import pathlib
 import pytest
 
 from tokenizer_lab.errors import UserError
+from train.hosts.watchdog import Deadlines
 from train.optimizer import Budget
-from train.recipe import DataConfig, Recipe, from_json, load_recipe, recipe_names, refused_changes, to_json
+from train.recipe import (
+    DataConfig,
+    EvaluationConfig,
+    Recipe,
+    from_json,
+    load_recipe,
+    recipe_names,
+    refused_changes,
+    to_json,
+)
+from train.run.checkpoints import CheckpointConfig
+from train.run.logs import LoggingConfig
+from train.sharding import MeshConfig
 
 
 def test_a_config_goes_through_json_and_back(recipe):
@@ -45,6 +58,11 @@ def test_what_may_and_may_not_change_when_a_run_goes_on(recipe):
         budget=Budget(bytes=10),
         seed=3,
         kernels="reference",
+        deadlines=Deadlines(step_seconds=5, heartbeat_seconds=7),
+        mesh=MeshConfig(tensor=2),
+        checkpoint=CheckpointConfig(every_steps=3),
+        evaluation=EvaluationConfig(every_steps=3),
+        logging=LoggingConfig(every_steps=3),
         data=dataclasses.replace(recipe.data, num_workers=7, sequence_length=64),
     )
     assert refused_changes(to_json(recipe), to_json(changed)) == ["data.sequence_length: 32 -> 64", "seed: 0 -> 3"]

@@ -1,19 +1,29 @@
 """The training step: the same numbers on any mesh, bad steps left out, nothing done behind the end of the budget."""
 
+import contextlib
 import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
 from models.axes import parameter
 from models.decoder import Decoder, DecoderConfig
 from train.objectives import Causal
-from train.optimizer import LIMB_BITS, Budget, OptimizerConfig, from_limbs, learning_rate, limbs, make_meter
+from train.optimizer import (
+    LIMB_BITS,
+    Budget,
+    OptimizerConfig,
+    from_limbs,
+    learning_rate,
+    limbs,
+    make_meter,
+    sum_in_limbs,
+)
+from train.run.checkpoints import Checkpoints
 from train.sharding import MeshConfig, batch_sharding, cursor_sharding, make_mesh, put_rows
 from train.step import build_program, make_train_step
 
@@ -183,20 +193,16 @@ def test_moments_live_where_their_parameter_does(kind, moments):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_orbax_saves_the_state_as_it_is_and_restores_it_onto_another_mesh(kind, tmp_path):
+def test_a_checkpoint_has_the_state_as_it_is_and_restores_it_onto_another_mesh(kind, tmp_path):
     saved = jax.device_put(
         trained_on_one_device(kind)[0], decoder_program(mesh_of(fsdp=8), optimizer_config(kind)).shardings
     )
     program = decoder_program(mesh_of(devices=4, fsdp=2, tensor=2), optimizer_config(kind))
-    with ocp.CheckpointManager(tmp_path) as manager:
-        manager.save(1, args=ocp.args.StandardSave(saved))
-        manager.wait_until_finished()
-        target = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            program.shapes,
-            program.shardings,
-        )
-        restored = manager.restore(1, args=ocp.args.StandardRestore(target))
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(1, saved, {"counters": {"step": 1}})
+        checkpoints.wait()
+        assert checkpoints.newest_whole(pytest.fail) == 1
+        restored = checkpoints.restore(1, program.shapes, program.shardings)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     assert jax.tree.map(lambda x: x.sharding, restored) == program.shardings
     assert_bitwise_equal(restored, saved)
@@ -274,12 +280,11 @@ class ToyRun:
         program, self.objective, self.train_step = toy_step(budget, flops_per_step, num_microbatches, self.mesh)
         self.state = program.init(KEY)
 
-    def batch(self, seed: int, **signals: float):
-        return make_batch(
-            self.mesh, seed, **{name: np.full(ROWS, value, np.float32) for name, value in (GOOD | signals).items()}
-        )
+    def batch(self, seed: int, **signals: float | np.ndarray):
+        of_rows = lambda value: value if isinstance(value, np.ndarray) else np.full(ROWS, value, np.float32)
+        return make_batch(self.mesh, seed, **{name: of_rows(value) for name, value in (GOOD | signals).items()})
 
-    def step(self, seed: int, **signals: float):
+    def step(self, seed: int, **signals: float | np.ndarray):
         """Takes one step; returns the state after it and its metrics, on the host."""
         self.state, metrics = self.train_step(self.state, self.batch(seed, **signals))
         return on_host(self.state), on_host(metrics)
@@ -358,7 +363,7 @@ def test_nothing_at_all_changes_when_the_budget_is_spent(budget, flops_per_step)
         shares.append(metrics["share"])
     assert 0 < shares[1] < shares[2] < 1 <= shares[3]
     if budget.bytes is not None:  # the third step was the one that reached it
-        assert 2100 <= from_limbs(state.bytes_seen) < 2100 + metrics["num_bytes"]
+        assert 2100 <= from_limbs(state.bytes_seen) < 2100 + from_limbs(metrics["num_bytes"])
     for seed, signals in ((10, GOOD), (11, BAD["loss is nan"])):
         after, metrics = run.step(seed, **signals)
         assert metrics["over"] and metrics["step"] == 3
@@ -371,9 +376,26 @@ def test_bytes_seen_carry_exactly(before):
     run.state = dataclasses.replace(run.state, bytes_seen=jnp.array(limbs(before), jnp.int32))
     for seed in range(3):
         state, metrics = run.step(seed)
-        before += int(metrics["num_bytes"])
+        before += from_limbs(metrics["num_bytes"])
         assert from_limbs(state.bytes_seen) == before
         assert 0 <= state.bytes_seen[1] < 2**LIMB_BITS
+
+
+@pytest.mark.parametrize("of_a_row", [0, 1, 4_700_000, 2**31 - 1])
+@pytest.mark.parametrize("rows", [1, 7, 256, 1 << 10])
+def test_bytes_of_a_step_are_added_up_exactly(rows, of_a_row):
+    counts = np.full(rows, of_a_row, np.int64)
+    counts[:: 1 + rows // 3] //= 3
+    total = sum_in_limbs(jnp.asarray(counts, jnp.int32))
+    assert total.dtype == jnp.int32 and tuple(total.tolist()) == limbs(int(counts.sum()))
+
+
+def test_a_step_of_more_bytes_than_an_int32_holds_is_counted_exactly():
+    run = ToyRun(Budget(bytes=2**45))
+    for number in (1, 2):
+        state, metrics = run.step(number, num_bytes=np.full(ROWS, 2**31 - 1, np.int32))
+        assert from_limbs(metrics["num_bytes"]) == ROWS * (2**31 - 1)
+        assert from_limbs(state.bytes_seen) == number * ROWS * (2**31 - 1)
 
 
 def test_the_second_step_traces_nothing_and_the_state_is_donated():

@@ -17,8 +17,9 @@ from etils import epath
 from tokenizer_lab.baselines import arithmetic_coder
 from tokenizer_lab.baselines.arithmetic_coder import END, NUM_SYMBOLS
 from tokenizer_lab.equal_info import lockstep
-from tokenizer_lab.equal_info.byte_lm import ByteLM
+from tokenizer_lab.equal_info.byte_lm import ByteLM, positions_by_depth
 from tokenizer_lab.fixed_width import check_id_bits, code_from_ids, ids_from_code, read_settings, settings_files
+from tokenizer_lab.metrics import sample_text
 from tokenizer_lab.representation import Representation, check_ids
 
 PIECE_BYTES = 10_240
@@ -28,6 +29,7 @@ class ACRepresentation(Representation):
     """Ids are the `id_bits` next bits of a piece's arithmetic code, zeros after its end."""
 
     kind = "ac"
+    verifies_encoding = True
 
     def __init__(self, lm: ByteLM, id_bits: int):
         self._lm, self._id_bits = lm, id_bits
@@ -63,7 +65,9 @@ class ACRepresentation(Representation):
             symbols = np.append(np.frombuffer(text[start : start + PIECE_BYTES], np.uint8).astype(np.int32), END)
             frequencies = _frequencies(self._lm.shares_behind_each(symbols[:-1].astype(np.uint8)))
             code, num_bits = arithmetic_coder.encode(symbols, frequencies)
-            _, num_bits_needed = arithmetic_coder.decode(code, num_bits, frequencies)
+            decoded, num_bits_needed = arithmetic_coder.decode(code, num_bits, frequencies)
+            if not np.array_equal(decoded, symbols):
+                raise RuntimeError("the code does not decode to its text")
             ids.append(ids_from_code(code.tobytes(), self._id_bits))
             lengths.append(np.bincount((num_bits_needed[:-1] - 1) // self._id_bits, minlength=len(ids[-1])))
         return np.concatenate(ids), np.concatenate(lengths)
@@ -110,6 +114,8 @@ class ACFit:
     """The run of a byte language model to compress with; by default one is trained into the folder OUT-lm."""
     lm_recipe: str = "compressor_3m"
     """The recipe it is trained with: a name in configs/, or a Python file."""
+    sample_bytes: int = 1 << 16
+    """Text of the train split, from many documents, on which bytes per id and the FLOPs of encoding are measured."""
 
     def __post_init__(self) -> None:
         check_id_bits(self.id_bits)
@@ -117,14 +123,23 @@ class ACFit:
     def fit(
         self, documents: Iterable[bytes], corpus_hash: str, lm: ByteLM, lm_flops: float, on_progress: Any
     ) -> ACRepresentation:
-        """The representation that a trained language model, which has cost `lm_flops`, gives."""
+        """The representation that a trained language model, which has cost `lm_flops`, gives.
+
+        Raises UserError if there is no byte in the documents, of which a sample is encoded to measure.
+        """
         del on_progress
-        representation = ACRepresentation(lm, self.id_bits)
-        sample = next(iter(documents), b"")[:PIECE_BYTES]
-        bytes_per_id = len(sample) / max(1, len(representation.encode(sample)))
-        representation.fit_corpus_hash, representation.statistics = corpus_hash, {"bytes_per_id": bytes_per_id}
-        representation.costs = {"fit_flops": lm_flops, "encode_flops_per_id": lm.flops_per_byte * bytes_per_id}
-        return representation
+        representation, sample = ACRepresentation(lm, self.id_bits), sample_text(documents, self.sample_bytes)
+        num_ids = sum(len(ids) for ids, _ in representation.encode_many(sample))
+        statistics = {"bytes_per_id": sum(map(len, sample)) / num_ids}
+        costs = {"fit_flops": lm_flops, "encode_flops_per_id": lm.flops(_encoding_depths(sample)) / num_ids}
+        return representation.fitted(corpus_hash, costs, statistics)
+
+
+def _encoding_depths(texts: Sequence[bytes]) -> np.ndarray:
+    """i64[D], how often encoding some texts asks the language model behind 0, 1, ..., D - 1 bytes of a piece: before
+    each byte and at its end."""
+    sizes = [len(text[start : start + PIECE_BYTES]) for text in texts for start in range(0, len(text), PIECE_BYTES)]
+    return positions_by_depth(sizes)
 
 
 FIT_OPTIONS = ACFit

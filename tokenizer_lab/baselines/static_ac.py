@@ -90,9 +90,7 @@ class StaticACFit:
             counts[END] += bool(document)  # An empty document is no ids: its end is not coded.
         if not counts.any():
             raise UserError("the corpus has 0 bytes, byte frequencies need at least 1; choose a corpus with text")
-        representation = StaticACRepresentation(_frequencies(counts.tolist()), self.id_bits)
-        representation.fit_corpus_hash = corpus_hash
-        return representation
+        return StaticACRepresentation(_frequencies(counts.tolist()), self.id_bits).fitted(corpus_hash)
 
 
 FIT_OPTIONS = StaticACFit

@@ -24,6 +24,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from tokenizer_lab.equal_info.fixed_point import (
     ATTENTION_BITS,
@@ -81,12 +82,20 @@ class ByteLM:
         """The model for contexts of at most this many bytes: a shorter cache."""
         return ByteLM(self.arrays | {name: self.arrays[name][:context_bytes] for name in ("cos", "sin")})
 
-    @property
-    def flops_per_byte(self) -> float:
-        """Of a forward step, in the middle of a context: products with matrices and with the cache."""
-        heads, head_dim = self.arrays["query"].shape[-2:]
-        scores = 4.0 * len(self.arrays["query"]) * heads * head_dim * (self.context_bytes + 1) / 2
-        return 2.0 * sum(self.arrays[name].size for name in MATRICES) + scores
+    def flops(self, depths: np.ndarray, num_predictions: int | None = None) -> float:
+        """Of forward passes: products with matrices, and of attention with the positions that are seen.
+
+        Args:
+          depths: i[D], how many positions there are behind so many bytes of a text: 0, 1, ..., D - 1. Behind each
+            `context_bytes` the model starts anew.
+          num_predictions: next bytes that are predicted; by default one at each position.
+        """
+        layers, _, heads, head_dim = self.arrays["query"].shape
+        num_positions, num_seen = int(depths.sum()), int(depths @ (np.arange(len(depths)) % self.context_bytes + 1))
+        of_layers = 2.0 * sum(self.arrays[name].size for name in MATRICES if name != "unembedding")
+        of_prediction = 2.0 * self.arrays["unembedding"].size
+        predicted = num_positions if num_predictions is None else num_predictions
+        return num_positions * of_layers + predicted * of_prediction + num_seen * 4.0 * layers * heads * head_dim
 
     @functools.cached_property
     def weights(self) -> dict[str, jax.Array]:
@@ -145,6 +154,12 @@ class ByteLM:
         """The inverse of `to_files`; other files are not looked at. Raises UserError."""
         names = {name: name.removeprefix("lm_").removesuffix(".npy") for name in files if name.startswith("lm_")}
         return cls({array_name: npy_array(files[name], name) for name, array_name in names.items()})
+
+
+def positions_by_depth(lengths: npt.ArrayLike) -> np.ndarray:
+    """i[N] bytes of some contexts -> i64[D], how many of them have a position behind 0, 1, ..., D - 1 bytes: each has
+    its start, and one behind each byte."""
+    return np.cumsum(np.bincount(lengths)[::-1])[::-1]
 
 
 def _check(arrays: Mapping[str, np.ndarray]) -> None:

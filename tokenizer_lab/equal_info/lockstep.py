@@ -23,6 +23,17 @@ next byte's probabilities, i32[256] summing to 2^16; returns what it is for."""
 _step = jax.jit(byte_lm.step, donate_argnums=3)
 
 
+def noting_depths(walk: Walk[Result], depths: list[int]) -> Walk[Result]:
+    """The same walk; adds the depth of every context that it asks about to a list."""
+    try:
+        question = next(walk)
+        while True:
+            depths.append(question[0])
+            question = walk.send((yield question))
+    except StopIteration as end:
+        return end.value
+
+
 def run(lm: ByteLM, walks: Iterable[Walk[Result]]) -> list[Result]:
     """The results of all walks, in their order."""
     waiting = enumerate(walks)

@@ -55,15 +55,33 @@ class PaperCode:
         self._root = paper_shares(lm.shares(np.zeros((1, 0), np.uint8))[0])
 
     def encode(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
-        encoded = lockstep.run(self.lm, (self._encode(text) for text in texts))
-        return [
-            (self._to_bytes([number for number, _ in windows]), np.array([length for _, length in windows], np.int64))
-            for windows in encoded
-        ]
+        return self._encode_noting(texts, [])
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
+        return self._decode_noting(numbers, [])
+
+    def encoding_depths(self, texts: Sequence[bytes]) -> np.ndarray:
+        depths: list[int] = []
+        self._encode_noting(texts, depths)
+        return np.bincount(depths)
+
+    def _encode_noting(self, texts: Sequence[bytes], depths: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`encode`; adds the depth of every context that the language model is asked about to a list."""
+        walks = (lockstep.noting_depths(self._encode(text), depths) for text in texts)
+        encoded = [
+            (self._to_bytes([number for number, _ in windows]), np.array([length for _, length in windows], np.int64))
+            for windows in lockstep.run(self.lm, walks)
+        ]
+        if self.rule == "delay" and texts:
+            decoded, lengths = self._decode_noting(np.concatenate([numbers for numbers, _ in encoded]), depths)
+            if decoded != b"".join(texts) or (lengths != np.concatenate([lengths for _, lengths in encoded])).any():
+                raise RuntimeError("the windows do not decode to their texts")
+        return encoded
+
+    def _decode_noting(self, numbers: np.ndarray, depths: list[int]) -> tuple[bytes, np.ndarray]:
+        """`decode`; adds the depth of every context that the language model is asked about to a list."""
         windows = [int.from_bytes(number.tobytes(), "big") for number in numbers]
-        texts = lockstep.run(self.lm, (self._decode(number) for number in windows))
+        texts = lockstep.run(self.lm, (lockstep.noting_depths(self._decode(number), depths) for number in windows))
         return b"".join(texts), np.array([len(text) for text in texts], np.int64)
 
     def _encode(self, text: bytes) -> lockstep.Walk[list[tuple[int, int]]]:

@@ -19,13 +19,14 @@ import numpy.typing as npt
 from etils import epath
 
 from tokenizer_lab.equal_info import window_code, window_stream
-from tokenizer_lab.equal_info.byte_lm import PROBABILITY_BITS, ByteLM
+from tokenizer_lab.equal_info.byte_lm import PROBABILITY_BITS, ByteLM, positions_by_depth
 from tokenizer_lab.equal_info.paper_windows import PaperCode
 from tokenizer_lab.equal_info.window_code import Matcher, Tree
 from tokenizer_lab.equal_info.window_stream import WindowStream
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import npy_array, npy_bytes
 from tokenizer_lab.fixed_width import ID_BITS, code_from_ids, ids_from_code
+from tokenizer_lab.metrics import sample_text
 from tokenizer_lab.representation import OpenPrompt, Representation, check_ids
 
 WINDOW_BITS = (16, 24, 32, 64, 128)
@@ -45,6 +46,9 @@ class WindowCode(Protocol):
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         """Any numbers -> the bytes of all windows, and how many each has, i64[n]."""
 
+    def encoding_depths(self, texts: Sequence[bytes]) -> np.ndarray:
+        """i64[D], how often encoding some texts asks the language model behind 0, 1, ..., D - 1 bytes of a window."""
+
 
 class TableCode:
     """A window code that is a table of all windows."""
@@ -60,6 +64,9 @@ class TableCode:
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         return self._matcher.decode(self._from_bytes(numbers))
+
+    def encoding_depths(self, texts: Sequence[bytes]) -> np.ndarray:
+        return np.zeros(0, np.int64)
 
     def node(self, text: bytes) -> tuple[int, int]:
         """As `WindowStream.node`."""
@@ -89,7 +96,10 @@ class EqualInfoRepresentation(Representation):
         self._ids_per_window = window_bits // id_bits
         self.eod_id = 1 << id_bits
         self.vocab_size = self.eod_id + 1
-        self.batch_documents = 1 if isinstance(code, TableCode) else window_stream.MAX_LANES
+        has_table = isinstance(code, TableCode)
+        self.is_lossless = rule != "paper"
+        self.verifies_encoding = not has_table and self.is_lossless
+        self.batch_documents = 1 if has_table else window_stream.MAX_LANES
 
     @classmethod
     def of_tree(cls, tree: Tree, id_bits: int) -> Self:
@@ -152,6 +162,10 @@ class EqualInfoRepresentation(Representation):
         if tree.window_bits != window_bits:
             raise UserError(f"the table has windows of {tree.window_bits} bits, not {window_bits}; fit it again")
         return cls.of_tree(tree, id_bits)
+
+    def encoding_depths(self, texts: Sequence[bytes]) -> np.ndarray:
+        """See `WindowCode.encoding_depths`."""
+        return self._code.encoding_depths(texts)
 
     def windows(self, ids: npt.ArrayLike) -> list[bytes]:
         """The bytes of each whole window of i[n] ids."""
@@ -222,7 +236,8 @@ class EqualInfoFit:
     lm_recipe: str = "compressor_3m"
     """The recipe it is trained with: a name in configs/, or a Python file."""
     sample_bytes: int = 1 << 16
-    """Text of the train split on which bytes per id and lost bits are measured."""
+    """Text of the train split, from many documents, on which bytes per id, lost bits and the FLOPs of encoding are
+    measured."""
 
     def __post_init__(self) -> None:
         check_window(self.window_bits, self.id_bits)
@@ -240,39 +255,38 @@ class EqualInfoFit:
         """The representation that a trained language model gives.
 
         Args:
-          documents: of the train split; a sample of them is encoded to measure.
+          documents: of the train split, in random order; a sample of them is encoded to measure.
           corpus_hash: of the corpus the language model was trained on.
           lm: the language model.
           lm_flops: what training it has cost.
           on_progress: called with what is done of the table, and all of it.
+
+        Raises:
+          UserError: there is no byte in the documents.
         """
-        lm, fit_flops, encode_flops_per_byte = lm.limited(MAX_CONTEXT_BYTES), lm_flops, 0.0
+        sample = sample_text(documents, self.sample_bytes)
+        lm, fit_flops = lm.limited(MAX_CONTEXT_BYTES), lm_flops
         if self.is_table:
             tree = window_code.build_tree(lm.shares, self.window_bits, on_progress)
-            fit_flops += lm.flops_per_byte * float(tree.depths[~tree.is_leaf].sum())
+            fit_flops += _walk_flops(tree, lm)
             representation = EqualInfoRepresentation.of_tree(tree, self.id_bits)
         else:
             representation = EqualInfoRepresentation.of_lm(lm, self.window_bits, self.id_bits, self.rule)
-            walks = 2 if self.rule == "exact" else 1  # once to encode, once to see that it decodes
-            encode_flops_per_byte = walks * lm.flops_per_byte
-        statistics = _measure(representation, lm, _sample(documents, self.sample_bytes))
-        representation.fit_corpus_hash, representation.statistics = corpus_hash, statistics
-        encode_flops_per_id = encode_flops_per_byte * statistics["bytes_per_id"]
-        representation.costs = {"fit_flops": fit_flops, "encode_flops_per_id": encode_flops_per_id}
-        return representation
+        statistics = _measure(representation, lm, sample)
+        num_ids = sum(map(len, sample)) / statistics["bytes_per_id"]
+        encode_flops = lm.flops(representation.encoding_depths(sample))
+        costs = {"fit_flops": fit_flops, "encode_flops_per_id": encode_flops / num_ids}
+        return representation.fitted(corpus_hash, costs, statistics)
 
 
 FIT_OPTIONS = EqualInfoFit
 
 
-def _sample(documents: Iterable[bytes], num_bytes: int) -> list[bytes]:
-    sample, total = [], 0
-    for document in documents:
-        sample.append(document[: num_bytes - total])
-        total += len(sample[-1])
-        if total == num_bytes:
-            break
-    return sample
+def _walk_flops(tree: Tree, lm: ByteLM) -> float:
+    """What the language model took to build a table: at the root and at each inner node its start and the node's bytes
+    go through it, and the next byte is predicted once."""
+    depths = np.append(0, tree.depths[~tree.is_leaf]).astype(np.int64) % lm.context_bytes
+    return lm.flops(positions_by_depth(depths), num_predictions=len(depths))
 
 
 def _measure(representation: EqualInfoRepresentation, lm: ByteLM, texts: Sequence[bytes]) -> dict[str, float]:

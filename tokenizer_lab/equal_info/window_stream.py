@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenizer_lab.equal_info import byte_lm
-from tokenizer_lab.equal_info.byte_lm import START, ByteLM, LayerCache
+from tokenizer_lab.equal_info.byte_lm import START, ByteLM, LayerCache, positions_by_depth
 from tokenizer_lab.kernels.window_coder import decode_step, encode_step
 
 WINDOW_BITS = (16, 32, 64, 128)  # 16 is for tests, against the table
@@ -93,6 +93,12 @@ class WindowStream:
         encoded = [result[number] for number in range(len(texts))]
         self._check(texts, encoded)
         return encoded
+
+    def encoding_depths(self, texts: Sequence[bytes]) -> np.ndarray:
+        """A step behind each byte of a window, and another where it is decoded to see that it comes back."""
+        depths = positions_by_depth(np.concatenate([lengths for _, lengths in self.encode(texts)]))
+        depths[0] = 0  # the top of the tree is a table
+        return 2 * depths
 
     def _check(self, texts: Sequence[bytes], encoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Decodes what was encoded: a text that does not come back would be lost for good."""

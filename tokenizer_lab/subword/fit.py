@@ -94,8 +94,7 @@ class SubwordFit:
                 f"the corpus supports {representation.vocab_size:,} ids ({self._how}), "
                 f"--vocab-size is {self.vocab_size:,}; use at most {representation.vocab_size:,}, or a larger corpus"
             )
-        representation.fit_corpus_hash = corpus_hash
-        return representation
+        return representation.fitted(corpus_hash)
 
     @property
     def _how(self) -> str:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import grain
 import rich.console
 import tyro
 from etils import epath
@@ -21,6 +22,7 @@ from train.nearest import nearest
 
 SAMPLE_BYTES = 1 << 20
 """Of the text that is looked at for what a representation spells in bytes."""
+_SAMPLE_SEED = 0
 
 
 def run(arguments: list[str]) -> int:
@@ -56,7 +58,8 @@ def run(arguments: list[str]) -> int:
         if (byte_lm := byte_language_model(options, console)) is None:
             return EXIT_STOPPED
         with progress_bar(console, f"fit {kind}", of_bytes=False) as update:
-            representation = options.options.fit(counted(documents), corpus.content_hash, *byte_lm, update)
+            sampled = grain.MapDataset.source(documents).shuffle(seed=_SAMPLE_SEED)  # as a sample of it is measured
+            representation = options.options.fit(counted(sampled), corpus.content_hash, *byte_lm, update)
     representation.save(options.out)
     measured = "".join(f", {name} {value:.4g}" for name, value in representation.statistics.items())
     console.print(

@@ -10,7 +10,7 @@ import tokenizer_lab
 from data.held_out import fixed_subset
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.representation import Representation
+from tokenizer_lab.representation import Representation, check_lossless
 from train.compare import subprocesses
 from train.compare.resolve import Measured, Text, fit_of
 from train.exits import EXIT_STOPPED
@@ -46,8 +46,9 @@ def fit_all(experiment: Experiment, text: Text, out: epath.Path, console: rich.c
 
 def measure(path: str, text: Text, recipe: Recipe) -> Measured:
     """Loads an artifact and measures the bytes per position, on a fixed sample of each corpus weighted as in
-    training."""
+    training. Raises UserError where the arm would have no bits per byte."""
     representation = tokenizer_lab.load(path)
+    check_lossless(representation)
     weights = recipe.data.weights or (1.0,) * len(text.corpora)
     num_bytes, num_positions = np.average(
         [_mean_sizes(representation, corpus) for corpus in text.corpora], axis=0, weights=weights

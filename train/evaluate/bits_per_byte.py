@@ -22,7 +22,7 @@ from models.axes import Kernels
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, write_json
-from tokenizer_lab.representation import Representation
+from tokenizer_lab.representation import Representation, check_lossless
 from train.evaluate import encoders
 from train.evaluate.intervals import middle_95, resampled_bits_per_byte
 from train.model_function import jit_of_weights
@@ -260,9 +260,13 @@ def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, i
       run_dir: the run's folder.
       corpus: a corpus store in place of the run's.
       on_progress: called with the bytes scored and the bytes there are.
+
+    Raises:
+      UserError: the folder is no run, nothing is held out, or texts do not come back from the run's ids.
     """
     loaded = load_run(run_dir, corpus)
     setup, recipe = loaded.setup, loaded.setup.recipe
+    check_lossless(setup.representation)
     documents = held_out_documents(setup.corpora)
     total_bytes = sum(part.num_bytes for part in documents.parts)
     content = {"corpus_content_hash": corpora_hash(setup.corpora)}

@@ -16,6 +16,7 @@ SPEED_BYTES = 1 << 16
 # Why a number is missing.
 NO_UNITS = "an id does not stand for the same bytes wherever it is, so that tokens have no boundaries of their own"
 NO_WORDS = "the text has no words"
+NOT_LOSSLESS = "texts do not come back from their ids, so that it would be of another text"
 FEW_IDS = "fewer than two ids occur"
 NO_SPLIT_WORDS = "no word is more than one token"
 EMPTY_PIVOT = "the pivot has no tokens"
@@ -51,8 +52,8 @@ def measure(
         "bytes_per_token": metrics.bytes_per_token(text.num_bytes, text.num_tokens),
         "fertility": metrics.fertility(text),
         "renyi_efficiency": metrics.renyi_efficiency(text.id_counts),
-        "uniform_bits_per_byte": metrics.uniform_bits_per_byte(text.id_counts, text.num_bytes),
-        "unigram_bits_per_byte": metrics.unigram_bits_per_byte(text.id_counts, text.num_bytes),
+        "uniform_bits_per_byte": None,
+        "unigram_bits_per_byte": None,
         "text_ids": use.size,
         "used_ids": use.used,
         "used_share": use.used / use.size,
@@ -65,7 +66,12 @@ def measure(
         "encode_megabytes_per_second": speed.encode_megabytes_per_second,
         "decode_megabytes_per_second": speed.decode_megabytes_per_second,
     }
+    if representation.is_lossless:
+        row["uniform_bits_per_byte"] = metrics.uniform_bits_per_byte(text.id_counts, text.num_bytes)
+        row["unigram_bits_per_byte"] = metrics.unigram_bits_per_byte(text.id_counts, text.num_bytes)
     reasons = {
+        "uniform_bits_per_byte": NOT_LOSSLESS,
+        "unigram_bits_per_byte": NOT_LOSSLESS,
         "fertility": NO_WORDS,
         "renyi_efficiency": FEW_IDS,
         "premium_median": EMPTY_PIVOT if premium else None,

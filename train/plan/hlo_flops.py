@@ -62,7 +62,7 @@ def attention_kernel_flops(computation: Computation, kernel: Instruction, causal
     query, key = [shape.dims for shape in computation.operand_shapes(kernel) if shape.dtype in ("bf16", "f32")][
         :2
     ]  # [rows, heads, T, head dimension]
-    num_blocks = key[-2] / splash_block(query[-2])
+    num_blocks = key[-2] / (splash_block(query[-2], key[-2]) or 1)
     share = (num_blocks + 1) / (2 * num_blocks) if causal else 1.0
     return 2.0 * _SPLASH_PRODUCTS[found[1]] * math.prod(query) * key[-2] * share
 

@@ -267,6 +267,8 @@ def read_run(folder: epath.PathLike) -> RunRead:
     summary = _read(folder / "summary.json", _SUMMARY)
     evaluation = _read(folder / "eval.json", _EVALUATION) if (folder / "eval.json").exists() else None
     unfinished = summary["state"] != "finished"
+    if summary["representation"]["statistics"].get("lost_windows"):  # an older version has trained on such
+        raise UserError(f"{folder} is over ids that lose bytes, of which there are no bits per byte; leave it out")
     return RunRead(
         label=_one_line(summary["name"]) or folder.name,
         folder=_printable(str(folder)),

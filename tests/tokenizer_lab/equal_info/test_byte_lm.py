@@ -1,11 +1,14 @@
 """The integer byte language model: the same integers however it is run, and close to the float model behind it."""
 
+import functools
 import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,6 +32,14 @@ ARITHMETIC_CHANGED = (
 
 def random_texts(rows: int, length: int, seed: int = 0) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 256, (rows, length)).astype(np.uint8)
+
+
+def equations_of(jaxpr) -> Iterator[jax.extend.core.JaxprEqn]:
+    """All equations, also those of functions that are called."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations_of(inner)
 
 
 def hash_of(*arrays: np.ndarray) -> str:
@@ -95,6 +106,14 @@ def test_steps_of_more_layers_and_ungrouped_heads_give_the_integers_of_whole_con
 def test_steps_that_are_compiled_without_optimizing_give_the_same(walked):
     options = {"xla_backend_optimization_level": 0, "xla_disable_hlo_passes": "fusion,algsimp"}
     assert_steps_give(*walked, 4, 45, jax.jit(byte_lm.step, compiler_options=options))
+
+
+def test_the_programs_as_they_ship_give_the_same(as_shipped, walked):
+    lm, texts, shares = walked
+    assert_steps_give(*walked, 4, 45, jax.jit(functools.partial(byte_lm.step)))
+    ids = np.concatenate([np.full((len(texts), 1), START), texts[:, : CONTEXT - 1]], axis=1).astype(np.int32)
+    along = jax.jit(functools.partial(byte_lm.all_shares))(lm.weights, ids)
+    np.testing.assert_array_equal(np.asarray(along).swapaxes(0, 1), shares[:CONTEXT])
 
 
 @pytest.mark.slow
@@ -280,10 +299,47 @@ def test_files_give_back_the_model(make_byte_lm):
         ByteLM.from_files(files | {"lm_query.npy": files["lm_query.npy"][:-1]})
 
 
-def test_flops_are_two_for_each_weight_and_those_of_the_cache(make_byte_lm):
-    lm = make_byte_lm(layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=24, context_bytes=16)
-    weights = 2 * (2 * 16 * 4 * 8 + 2 * 16 * 2 * 8 + 3 * 16 * 24) + 16 * 256
-    assert lm.flops_per_byte == 2 * weights + 2 * 2 * 2 * 4 * 8 * (16 + 1) / 2
+def test_flops_are_two_for_each_weight_and_those_of_what_is_seen(make_byte_lm):
+    lm = make_byte_lm(layers=2, embed=16, heads=4, kv_heads=2, head_dim=8, mlp=24, context_bytes=4)
+    layers, prediction = 2 * 2 * (2 * 16 * 4 * 8 + 2 * 16 * 2 * 8 + 3 * 16 * 24), 2 * 16 * 256
+    seen = 2 * 2 * 2 * 4 * 8
+    assert lm.flops(np.array([0, 3])) == 3 * (layers + prediction + 2 * seen)
+    assert lm.flops(np.array([1, 1, 1, 1, 1, 1]), num_predictions=1) == 6 * layers + prediction + 13 * seen
+    assert lm.flops(np.zeros(0, np.int64)) == 0
+
+
+SHAPES = [{}, {"layers": 2, "embed": 24, "heads": 4, "kv_heads": 2, "mlp": 40}, {"layers": 3, "kv_heads": 2}]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_flops_are_those_of_the_products_in_the_program(make_byte_lm, count_product_flops, shape):
+    """Each position sees the whole square in the program, and in the count itself and those before it."""
+    lm = make_byte_lm(context_bytes=CONTEXT, **shape)
+    one, row = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, CONTEXT), jnp.int32)
+    step = count_product_flops(byte_lm.step, lm.weights, one, one, lm.empty_cache(1))
+    assert lm.flops(np.eye(CONTEXT, dtype=int)[-1]) == step["dense"] + step["attention"]
+    whole = count_product_flops(byte_lm.all_shares, lm.weights, row)
+    causal = whole["attention"] * (CONTEXT + 1) / 2 / CONTEXT
+    assert lm.flops(np.ones(CONTEXT, int)) == whole["dense"] + causal
+
+
+def test_positions_by_depth_are_counted_one_by_one():
+    lengths = [3, 0, 1, 3]
+    depths = [depth for length in lengths for depth in range(length + 1)]
+    assert byte_lm.positions_by_depth(lengths).tolist() == np.bincount(depths).tolist() == [4, 3, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["step", "all_shares"])
+def test_every_product_asks_for_the_highest_precision(make_byte_lm, name):
+    """Which changes nothing on a CPU: elsewhere float32 is multiplied in fewer bits unless it is asked for."""
+    lm = make_byte_lm(context_bytes=CONTEXT)
+    one, row = jnp.zeros(1, jnp.int32), jnp.zeros((1, CONTEXT), jnp.int32)
+    arguments = {"step": (one, one, lm.empty_cache(1)), "all_shares": (row,)}[name]
+    jaxpr = jax.make_jaxpr(getattr(byte_lm, name))(lm.weights, *arguments)
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    products = [equation for equation in equations_of(jaxpr.jaxpr) if equation.primitive.name == "dot_general"]
+    assert len(products) == 7 + 2 + 1, "matrices of a layer, scores and values, and the prediction"
+    assert all(product.params["precision"] == highest for product in products)
 
 
 def test_golden_integers(make_byte_lm):

@@ -1,17 +1,26 @@
 """Equal-info windows as a representation: its contract for every width, its artifacts, and what fitting it measures."""
 
+import collections
 import concurrent.futures
 import json
 import math
 import multiprocessing
 import pickle
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 import tokenizer_lab
-from tokenizer_lab.equal_info import EqualInfoFit, EqualInfoRepresentation, window_code
+from tokenizer_lab.equal_info import (
+    EqualInfoFit,
+    EqualInfoRepresentation,
+    byte_lm,
+    representation as equal_info_module,
+    window_code,
+)
 from tokenizer_lab.equal_info.window_code import Tree, build_tree
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import npy_array, npy_bytes
@@ -121,12 +130,13 @@ def test_many_are_encoded_as_each_alone(representation):
         np.testing.assert_array_equal(lengths, representation.byte_lengths(ids))
 
 
-def test_only_where_the_language_model_runs_are_documents_encoded_together(representation):
+def test_only_where_the_language_model_runs_are_documents_encoded_together_and_verified(representation):
     assert (representation.batch_documents > 1) == (representation.window_bits > 24)
+    assert representation.verifies_encoding == (representation.window_bits > 24) and representation.is_lossless
 
 
 def test_an_artifact_gives_back_the_representation(representation, tmp_path):
-    representation.fit_corpus_hash, representation.statistics = "abc", {"bytes_per_id": 2.5}
+    representation = representation.fitted("abc", statistics={"bytes_per_id": 2.5})
     representation.save(tmp_path / "artifact")
     for copy in (tokenizer_lab.load(tmp_path / "artifact"), pickle.loads(pickle.dumps(representation))):
         assert type(copy) is EqualInfoRepresentation
@@ -277,15 +287,14 @@ def test_a_damaged_artifact_folder_is_named(all_bits, bits, tmp_path):
 
 @pytest.fixture(scope="module", params=[TABLE, IN_LOOP], ids=name_of)
 def fitted(request, make_byte_lm) -> tuple[EqualInfoRepresentation, list[bytes]]:
-    """A fitted representation and the texts it was measured on, the last of which is cut short."""
+    """A fitted representation and the texts it was measured on, of which the longest are cut short."""
     window_bits, id_bits = request.param
     options = EqualInfoFit(window_bits=window_bits, id_bits=id_bits, sample_bytes=200)
     lm, told = make_byte_lm(context_bytes=4), []
-    documents = iter([TEXT, b"", TEXT[:50], TEXT * 5, TEXT])
+    documents = [TEXT, b"", TEXT[:50], TEXT * 5]
     representation = options.fit(documents, "abc", lm, 1e6, lambda done, total: told.append((done, total)))
-    assert next(documents) == TEXT, "more of the corpus was read than is measured"
     assert told == ([] if window_bits > 24 else sorted(told)) and (window_bits > 24 or told[-1] == (65536, 65536))
-    return representation, [TEXT, b"", TEXT[:50], (TEXT * 5)[: 200 - len(TEXT) - 50]]
+    return representation, [b"", TEXT[:50], TEXT, TEXT[:75]]
 
 
 def test_what_is_lost_and_what_the_model_takes_are_all_bits(fitted):
@@ -300,17 +309,44 @@ def test_what_is_lost_and_what_the_model_takes_are_all_bits(fitted):
     assert all(math.isfinite(value) and isinstance(value, float) for value in statistics.values())
 
 
-def test_fitting_and_encoding_are_charged(fitted, make_byte_lm):
-    representation, _ = fitted
-    costs, per_byte = representation.costs, make_byte_lm(context_bytes=4).flops_per_byte
-    if representation.window_bits > 24:
-        assert costs["fit_flops"] == 1e6
-        expected = 2 * per_byte * representation.statistics["bytes_per_id"]
-        assert costs["encode_flops_per_id"] == pytest.approx(expected)
-    else:
-        assert costs["fit_flops"] > 1e6 + 1000 * per_byte
-        assert costs["encode_flops_per_id"] == 0
+def test_encoding_is_charged_where_it_asks_the_language_model(fitted, make_byte_lm):
+    representation, texts = fitted
+    charged = representation.costs["encode_flops_per_id"]
     assert representation.fit_corpus_hash == "abc"
+    if representation.window_bits == 16:
+        assert charged == 0
+        return
+    assert representation.costs["fit_flops"] == 1e6
+    lm, steps = make_byte_lm(context_bytes=4), collections.Counter()
+    for text in texts:
+        for window in representation.windows(representation.encode(text)):
+            steps.update(range(1, len(window) + 1))
+    by_hand = 2 * sum(count * lm.flops(np.eye(depth + 1, dtype=int)[-1]) for depth, count in steps.items())
+    assert charged == pytest.approx(by_hand / sum(len(representation.encode(text)) for text in texts))
+
+
+def test_a_table_is_charged_what_the_language_model_was_asked(make_byte_lm, count_product_flops, monkeypatch):
+    """Counted in the programs of all contexts that building it looks at, START included; of fewer bits, for time."""
+    lm, asked = make_byte_lm(context_bytes=4), []
+
+    def build_small(shares, window_bits, on_progress):
+        return build_tree(lambda contexts: (asked.append(contexts.shape), shares(contexts))[1], 9)
+
+    monkeypatch.setattr(window_code, "build_tree", build_small)
+    monkeypatch.setattr(
+        EqualInfoRepresentation, "of_tree", lambda *_: EqualInfoRepresentation(None, 16, 16, "exact", {})
+    )
+    monkeypatch.setattr(equal_info_module, "_measure", lambda *_: {"bytes_per_id": 1.0})
+    monkeypatch.setattr(EqualInfoRepresentation, "encoding_depths", lambda *_: np.zeros(0, int))
+    fitted = EqualInfoFit(window_bits=16).fit([TEXT], "", lm, 1e6, lambda *_: None)
+    by_hand = 0.0
+    for rows, num_bytes in asked:
+        length = num_bytes % 4 + 1
+        ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+        flops = count_product_flops(byte_lm._shares_at, lm.weights, ids, length - 1)
+        by_hand += flops["dense"] + flops["attention"] * (length + 1) / 2 / length
+    assert len({num_bytes for _, num_bytes in asked}) > 2
+    assert fitted.costs["fit_flops"] == pytest.approx(1e6 + by_hand, rel=1e-9)
 
 
 def test_a_fitted_artifact_keeps_what_was_measured(fitted, tmp_path):
@@ -320,6 +356,7 @@ def test_a_fitted_artifact_keeps_what_was_measured(fitted, tmp_path):
     assert loaded.statistics == representation.statistics and loaded.costs == representation.costs
 
 
-def test_no_text_to_measure_on_is_no_error(make_byte_lm):
-    representation = EqualInfoFit(window_bits=32).fit(iter([b""]), "", make_byte_lm(), 0.0, lambda done, total: None)
-    assert representation.statistics["bytes_per_id"] == 0
+@pytest.mark.parametrize("bits", [TABLE, IN_LOOP], ids=name_of)
+def test_no_text_to_measure_on_is_refused_before_anything_is_walked(bits):
+    with pytest.raises(UserError, match="2 documents have 0 bytes, of which nothing can be measured"):
+        EqualInfoFit(window_bits=bits[0]).fit(iter([b"", b""]), "", None, 0.0, lambda done, total: None)

@@ -96,6 +96,12 @@ def test_values_and_gradients(implementation, shape):
     assert_exact(actual, arguments, vocab_size)
 
 
+@pytest.mark.parametrize("implementation", ["chunked", "interpreted", "interpreted_gpu"])
+def test_the_program_as_it_ships(as_shipped, implementation):
+    arguments, vocab_size = inputs(*CUT), CUT[3]
+    assert_exact(compiled.__wrapped__(implementation, vocab_size)(*arguments), arguments, vocab_size)
+
+
 @every_implementation
 def test_bfloat16_is_multiplied_and_nothing_else(implementation):
     x, table, *others = inputs(1, 5, 64, 300, 384, dtype=jnp.bfloat16)

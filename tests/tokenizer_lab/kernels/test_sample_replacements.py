@@ -128,6 +128,12 @@ def test_values_gradients_and_samples(implementation, shape):
     assert_exact(actual, arguments, vocab_size, tolerance=2e-5)
 
 
+@pytest.mark.parametrize("implementation", ["chunked", "interpreted", "interpreted_gpu"])
+def test_the_program_as_it_ships(as_shipped, implementation):
+    arguments, vocab_size = inputs(*CUT), CUT[-1]
+    assert_exact(compiled.__wrapped__(implementation, vocab_size)(*arguments), arguments, vocab_size, tolerance=2e-5)
+
+
 @every_implementation
 def test_bfloat16_is_multiplied_and_nothing_else(implementation):
     shape = (3, 384, 64, 300)

@@ -16,12 +16,16 @@ import pytest
 
 from tokenizer_lab.kernels.window_coder import PRODUCTION_SHAPES, decode_step, encode_step, pallas_tpu, reference
 
-STEPS = {
-    "reference": (jax.jit(reference.encode_step), jax.jit(reference.decode_step)),
-    "pallas": tuple(
-        jax.jit(functools.partial(step, interpret=True)) for step in (pallas_tpu.encode_step, pallas_tpu.decode_step)
-    ),
-}
+
+def new_steps(implementation: str) -> tuple:
+    """Both steps of an implementation, compiled anew."""
+    if implementation == "reference":
+        return tuple(jax.jit(functools.partial(step)) for step in (reference.encode_step, reference.decode_step))
+    steps = pallas_tpu.encode_step, pallas_tpu.decode_step
+    return tuple(jax.jit(functools.partial(step, interpret=True)) for step in steps)
+
+
+STEPS = {name: new_steps(name) for name in ("reference", "pallas")}
 every_implementation = pytest.mark.parametrize("implementation", STEPS)
 # Walks are as wide as one of the steps' shapes, so that nothing is compiled for them.
 WALK_SHAPES = [(16, 300), (32, 129), (64, 127), (128, 127)]
@@ -106,6 +110,13 @@ def test_encode_step(implementation, window_bits, num_streams):
         child_span, child_low = children(column, span, low, window_bits)[byte]
         expected = (True, child_span, child_low) if child_span >= 0 else (False, span, low)
         assert result == expected, (span, low, byte)
+
+
+@every_implementation
+def test_the_programs_as_they_ship(as_shipped, monkeypatch, implementation):
+    monkeypatch.setitem(STEPS, implementation, new_steps(implementation))
+    test_encode_step(implementation, 32, 3)
+    test_decode_step(implementation, 32, 3)
 
 
 @every_implementation

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from train.evaluate.bits_per_byte import (
     text_statistics,
 )
 from train.loop import train
-from train.setup import set_up
+from train.setup import LoadedRun, set_up
 
 QUIET = rich.console.Console(quiet=True)
 
@@ -153,7 +154,7 @@ def test_the_interval_lies_around_the_score_and_is_the_same_each_time(items):
     nats, sizes = (np.array(column) for column in zip(*items))
     scores = Scores(nats, sizes.astype(np.int64), sizes.astype(np.int64), np.zeros(1, np.int64))
     low, high = bootstrap_interval(scores)
-    assert low <= high and (low, high) == bootstrap_interval(scores)
+    assert low - 1e-9 <= scores.bits_per_byte <= high + 1e-9 and (low, high) == bootstrap_interval(scores)
 
 
 def test_the_interval_has_the_width_that_theory_gives():
@@ -182,6 +183,21 @@ def test_a_subset_is_fixed_and_of_whole_documents():
         and all(document in documents for document in subset)
     )
     assert len(fixed_subset(documents, 1)) == 1, "at least one document, however small the part"
+
+
+def test_a_subset_of_many_documents_reads_few():
+    read = []
+
+    class Documents:
+        def __len__(self):
+            return 100_000
+
+        def __getitem__(self, number):
+            read.append(number)
+            return b"x" * (90 + number % 20)
+
+    subset = fixed_subset(Documents(), 10_050)
+    assert 9_950 < sum(map(len, subset)) <= 10_050 and len(read) < len(subset) + 10 * 64
 
 
 # Traps that comparisons of tokenizers fall into.
@@ -242,6 +258,45 @@ class Dropping(ByteRepresentation):
 def test_a_tokenizer_that_drops_or_normalizes_is_caught(score, representation, text, said):
     with pytest.raises(UserError, match="does not give a document back.*" + said):
         score([text], representation=representation)
+
+
+class SelfVerifying(ByteRepresentation):
+    """Takes long to decode, and has seen to it that ids are those of the text."""
+
+    verifies_encoding = True
+
+    def decode(self, ids):
+        raise AssertionError("decoded what the encoder has compared")
+
+
+def test_what_the_encoder_has_compared_is_not_decoded(score):
+    assert score([b"a text"], representation=SelfVerifying()).num_bytes.tolist() == [6]
+
+
+class Losing(ByteRepresentation):
+    """Says that texts do not come back."""
+
+    is_lossless = False
+
+
+def test_bits_per_byte_of_what_loses_text_are_refused(score):
+    with pytest.raises(UserError, match="the byte representation .* does not give every text back"):
+        score([b"a text"], representation=Losing())
+
+
+def test_a_run_over_what_loses_text_is_refused_before_anything_is_written(recipe, one_device, tmp_path, monkeypatch):
+    monkeypatch.setattr(ByteRepresentation, "is_lossless", False)
+    with pytest.raises(UserError, match="does not give every text back"):
+        train(recipe, str(tmp_path / "run"), QUIET, make_judge)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_a_run_over_what_loses_text_is_refused(recipe, one_device, monkeypatch):
+    """Of any objective: an encoder's evaluation has bits per byte of the text's ids."""
+    loaded = LoadedRun(SimpleNamespace(recipe=recipe, representation=Losing()), None, {})
+    monkeypatch.setattr(evaluation, "load_run", lambda *_: loaded)
+    with pytest.raises(UserError, match="does not give every text back"):
+        evaluation.evaluate_run("run", None, lambda *_: None)
 
 
 def test_evaluation_reads_no_document_that_was_trained_on(make_recipe, one_device, tmp_path, monkeypatch):

@@ -126,6 +126,15 @@ def test_what_makes_no_sense_is_left_out_with_its_reason(options, tmp_path):
     assert "premium" not in str(run(options(parallel=None, morphscore=None)).notes)
 
 
+def test_what_loses_text_has_no_bits_per_byte(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(GzipRepresentation, "is_lossless", False)
+    byte, _, gzip = run(options()).representations
+    for name in ("uniform_bits_per_byte", "unigram_bits_per_byte"):
+        assert gzip.row[name] is None and byte.row[name] > 0
+    page = text_of((tmp_path / "out" / "index.html").read_text())
+    assert "No unigram bits/byte of gzip: texts do not come back from their ids" in page
+
+
 def test_the_table_in_the_terminal_fits_and_takes_no_markup(options, artifacts, tmp_path):
     named = tmp_path / "[red]x"
     ByteRepresentation().save(named)

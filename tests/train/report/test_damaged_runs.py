@@ -23,6 +23,13 @@ def with_values(file, **changes):
     return lambda folder: (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
 
 
+def with_lost_windows(folder):
+    """As of `--rule paper`, before that was refused."""
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["representation"]["statistics"]["lost_windows"] = 0.09
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
 POINT = '{"step": 1, "bytes_seen": 1, "flops": 1, "bits_per_byte": 1, "num_bytes": 1}\n'
 
 
@@ -43,6 +50,7 @@ POINT = '{"step": 1, "bytes_seen": 1, "flops": 1, "bits_per_byte": 1, "num_bytes
         (with_values("summary.json", flops=True), "flops: True should be a finite number or null"),
         (with_values("summary.json", flops=math.nan), "flops: nan should be a finite number or null"),
         (with_values("summary.json", flops=10**400), "000 should be a finite number or null"),
+        (with_lost_windows, "byte is over ids that lose bytes, of which there are no bits per byte; leave it out"),
         (with_values("summary.json", name=["x"]), "summary.json: name: ['x'] should be a text"),
         (with_values("summary.json", parameters={"total": 1, "mlp": "x"}), "parameters: mlp: 'x' should be a "),
         (with_values("eval.json", interval_95=[1.0]), "eval.json: interval_95: [1.0] should be two numbers or null"),
