@@ -67,7 +67,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         """x_btd -> what attention adds to it, and the cache with this call's keys and values.
 
-        With a cache, all rows are at the same position and of one document, so that segment ids are not looked at.
+        With a cache, each row is of one document, so that segment ids are not looked at.
         """
         config = self.config
         q_bthd, k_bthd, v_bthd = self._project(x_btd, places)
@@ -82,13 +82,11 @@ class Attention(nnx.Module):
                 dropout=None if dropout is no_dropout else dropout,
             )
         else:
-            first = places.positions_bt[0, 0]
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), first, axis=1)
-                for old, new in zip(cache, (k_bthd, v_bthd))
-            )
+            first_b = places.positions_bt[:, 0]
+            write = jax.vmap(lambda old, new, first: jax.lax.dynamic_update_slice_in_dim(old, new, first, axis=0))
+            keys, values = (write(old, new.astype(old.dtype), first_b) for old, new in zip(cache, (k_bthd, v_bthd)))
             cache = keys, values
-            out_bthd = attend_to_cache(q_bthd, keys, values, first)
+            out_bthd = attend_to_cache(q_bthd, keys, values, first_b)
         out_btd = project(out_bthd, self.out, 2)
         return out_btd + self.out_bias.astype(x_btd.dtype) if config.published else out_btd, cache
 
@@ -179,12 +177,11 @@ def _attend_with_dropout(q_bthd, k_bshd, v_bshd, segment_ids_bt, causal, dropout
     return jnp.einsum("bhts,bshd->bthd", dropout(weights_bhts, 0).astype(v_bshd.dtype), v_bshd)
 
 
-def attend_to_cache(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, first_position: jax.Array) -> jax.Array:
-    """Attention of T new positions, the first at `first_position` (i32[]), to a cache of S >= first_position + T
-    positions."""
-    position_t = first_position + jnp.arange(q_bthd.shape[1])
-    visible_ts = jnp.arange(k_bshd.shape[1])[None, :] <= position_t[:, None]
-    return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, mask=visible_ts[None, None])
+def attend_to_cache(q_bthd: jax.Array, k_bshd: jax.Array, v_bshd: jax.Array, first_b: jax.Array) -> jax.Array:
+    """Attention of T new positions a row, the first at `first_b` (i32[B]), to a cache of S >= first + T positions."""
+    positions_bt = first_b[:, None] + jnp.arange(q_bthd.shape[1])
+    visible_bts = jnp.arange(k_bshd.shape[1]) <= positions_bt[:, :, None]
+    return jax.nn.dot_product_attention(q_bthd, k_bshd, v_bshd, mask=visible_bts[:, None])
 
 
 def _axis_size(placement: Placement, logical: str) -> int:

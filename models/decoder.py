@@ -87,12 +87,20 @@ class Decoder(nnx.Module):
         hidden_btd, _ = self._run(ids_bt, segment_ids_bt, positions_bt, None)
         return hidden_btd
 
-    def extend(self, ids_bt: jax.Array, first_position: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """T more ids of one document a row, all rows at `first_position` (i32[]) -> f32[B, V] logits after the last,
-        and the cache."""
-        positions_bt = jnp.broadcast_to(first_position + jnp.arange(ids_bt.shape[1]), ids_bt.shape)
+    def extend(
+        self, ids_bt: jax.Array, first_b: jax.Array, cache: KVCache, last_b: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """T more ids of one document a row, from position `first_b` (i32[B]) on -> f32[B, V] logits after the last, and
+        the cache.
+
+        `last_b` (i32[B]) is which of the T ids is the last, where rows are padded; the next ones then take the places
+        of those behind it.
+        """
+        positions_bt = first_b[:, None] + jnp.arange(ids_bt.shape[1])
         hidden_btd, cache = self._run(ids_bt, jnp.ones_like(ids_bt), positions_bt, cache)
-        return self.logits(hidden_btd[:, -1]), cache
+        if last_b is None:
+            return self.logits(hidden_btd[:, -1]), cache
+        return self.logits(jnp.take_along_axis(hidden_btd, last_b[:, None, None], axis=1)[:, 0]), cache
 
     def logits(self, hidden_bd: jax.Array) -> jax.Array:
         """f[..., D] -> f32[..., V]; the ids that only pad the table can never be drawn."""

@@ -16,15 +16,20 @@ def of_weights(
 ) -> Callable[..., Any]:
     """`function(model, *arguments)` as a function (params, *arguments), over the mesh and with a recipe's kernels."""
 
-    def computed(params: Any, *arguments: Any) -> Any:
+    def computed(params: Any, *arguments: Any, **keywords: Any) -> Any:
         with use_placement(placement(mesh, kernels)):
-            return function(nnx.merge(model_def, nnx.State(params)), *arguments)
+            return function(nnx.merge(model_def, nnx.State(params)), *arguments, **keywords)
 
     return computed
 
 
 def jit_of_weights(
-    function: Callable[..., Any], model_def: Any, mesh: Mesh, kernels: Kernels = "auto"
+    function: Callable[..., Any],
+    model_def: Any,
+    mesh: Mesh,
+    kernels: Kernels = "auto",
+    static_argnames: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
     """`of_weights`, jitted; its result is whole on every host."""
-    return jax.jit(of_weights(function, model_def, mesh, kernels), out_shardings=replicated(mesh))
+    computed = of_weights(function, model_def, mesh, kernels)
+    return jax.jit(computed, out_shardings=replicated(mesh), static_argnames=static_argnames)

@@ -59,6 +59,11 @@ class DataConfig:
     prefetch_batches: int = 4
     """Batches made ahead of the step; changes nothing but the speed."""
 
+    @property
+    def trained_length(self) -> int:
+        """Positions that a model has seen a document at."""
+        return min(self.piece_length or self.sequence_length, self.sequence_length)
+
     def __post_init__(self) -> None:
         for name in ("batch_rows", "sequence_length", "num_microbatches", "num_workers"):
             if getattr(self, name) < 1:

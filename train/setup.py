@@ -3,17 +3,22 @@
 import contextlib
 import dataclasses
 import sys
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 
 import tokenizer_lab
 from data.encoded import bring_ids
+from data.manifest import MANIFEST
 from data.rows import CausalRow, cursor_width
 from data.store import Corpus
+from models.axes import parameter_axes
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import remote_errors
 from tokenizer_lab.representation import Representation
 from train.hosts.hardware import keep_compiled_programs
 from train.objectives import AnyObjective
@@ -21,8 +26,8 @@ from train.optimizer import Budget, Meter, make_meter, total_steps
 from train.recipe import Recipe, read_recipe, to_json
 from train.run.checkpoints import Checkpoints
 from train.run.folder import RunFolder
-from train.sharding import MeshConfig, batch_sharding, check_batch, cursor_sharding, make_mesh
-from train.step import StepProgram, build_program
+from train.sharding import MeshConfig, batch_sharding, check_batch, cursor_sharding, dividing_mesh, make_mesh
+from train.step import StepProgram, abstract_model, build_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Setup:
     recipe: Recipe
     representation: Representation
     corpora: list[Corpus]
+    """What is trained on; of a loaded run none, which stands alone until `LoadedRun.open_corpora`."""
     mesh: Mesh
     program: StepProgram
 
@@ -99,6 +105,28 @@ class LoadedRun:
     counters: dict[str, Any]
     """Steps, bytes seen and FLOPs spent when the weights were saved: step, bytes_seen, flops."""
 
+    @property
+    def missing_corpora(self) -> list[str]:
+        """Where the run's corpora were and are not any more."""
+        return [path for path in self.setup.recipe.data.corpora if not _is_store(path)]
+
+    def open_corpora(self, corpus: str | None = None) -> list[Corpus]:
+        """The corpora that the run was trained on, or one in their place. Raises UserError where they are gone."""
+        data = self.setup.recipe.data
+        if corpus is None and (gone := self.missing_corpora):
+            raise UserError(
+                f"the text that {self.setup.recipe.name} was trained on is not in {', '.join(gone)} any more; give"
+                " --corpus CORPUS, with the folder where it is now or another text"
+            )
+        opened = [Corpus.open(path) for path in ((corpus,) if corpus else data.corpora)]
+        ids = [] if corpus else [folder for folder in data.encoded if _is_store(folder)]
+        return bring_ids(opened, ids, self.setup.representation)
+
+
+def _is_store(folder: str) -> bool:
+    with remote_errors(folder):
+        return (epath.Path(folder) / MANIFEST).exists()
+
 
 def set_up(recipe: Recipe) -> Setup:
     """Opens what a recipe names and lays its state out over the mesh. Raises UserError before anything is allocated or
@@ -113,7 +141,11 @@ def set_up(recipe: Recipe) -> Setup:
             f" {recipe.representation} has spent, which counts too; raise it, or give the budget in steps or bytes"
         )
     corpora = bring_ids([Corpus.open(path) for path in data.corpora], data.encoded, representation)
-    mesh = make_mesh(recipe.mesh)
+    return _on_mesh(recipe, representation, corpora, make_mesh(recipe.mesh))
+
+
+def _on_mesh(recipe: Recipe, representation: Representation, corpora: list[Corpus], mesh: Mesh) -> Setup:
+    data = recipe.data
     keep_compiled_programs()
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
     check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length)
@@ -160,22 +192,15 @@ def model_flops_per_token(recipe: Recipe, vocab_size: int) -> dict[str, float]:
     )
 
 
-def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
-    """The newest whole checkpoint of a run; a newer one that is damaged is told of on stderr.
-
-    Args:
-      run_dir: the run's folder; its own copy of the representation is used.
-      corpus: a corpus store to take in place of the run's.
+def load_run(run_dir: str) -> LoadedRun:
+    """The newest whole checkpoint of a run, over the devices that are here; a newer one that is damaged is told of on
+    stderr. Nothing outside of the run's folder is opened: its own copy of the representation is used.
 
     Raises:
       UserError: the folder is no run, or has no whole checkpoint.
     """
     run = RunFolder(run_dir)
     recipe = read_recipe(run)
-    if corpus:
-        recipe = dataclasses.replace(
-            recipe, data=dataclasses.replace(recipe.data, corpora=(corpus,), weights=(), encoded=())
-        )
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     with contextlib.closing(checkpoints):
         step = checkpoints.newest_whole(lambda line: print(f"toklab: {line}", file=sys.stderr))
@@ -183,19 +208,23 @@ def load_run(run_dir: str, corpus: str | None = None) -> LoadedRun:
             raise UserError(
                 f"{run.path} has no checkpoint yet; train it with 'toklab train RECIPE --run-dir {run.path}'"
             )
-        setup = set_up(_for_reading(recipe, run))
+        setup = _set_up_for_reading(recipe, run)
         params = checkpoints.restore_params(step, setup.program.shapes.params, setup.program.shardings.params)
         return LoadedRun(setup, params, checkpoints.read_meta(step)["counters"])
 
 
-def _for_reading(recipe: Recipe, run: RunFolder) -> Recipe:
-    """The recipe on the devices that are here, with batches they divide: how many rows are scored at a time changes no
-    number."""
+def _set_up_for_reading(recipe: Recipe, run: RunFolder) -> Setup:
+    """A run's recipe on the devices that are here, with batches they divide: how many rows are scored at a time changes
+    no number."""
     rows = -(-recipe.evaluation.batch_rows // jax.device_count()) * jax.device_count()
-    return dataclasses.replace(
+    recipe = dataclasses.replace(
         recipe,
         representation=str(run.representation),
         mesh=MeshConfig(),
         data=dataclasses.replace(recipe.data, batch_rows=rows, num_microbatches=1),
         evaluation=dataclasses.replace(recipe.evaluation, batch_rows=rows),
     )
+    representation, objective = tokenizer_lab.load(recipe.representation), cast(AnyObjective, recipe.objective)
+    _, abstract = abstract_model(lambda rngs: objective.build(recipe.model, representation.vocab_size, rngs))
+    mesh = dividing_mesh(nnx.to_pure_dict(abstract), parameter_axes(abstract))
+    return _on_mesh(recipe, representation, [], mesh)

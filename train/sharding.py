@@ -86,7 +86,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """The named mesh over `devices` (all by default), `replica` between TPU slices. Raises UserError where the sizes do
     not fit them."""
     devices = jax.devices() if devices is None else list(devices)
-    num_slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    num_slices = _num_slices(devices)
     sizes = list(mesh_sizes(config, len(devices), num_slices).values())
     if num_slices > 1:
         within, between = [sizes[0] // num_slices, *sizes[1:]], [num_slices, 1, 1, 1]
@@ -94,6 +94,29 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     else:
         grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
     return Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
+
+
+def dividing_mesh(shapes: Any, axes: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (all by default) that every parameter can be split over, whatever its width: over `fsdp` as
+    far as they divide, and whole copies for the rest.
+
+    `shapes` and `axes` are those of `parameter_shardings`.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    is_leaf = lambda leaf: hasattr(leaf, "shape")
+    split = lambda leaf, names: [size for name, size in zip(names, leaf.shape) if PARAMETER_AXES[name] == "fsdp"]
+    sizes = sum(jax.tree.leaves(jax.tree.map(split, shapes, axes, is_leaf=is_leaf), is_leaf=_is_list), [])
+    fsdp = math.gcd(len(devices) // _num_slices(devices), *sizes)
+    return make_mesh(MeshConfig(replica=-1, fsdp=fsdp), devices)
+
+
+def _is_list(leaf: Any) -> bool:
+    return isinstance(leaf, list)
+
+
+def _num_slices(devices: Sequence[jax.Device]) -> int:
+    """How many TPU slices devices are of."""
+    return len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
 
 
 def placement(mesh: Mesh, kernels: Kernels = "auto") -> Placement:
@@ -153,9 +176,11 @@ def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
         for name, mesh_axis, size in zip(names, spec, leaf.shape):
             if mesh_axis and size % mesh.shape[mesh_axis]:
                 where = ".".join(str(key.key) for key in path)
+                other, fits = "replica" if mesh_axis == "fsdp" else "fsdp", math.gcd(size, mesh.shape[mesh_axis])
                 raise UserError(
                     f"axis {name!r} of {where} has size {size}, which a {mesh_axis} axis of {mesh.shape[mesh_axis]}"
-                    f" does not divide; use a smaller mesh.{mesh_axis} or a multiple of it"
+                    f" does not divide; use --mesh.{mesh_axis} {fits} --mesh.{other} -1, or a multiple of"
+                    f" {mesh.shape[mesh_axis]} for the size"
                 )
         return NamedSharding(mesh, PartitionSpec(*spec))
 

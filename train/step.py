@@ -68,6 +68,11 @@ class StepProgram:
     """Where each part of the state lives."""
 
 
+def abstract_model(build_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Any]:
+    """The `nnx.GraphDef` of a model and its parameters, of which none is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), nnx.Param)
+
+
 def build_program(
     build_model: Callable[[nnx.Rngs], nnx.Module],
     config: OptimizerConfig,
@@ -78,7 +83,7 @@ def build_program(
 ) -> StepProgram:
     """Lays a model's training state out over a mesh without allocating any of it. Raises UserError where it does not
     fit the mesh."""
-    model_def, abstract = nnx.split(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), nnx.Param)
+    model_def, abstract = abstract_model(build_model)
     axes = parameter_axes(abstract)
     optimizer = make_optimizer(config, axes)
 

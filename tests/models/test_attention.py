@@ -90,7 +90,7 @@ def test_attend_to_cache_sees_what_was_written_so_far(first, num_new):
     # What lies behind in the cache, such as an earlier text, has no effect.
     written = first + num_new
     k, v = (x.at[:, written:].set(1e4) for x in (k, v))
-    np.testing.assert_allclose(jax.jit(attend_to_cache)(q, k, v, jnp.int32(first)), expected, atol=2e-6)
+    np.testing.assert_allclose(jax.jit(attend_to_cache)(q, k, v, jnp.full(len(q), first)), expected, atol=2e-6)
 
 
 @pytest.fixture(scope="module")

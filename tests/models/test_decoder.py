@@ -270,7 +270,7 @@ def test_no_dtype_is_promoted_unasked():  # in float32: JAX's own attention prom
     model, ids, (segments, positions) = build(), random_ids(1, LENGTH), pack(LENGTH)
     with jax.numpy_dtype_promotion("strict"):
         jax.make_jaxpr(lambda: model(ids, segments, positions))()
-        jax.make_jaxpr(lambda: model.extend(ids, jnp.int32(0), model.empty_cache(1, LENGTH)))()
+        jax.make_jaxpr(lambda: model.extend(ids, jnp.zeros(len(ids), jnp.int32), model.empty_cache(1, LENGTH)))()
 
 
 @pytest.fixture

@@ -70,7 +70,12 @@ def run(arguments: list[str]) -> None:
             f"{domain:12} {numbers['bits_per_byte']:.4f} bits/byte  95 % [{low:.4f}, {high:.4f}]  "
             f"{numbers['num_documents']:,} documents, {numbers['num_bytes']:,} bytes"
         )
-    if seen := result["num_documents_in_training"]:
+    if (seen := result["num_documents_in_training"]) is None:
+        lines.append(
+            "not looked at: whether held-out documents are also among those trained on, as that text is not there any"
+            " more, in an object store, or too large"
+        )
+    elif seen:
         lines.append(
             f"{seen:,} of the {result['num_documents']:,} held-out documents are also among those trained on, byte for"
             " byte"
@@ -137,3 +142,10 @@ def evaluate_tasks(options: EvalOptions, tasks: pathlib.Path, console: rich.cons
     for task, values in result["results"].items():
         for metric, value in values.items():
             console.print(f"{options.run}  {task:24} {metric:32} {value:.4f}", soft_wrap=True, highlight=False)
+    if result["num_cut"]:
+        console.print(
+            f"{options.run}  {result['num_cut']:,} of {result['num_requests']:,} requests have more ids than the"
+            f" {result['trained_length']:,} that the run was trained on at a time, and were cut from the left",
+            soft_wrap=True,
+            highlight=False,
+        )

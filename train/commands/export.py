@@ -20,6 +20,13 @@ def run(arguments: list[str]) -> None:
             soft_wrap=True,
             highlight=False,
         )
+    if result.missing_corpora:
+        console.print(
+            f"{options.out}  the tokenizer was not checked on the run's text, which is not in"
+            f" {', '.join(result.missing_corpora)} any more; to check it, put the text back there and export again",
+            soft_wrap=True,
+            highlight=False,
+        )
     if result.needs_code:
         console.print(
             f"{options.out}  its tokenizer is a Python file in the folder: AutoTokenizer.from_pretrained(...,"

@@ -1,6 +1,7 @@
 """`toklab sample RUN`: draws text from a run."""
 
 import dataclasses
+import sys
 
 import rich.console
 import tyro
@@ -17,8 +18,8 @@ class SampleOptions:
     run: tyro.conf.Positional[epath.Path]
     """The run's folder."""
     prompt: str
-    """The text to go on from; with subwords, best ended where a word ends (see train/evaluate/sampling.py), or use
-    --exact-bytes."""
+    """The text to go on from, '' for the beginning of a document; with subwords, best ended where a word ends (see
+    train/evaluate/sampling.py), or use --exact-bytes."""
     exact_bytes: bool = False
     """Draw byte by byte with exact probabilities, wherever the prompt ends; the other options are then of bytes (see
     docs/byte_probabilities.md)."""
@@ -36,18 +37,13 @@ class SampleOptions:
 def run(arguments: list[str]) -> None:
     options, console = parse(SampleOptions, arguments, "sample"), rich.console.Console()
     with interruptible_import():
+        from train.evaluate.generation import Draw
         from train.evaluate.sampling import sample_run
 
+    draw = Draw(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
     with console.status("sampling"):
-        text = sample_run(
-            str(options.run),
-            options.prompt,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed,
-            exact_bytes=options.exact_bytes,
-        )
+        text, told = sample_run(str(options.run), options.prompt, options.max_tokens, draw, options.exact_bytes)
+    if told:
+        print(f"toklab: {told}", file=sys.stderr)
     console.print(options.prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -264,12 +264,12 @@ def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, i
     Raises:
       UserError: the folder is no run, nothing is held out, or texts do not come back from the run's ids.
     """
-    loaded = load_run(run_dir, corpus)
-    setup, recipe = loaded.setup, loaded.setup.recipe
+    loaded = load_run(run_dir)
+    setup, recipe, corpora = loaded.setup, loaded.setup.recipe, loaded.open_corpora(corpus)
     check_lossless(setup.representation)
-    documents = held_out_documents(setup.corpora)
+    documents = held_out_documents(corpora)
     total_bytes = sum(part.num_bytes for part in documents.parts)
-    content = {"corpus_content_hash": corpora_hash(setup.corpora)}
+    content = {"corpus_content_hash": corpora_hash(corpora)}
     if recipe.objective.layout is CausalRow:
         scores = score_run_documents(
             setup,

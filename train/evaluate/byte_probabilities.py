@@ -305,9 +305,8 @@ def evaluate_bytes(
     """
     if max_bytes < 1:
         raise UserError(f"--max-bytes is {max_bytes}; it must be at least 1")
-    runs = [load_run(run_dir, corpus) for run_dir in run_dirs]
-    models = [byte_model(loaded) for loaded in runs]
-    corpora = runs[0].setup.corpora
+    runs = [load_run(run_dir) for run_dir in run_dirs]
+    models, corpora = [byte_model(loaded) for loaded in runs], runs[0].open_corpora(corpus)
     documents = [document[:max_bytes] for document in fixed_subset(held_out_documents(corpora), max_bytes)]
     num_bytes = sum(map(len, documents))
     *nats, ensemble_nats = score_bytes(documents, models, lambda done: on_progress(done, num_bytes))

@@ -3,18 +3,20 @@
 import logging
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from train.evaluate.bits_per_byte import make_scorer, score_run_documents
+from train.evaluate.generation import Draw, Sampler
 from train.evaluate.likelihood import Likelihoods
-from train.evaluate.sampling import sample_text
+from train.evaluate.sampling import check_sampling
 from train.run.folder import RunFolder
 from train.setup import LoadedRun, load_run
 
 _BOOTSTRAP_SAMPLES = 1000
+_GENERATED_TOKENS = 256  # where a task does not say
 
 
 def evaluate_tasks(
@@ -23,7 +25,8 @@ def evaluate_tasks(
     """Runs the harness's tasks in a YAML file, or in all of a folder, and writes `tasks.json` into the run's folder.
 
     Returns:
-      The run's counters and `results`: task -> metric -> value, as the harness names them.
+      The run's counters; `results`: task -> metric -> value, as the harness names them; and how many of its requests
+      were cut from the left, as they have more ids than `trained_length`, the positions that the run was trained on.
 
     Raises:
       UserError: the harness is not installed, there are no tasks, or a task cannot be read.
@@ -59,9 +62,9 @@ def evaluate_tasks(
         raise UserError(
             f"the harness cannot read {tasks}: {reason}; a task's data files are named as seen from the current folder"
         ) from error
-    loaded = load_run(run_dir)
+    answers = Answers(load_run(run_dir), on_progress)
     found = lm_eval.simple_evaluate(
-        model=language_model(loaded, on_progress),
+        model=language_model(answers),
         tasks=made,
         task_manager=manager,
         bootstrap_iters=_BOOTSTRAP_SAMPLES,
@@ -73,35 +76,84 @@ def evaluate_tasks(
         }  # "metric,filter"
         for task, values in found["results"].items()
     }
-    result = {**loaded.counters, "lm_eval_version": lm_eval.__version__, "results": results}
+    result = {
+        **answers.loaded.counters,
+        "lm_eval_version": lm_eval.__version__,
+        "results": results,
+        "num_requests": answers.num_requests,
+        "num_cut": answers.num_cut,
+        "trained_length": answers.loaded.setup.recipe.data.trained_length,
+    }
     write_json(RunFolder(run_dir).tasks, result)
     return result
 
 
-def language_model(loaded: LoadedRun, on_progress: Callable[[int, int], None]) -> Any:
+class Answers:
+    """What a run's decoder answers to the harness.
+
+    Attributes:
+      loaded: the run.
+      num_requests: that were answered.
+    """
+
+    def __init__(self, loaded: LoadedRun, on_progress: Callable[[int, int], None] = lambda done, total: None):
+        self.loaded, self.num_requests, self._num_cut = loaded, 0, 0
+        self._on_progress = on_progress
+        self._likelihoods, self._sampler = Likelihoods(loaded), Sampler.of_run(loaded)
+
+    @property
+    def num_cut(self) -> int:
+        """Of the requests, how many the model has not seen from their beginning."""
+        return self._num_cut + self._likelihoods.num_cut
+
+    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Of each continuation of a context: its log-likelihood, and whether it is what the model would say."""
+        self.num_requests += len(pairs)
+        return self._likelihoods.continuations([as_the_harness_cuts(*pair) for pair in pairs], self._on_progress)
+
+    def rolling(self, texts: Sequence[str]) -> list[float]:
+        """Of each text: its log-likelihood, in pieces of a row's length."""
+        setup = self.loaded.setup
+        score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
+        scores = score_run_documents(setup, [to_bytes(text) for text in texts], score, self.loaded.params)
+        self.num_requests += len(texts)
+        return (-scores.nats).tolist()
+
+    def generate(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """What the run says behind each context, up to one of the texts in `until`; requests with the same options are
+        answered together."""
+        texts: dict[int, str] = {}
+        by_options: dict[tuple[int, Draw], list[int]] = {}
+        for number, (_, options) in enumerate(requests):
+            by_options.setdefault(_drawing(options), []).append(number)
+        for (max_tokens, draw), numbers in by_options.items():
+            prompts = [to_bytes(requests[number][0]) for number in numbers]
+            done = len(texts)
+            drawn, how = self._sampler.draw(
+                prompts, max_tokens, draw, lambda more, _: self._on_progress(done + more, len(requests))
+            )
+            texts |= {
+                number: _up_to(text.decode("utf-8", "replace"), requests[number][1].get("until") or [])
+                for number, text in zip(numbers, drawn)
+            }
+            self._num_cut += sum(text.was_cut for text in how)
+        self.num_requests += len(requests)
+        return [texts[number] for number in range(len(requests))]
+
+
+def language_model(answers: Answers) -> Any:
     """A run's decoder as the `lm_eval.api.model.LM` that the harness asks."""
     from lm_eval.api.model import LM
 
-    setup, likelihoods = loaded.setup, Likelihoods(loaded)
-
     class Run(LM):
         def loglikelihood(self, requests):
-            return likelihoods.continuations([as_the_harness_cuts(*request.args) for request in requests], on_progress)
+            return answers.likelihoods([request.args for request in requests])
 
         def loglikelihood_rolling(self, requests):
-            score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
-            return (
-                -score_run_documents(
-                    setup, [to_bytes(request.args[0]) for request in requests], score, loaded.params
-                ).nats
-            ).tolist()
+            return answers.rolling([request.args[0] for request in requests])
 
         def generate_until(self, requests):
-            texts = []
-            for request in requests:
-                texts.append(generate(loaded, *request.args))
-                on_progress(len(texts), len(requests))
-            return texts
+            return answers.generate([request.args for request in requests])
 
     return Run()
 
@@ -112,20 +164,16 @@ def as_the_harness_cuts(context: str, continuation: str) -> tuple[bytes, bytes]:
     return to_bytes(kept), to_bytes(context[len(kept) :] + continuation)
 
 
-def generate(loaded: LoadedRun, context: str, options: dict[str, Any]) -> str:
-    """What the run says behind a context, up to one of the texts in `until`."""
-    until = options.get("until") or []
+def _drawing(options: dict[str, Any]) -> tuple[int, Draw]:
+    """How many ids a task asks for at most, and how they are drawn."""
     temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-    text = sample_text(
-        loaded.setup.program.model_def,
-        loaded.params,
-        loaded.setup.representation,
-        to_bytes(context),
-        max_tokens=int(options.get("max_gen_toks", 256)),
-        temperature=temperature,
-        top_k=int(options.get("top_k", 0)),
-        top_p=float(options.get("top_p", 1.0)),
-    ).decode("utf-8", "replace")
+    draw = Draw(temperature=temperature, top_k=int(options.get("top_k", 0)), top_p=float(options.get("top_p", 1.0)))
+    max_tokens = int(options.get("max_gen_toks", _GENERATED_TOKENS))
+    check_sampling(max_tokens, draw)
+    return max_tokens, draw
+
+
+def _up_to(text: str, until: str | Sequence[str]) -> str:
     ends = [text.find(end) for end in ([until] if isinstance(until, str) else until) if end and end in text]
     return text[: min(ends, default=len(text))]
 

@@ -78,7 +78,11 @@ def score_intervals(model: Decoder, batch: dict[str, jax.Array]) -> tuple[jax.Ar
 
 
 class Likelihoods:
-    """Scores texts with a run's decoder."""
+    """Scores texts with a run's decoder.
+
+    Attributes:
+      num_cut: how many of the texts so far were cut from their left.
+    """
 
     def __init__(self, loaded: LoadedRun):
         setup = loaded.setup
@@ -88,7 +92,7 @@ class Likelihoods:
                 " say how likely a text is"
             )
         self._loaded, self._representation = loaded, setup.representation
-        self._length = setup.recipe.data.sequence_length
+        self._length, self.num_cut = setup.recipe.data.trained_length, 0
         self._score = jit_of_weights(score_intervals, setup.program.model_def, setup.mesh, setup.recipe.kernels)
 
     def continuations(
@@ -111,6 +115,7 @@ class Likelihoods:
                     f"a continuation has {max(map(len, whole)) - shared} ids and the run's rows take {self._length}: "
                     f"{continuation[:80].decode('utf-8', 'replace')!r}; take it out, or use a run with longer rows"
                 )
+            self.num_cut += start > 0
             questions.append((start, shared, before, whole))
             rows |= dict.fromkeys((start, box) for box in before + whole if len(box) > start)
         scores = self._score_rows(list(rows), on_progress)

@@ -93,8 +93,9 @@ def evaluate_noise(
     Raises:
       UserError: the folder is no run; no text is held out.
     """
-    loaded = load_run(run_dir, corpus)
-    setup, held_out = loaded.setup, held_out_documents(loaded.setup.corpora)
+    loaded = load_run(run_dir)
+    setup, corpora = loaded.setup, loaded.open_corpora(corpus)
+    held_out = held_out_documents(corpora)
     documents = [document[:_MAX_BYTES] for document in fixed_subset(held_out, _MAX_BYTES)]
     pairs = find_pairs(fixed_subset(held_out, _MAX_BYTES_FOR_PAIRS), _NUM_PAIRS)
     is_decoder = setup.recipe.model.family == "decoder"
@@ -123,7 +124,7 @@ def evaluate_noise(
     on_progress(len(RATES), len(RATES))
     result = {
         "step": loaded.counters["step"],
-        "corpus_content_hash": corpora_hash(setup.corpora),
+        "corpus_content_hash": corpora_hash(corpora),
         "score": score_name,
         "num_bytes": sum(map(len, documents)),
         "num_pairs": len(pairs),

@@ -77,6 +77,8 @@ class Exported:
     """Whether the tokenizer is a Python file, to be loaded with trust_remote_code=True."""
     checked: tuple[int, int] | None
     """Of subwords: how many documents of the corpus have the same ids by the exported tokenizer, of how many."""
+    missing_corpora: list[str]
+    """Where the corpora of subwords were that the tokenizer would have been checked with, and are not any more."""
 
 
 def export_run(options: ExportOptions) -> Exported:
@@ -102,11 +104,14 @@ def export_run(options: ExportOptions) -> Exported:
         if partial.exists():
             epath.Path(partial).rmtree()
     num_parameters = sum(tensor.size for model in models.values() for tensor in model.tensors.values())
+    checkable = representation.kind == "subword"
+    missing = loaded.missing_corpora if checkable else []
     return Exported(
         {folder: model.config["architectures"][0] for folder, model in models.items()},
         num_parameters,
         WINDOWS_CODE.name in files,
-        _check(loaded, files) if representation.kind == "subword" else None,
+        _check(loaded, files) if checkable and not missing else None,
+        missing,
     )
 
 
@@ -175,7 +180,7 @@ def _check(loaded: LoadedRun, files: dict[str, bytes]) -> tuple[int, int]:
     tokenizer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     tokenizer.encode_special_tokens = True
     same: list[bool] = []
-    for corpus in loaded.setup.corpora:
+    for corpus in loaded.open_corpora():
         for document in fixed_subset(corpus.documents("train"), _CHECKED_BYTES):
             try:
                 ids: Any = tokenizer.encode(document.decode(), add_special_tokens=False).ids

@@ -25,6 +25,7 @@ from train.evaluate.byte_probabilities import (
     make_next_ids,
     score_bytes,
 )
+from train.evaluate.generation import Draw
 from train.evaluate.sampling import sample_bytes
 from train.sharding import MeshConfig, make_mesh
 
@@ -262,14 +263,14 @@ def test_a_documents_bytes_cost_what_its_ids_do_where_these_are_bytes(piece_leng
 @pytest.mark.usefixtures("one_device")
 def test_drawn_bytes_are_those_of_the_walk(subwords, covers):
     model = ByteModel(covers, make_next_ids(*decoder(subwords), subwords.eod_id, 16))
-    likeliest = sample_bytes(model, b"aba", max_bytes=6, temperature=0.0)
+    likeliest = sample_bytes(model, b"aba", 6, Draw(temperature=0.0))
     walk = model.walk(b"aba")
     for byte in likeliest:
         assert walk.next_bytes.argmax() == byte
         walk.step(byte)
     assert len(likeliest) == 6 or walk.next_bytes.argmax() == END
-    drawn = [sample_bytes(model, b"aba", max_bytes=6, seed=seed) for seed in (1, 1, 2)]
+    drawn = [sample_bytes(model, b"aba", 6, Draw(seed=seed)) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     ending = ByteModel(covers, random_model(subwords))
-    assert all(set(sample_bytes(ending, b"ab", max_bytes=40, seed=seed)) <= set(LETTERS) for seed in range(4))
-    assert len(sample_bytes(ending, b"ab", max_bytes=40)) <= 3 * MAX_IDS
+    assert all(set(sample_bytes(ending, b"ab", 40, Draw(seed=seed))) <= set(LETTERS) for seed in range(4))
+    assert len(sample_bytes(ending, b"ab", 40, Draw())) <= 3 * MAX_IDS
