@@ -11,7 +11,6 @@ Legend: V vocab.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +19,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.sharding import Mesh
 
 from data.held_out import fixed_subset, held_out_documents
 from data.store import corpora_hash
+from models.axes import Kernels
+from models.decoder import Decoder
 from tokenizer_lab.covers import Covers, Ids, covers_of
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from train.evaluate.bits_per_byte import bits_per_byte, make_scorer, score_run_documents
+from train.model_function import jit_of_weights
 from train.run.folder import RunFolder
 from train.setup import LoadedRun, Setup, load_run
 
@@ -190,17 +192,29 @@ class _Ahead:
         return self._ready[ids]
 
 
-def make_next_ids(model_def: Any, params: Any, eod_id: int, sequence_length: int, piece_length: int = 0) -> NextIds:
+def make_next_ids(
+    model_def: Any,
+    params: Any,
+    mesh: Mesh,
+    eod_id: int,
+    sequence_length: int,
+    piece_length: int = 0,
+    kernels: Kernels = "auto",
+) -> NextIds:
     """A decoder's `NextIds`. What it sees of a long document is what it sees in `data.scoring_rows.scoring_batches`.
 
     Args:
       model_def: `nnx.GraphDef` of the model.
       params: its weights.
+      mesh: over which they are laid out.
       eod_id: of the representation.
       sequence_length: of a row.
       piece_length: as in training; see `data.rows.RowStreams`.
+      kernels: as in a recipe.
     """
     length = min(piece_length or sequence_length, sequence_length)
+    shards = mesh.shape["replica"] * mesh.shape["fsdp"]
+    log_next_ids = jit_of_weights(_log_next_ids, model_def, mesh, kernels)
 
     def seen(ids: Ids) -> Ids:
         """The inputs of a piece up to the last of the ids."""
@@ -210,22 +224,19 @@ def make_next_ids(model_def: Any, params: Any, eod_id: int, sequence_length: int
 
     def next_ids(sequences: Sequence[Ids]) -> np.ndarray:
         rows, places = _shared_rows([seen(ids) for ids in sequences])
-        ids_bt, segments_bt = np.zeros((2, _padded(len(rows)), _padded(max(map(len, rows)))), np.int32)
+        num_rows = -(-_padded(len(rows)) // shards) * shards
+        ids_bt, segments_bt = np.zeros((2, num_rows, _padded(max(map(len, rows)))), np.int32)
         for number, row in enumerate(rows):
             ids_bt[number, : len(row)], segments_bt[number, : len(row)] = row, 1
         places_n2 = np.zeros((_padded(len(places)), 2), np.int32)
         places_n2[: len(places)] = places
-        return np.asarray(_log_next_ids(model_def, params, ids_bt, segments_bt, places_n2))[: len(places)]
+        return np.asarray(log_next_ids(params, ids_bt, segments_bt, places_n2))[: len(places)]
 
     return next_ids
 
 
-@functools.partial(jax.jit, static_argnames="model_def")
-def _log_next_ids(
-    model_def: Any, params: Any, ids_bt: jax.Array, segments_bt: jax.Array, places_n2: jax.Array
-) -> jax.Array:
+def _log_next_ids(model: Decoder, ids_bt: jax.Array, segments_bt: jax.Array, places_n2: jax.Array) -> jax.Array:
     """f32[N, V], log probabilities of the ids behind N places (row, position)."""
-    model = nnx.merge(model_def, nnx.State(params))
     hidden_btd = model(ids_bt, segments_bt, jnp.broadcast_to(jnp.arange(ids_bt.shape[1]), ids_bt.shape))
     return jax.nn.log_softmax(model.logits(hidden_btd[places_n2[:, 0], places_n2[:, 1]]))[:, : model.vocab_size]
 
@@ -260,9 +271,11 @@ def byte_model(loaded: LoadedRun) -> ByteModel:
         make_next_ids(
             setup.program.model_def,
             loaded.params,
+            setup.mesh,
             representation.eod_id,
             recipe.data.sequence_length,
             recipe.data.piece_length,
+            recipe.kernels,
         ),
     )
 

@@ -4,6 +4,7 @@ is a byte."""
 import itertools
 import math
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -28,6 +29,8 @@ from train.evaluate.byte_probabilities import (
 from train.evaluate.generation import Draw
 from train.evaluate.sampling import sample_bytes
 from train.sharding import MeshConfig, make_mesh
+
+ONE = make_mesh(MeshConfig(), jax.devices()[:1])
 
 LETTERS = b"ab"
 MAX_IDS = 4  # of a document
@@ -255,14 +258,14 @@ def test_a_documents_bytes_cost_what_its_ids_do_where_these_are_bytes(piece_leng
         piece_length=piece_length,
     )
     model = ByteModel(
-        covers_of(representation), make_next_ids(model_def, params, representation.eod_id, 16, piece_length)
+        covers_of(representation), make_next_ids(model_def, params, ONE, representation.eod_id, 16, piece_length)
     )
     assert score_bytes(documents, [model])[0] == pytest.approx(by_ids.nats.sum(), rel=1e-5)
 
 
 @pytest.mark.usefixtures("one_device")
 def test_drawn_bytes_are_those_of_the_walk(subwords, covers):
-    model = ByteModel(covers, make_next_ids(*decoder(subwords), subwords.eod_id, 16))
+    model = ByteModel(covers, make_next_ids(*decoder(subwords), ONE, subwords.eod_id, 16))
     likeliest = sample_bytes(model, b"aba", 6, Draw(temperature=0.0))
     walk = model.walk(b"aba")
     for byte in likeliest:

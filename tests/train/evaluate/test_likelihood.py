@@ -53,7 +53,7 @@ def scorer(representation: Representation, num_devices: int = 1) -> tuple[Likeli
         name="tiny",
         model=CONFIG,
         kernels="auto",
-        data=types.SimpleNamespace(sequence_length=LENGTH),
+        data=types.SimpleNamespace(trained_length=LENGTH),
         evaluation=types.SimpleNamespace(batch_rows=4),
     )
     setup = types.SimpleNamespace(

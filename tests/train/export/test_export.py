@@ -13,7 +13,7 @@ from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from train.commands import command_line
 from train.evaluate.bits_per_byte import evaluate_run, make_judge
-from train.evaluate.harness import as_the_harness_cuts, evaluate_tasks, generate, language_model
+from train.evaluate.harness import Answers, as_the_harness_cuts, evaluate_tasks, language_model
 from train.export.hugging_face import ExportOptions, export_run
 from train.loop import train
 from train.objectives import Replaced
@@ -109,13 +109,24 @@ def test_spaces_at_a_context_s_end_go_to_the_continuation():
 
 
 def test_text_is_generated_up_to_the_first_of_its_ends(runs, one_device):
-    loaded = load_run(str(runs / "causal"))
-    whole = generate(loaded, "the of", {"max_gen_toks": 8})
-    assert whole and whole == generate(loaded, "the of", {"max_gen_toks": 8, "until": ["\x00never"]})
-    assert (
-        generate(loaded, "the of", {"max_gen_toks": 8, "until": [whole[-1], "never"]})
-        == whole[: whole.index(whole[-1])]
-    )
+    answers = Answers(load_run(str(runs / "causal")))
+    untils = [None, ["\x00never"], "\x00never"]
+    whole, *others = answers.generate([("the of", {"max_gen_toks": 8, "until": until}) for until in untils])
+    assert whole and others == [whole, whole]
+    [part] = answers.generate([("the of", {"max_gen_toks": 8, "until": [whole[-1], "never"]})])
+    assert part == whole[: whole.index(whole[-1])] and (answers.num_requests, answers.num_cut) == (4, 0)
+
+
+def test_empty_and_long_requests_are_answered_and_the_long_ones_counted(runs, one_device):
+    answers, long = Answers(load_run(str(runs / "causal"))), "The lamp follows the river. " * 40
+    options = {"max_gen_toks": 20}
+    asked = [("", options), ("The", options), (long, options), (long, {"max_gen_toks": 300}), ("The", options)]
+    texts = answers.generate(asked)
+    assert all(texts) and texts[1] == texts[4] and answers.num_cut == 2
+    # A whole row but its first id, which takes the place of the document's beginning.
+    found = answers.likelihoods([("", "x"), (long, "x"), (long[-31:], "x"), ("", "")])
+    assert answers.num_cut == 3 and all(np.isfinite(nats) for nats, _ in found) and found[3][0] == 0
+    assert np.isfinite(answers.rolling(["", "x", long])).all() and answers.num_requests == 12
 
 
 TASKS = {
@@ -166,8 +177,8 @@ def test_the_harness_runs_on_a_run(runs, tmp_path, one_device, capsys):
         def __init__(self, text):
             self.args = (text,)
 
-    loaded = load_run(str(runs / "causal"))
-    nats = -sum(language_model(loaded, lambda *_: None).loglikelihood_rolling([Request(text) for text in texts]))
+    answers = Answers(load_run(str(runs / "causal")))
+    nats = -sum(language_model(answers).loglikelihood_rolling([Request(text) for text in texts]))
     assert results["rolling"]["bits_per_byte,none"] == pytest.approx(nats / np.log(2) / sum(map(len, texts)), rel=1e-5)
     assert (
         evaluate_tasks(str(runs / "causal"), tmp_path / "tasks" / "rolling.yaml")["results"]["rolling"]
