@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import grain
 
 from data.rows import Documents
 from data.store import Corpus
 from tokenizer_lab import metrics
 
-_MAX_MISSES = 64
 _SCRIPT_BYTES = 1 << 14  # of a document, by which its script is told
 
 
@@ -50,17 +49,21 @@ def held_out_documents(corpora: Sequence[Corpus]) -> HeldOut:
 
 
 def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:
-    """Whole documents, taken in a fixed random order where they still fit in `max_bytes` (the first with text in any
-    case); as many as `_MAX_MISSES` one after the other do not fit, and no more are read."""
-    subset, total, misses = [], 0, 0
-    for number in np.random.default_rng(seed).permutation(len(documents)):
-        document = documents[int(number)]
-        if total == 0 or total + len(document) <= max_bytes:
-            subset.append(document)
-            total += len(document)
-            misses = 0
-        else:
-            misses += 1
-        if total >= max_bytes or misses == _MAX_MISSES:
+    """Documents in a fixed random order, `max_bytes` of text in all: the last one is cut there, not inside of a
+    character. No document behind it is read, and the order is not laid out either, however many there are."""
+    subset, left = [], max_bytes
+    order = grain.MapDataset.range(len(documents)).shuffle(seed=seed)
+    for place in range(len(documents)):
+        document = documents[int(order[place])]
+        subset.append(document if len(document) <= left else _beginning(document, left))
+        left -= len(subset[-1])
+        if left == 0 or len(subset[-1]) < len(document):
             break
     return subset
+
+
+def _beginning(text: bytes, num_bytes: int) -> bytes:
+    """At most the first bytes of a longer text, without the half of a character; the half, where there is no other."""
+    is_whole = lambda end: text[end] & 0xC0 != 0x80
+    end = next((end for end in range(num_bytes, max(0, num_bytes - 4), -1) if is_whole(end)), num_bytes)
+    return text[:end]

@@ -91,7 +91,7 @@ class EvaluationConfig:
 
     every_steps: int = 500
     max_bytes: int = 1 << 20
-    """Score whole held-out documents, in a fixed random order, up to this many bytes."""
+    """Score held-out documents, in a fixed random order, of this many bytes; the last one is cut there."""
     batch_rows: int = 32
 
 

@@ -309,8 +309,7 @@ def evaluate_bytes(
     Args:
       run_dirs: the runs' folders.
       corpus: a corpus store in place of the first run's, whose held-out text all of them score.
-      max_bytes: how much text: `data.held_out.fixed_subset`; a first document longer than that is cut off there, as if
-        it ended.
+      max_bytes: how much text (`data.held_out.fixed_subset`).
       on_progress: called with the bytes scored and the bytes there are.
 
     Raises:
@@ -320,7 +319,7 @@ def evaluate_bytes(
         raise UserError(f"--max-bytes is {max_bytes}; it must be at least 1")
     runs = [load_run(run_dir) for run_dir in run_dirs]
     models, corpora = [byte_model(loaded) for loaded in runs], runs[0].open_corpora(corpus)
-    documents = [document[:max_bytes] for document in fixed_subset(held_out_documents(corpora), max_bytes)]
+    documents = fixed_subset(held_out_documents(corpora), max_bytes)
     num_bytes = sum(map(len, documents))
     *nats, ensemble_nats = score_bytes(documents, models, lambda done: on_progress(done, num_bytes))
     result = {

@@ -96,7 +96,7 @@ def evaluate_noise(
     loaded = load_run(run_dir)
     setup, corpora = loaded.setup, loaded.open_corpora(corpus)
     held_out = held_out_documents(corpora)
-    documents = [document[:_MAX_BYTES] for document in fixed_subset(held_out, _MAX_BYTES)]
+    documents = fixed_subset(held_out, _MAX_BYTES)
     pairs = find_pairs(fixed_subset(held_out, _MAX_BYTES_FOR_PAIRS), _NUM_PAIRS)
     is_decoder = setup.recipe.model.family == "decoder"
     token_score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels) if is_decoder else None

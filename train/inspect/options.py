@@ -20,7 +20,7 @@ class InspectOptions:
     out: epath.Path
     """Folder for metrics.json, metrics.csv and index.html."""
     max_bytes: int = 1_000_000
-    """Text to measure at most: whole documents, in a fixed random order."""
+    """Text to measure at most: documents in a fixed random order, the last one cut there."""
     parallel: pathlib.Path | None = None
     """Folder of line-aligned .txt files, one a language (NTREX-128, FLORES), for the premium."""
     pivot: str = "eng"

@@ -10,7 +10,6 @@ import rich.console
 from hypothesis import given, settings, strategies as st
 
 from data.corpus_writer import write_corpus
-from data.held_out import fixed_subset
 from data.store import Corpus
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
@@ -172,32 +171,6 @@ def test_domains_add_up_to_the_whole(score):
     for name in ("num_bytes", "num_documents", "num_tokens"):
         assert sum(part[name] for part in result["by_domain"].values()) == result[name]
     assert sum(part["total_nats"] for part in result["by_domain"].values()) == pytest.approx(result["total_nats"])
-
-
-def test_a_subset_is_fixed_and_of_whole_documents():
-    documents = [bytes([number]) * 10 for number in range(50)]
-    subset = fixed_subset(documents, 105)
-    assert (
-        subset == fixed_subset(documents, 105)
-        and len(subset) == 10
-        and all(document in documents for document in subset)
-    )
-    assert len(fixed_subset(documents, 1)) == 1, "at least one document, however small the part"
-
-
-def test_a_subset_of_many_documents_reads_few():
-    read = []
-
-    class Documents:
-        def __len__(self):
-            return 100_000
-
-        def __getitem__(self, number):
-            read.append(number)
-            return b"x" * (90 + number % 20)
-
-    subset = fixed_subset(Documents(), 10_050)
-    assert 9_950 < sum(map(len, subset)) <= 10_050 and len(read) < len(subset) + 10 * 64
 
 
 # Traps that comparisons of tokenizers fall into.
