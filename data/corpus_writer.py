@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from data.manifest import MANIFEST, PARTIAL, Shard, Split, make_manifest, read_manifest, split_hashes
+from data.manifest import MANIFEST, PARTIAL, Shard, Split, make_manifest, read_manifest, split_hashes, write_manifest
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, check_name, write_json
+from tokenizer_lab.files import cannot_write, check_name
 
 SHARD_BYTES = 256 << 20  # of text
 _LOCK = ".lock"
@@ -97,7 +97,7 @@ class CorpusWriter:
             return False
         new = [shard for shard in shards if shard.domain not in known]
         everything = sorted([*self._old, *new], key=lambda shard: (shard.domain, shard.split))
-        write_json(self._partial / MANIFEST, make_manifest(everything, self._test_fraction))
+        write_manifest(self._partial / MANIFEST, make_manifest(everything, self._test_fraction))
         for shard in new:
             (self._partial / shard.file).rename(self._folder / shard.file)
         (self._partial / MANIFEST).rename(self._folder / MANIFEST)

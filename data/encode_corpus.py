@@ -24,10 +24,10 @@ import tokenizer_lab
 from data.corpus_writer import locked, open_writer, write_errors
 from data.encoded import AGAIN, UNFINISHED, Origin, encode, ids_manifest, pack, read_ids_store
 from data.engines import Engine, LocalEngine
-from data.manifest import MANIFEST, Shard, Split, parse_shard
+from data.manifest import MANIFEST, Shard, Split, parse_shard, write_manifest
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, is_remote, write_json
+from tokenizer_lab.files import cannot_write, is_remote
 from tokenizer_lab.representation import Representation, read_manifest
 
 SHARD_BYTES = 32 << 20  # of text, about; what is lost at most when encoding is cut off, for each worker
@@ -126,7 +126,7 @@ def encode_corpus(
                 )
                 made = kept | _write_shards(options, origin, to_do, num_bytes, report, engine)
                 shards, num_kept = [made[piece] for piece in pieces], len(pieces) - len(to_do)
-                write_json(out / MANIFEST, ids_manifest(origin, shards))
+                write_manifest(out / MANIFEST, ids_manifest(origin, shards))
                 (out / UNFINISHED).unlink()
     except OSError as error:
         raise cannot_write(out, error) from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from data.manifest import MANIFEST, Shard, Split, check_files, parse_shard
+from data.manifest import MANIFEST, MAX_MANIFEST_BYTES, Shard, Split, check_files, parse_shard
 from data.store import Corpus, Documents
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cache_folder, is_remote, read_json, remote_errors
@@ -171,7 +171,7 @@ def read_ids_store(folder: epath.Path) -> tuple[Origin, list[Shard]]:
         raise UserError(
             f"{folder} holds no ids of a corpus: {reason}; run toklab encode ARTIFACT --corpus CORPUS --out {folder}"
         )
-    manifest = read_json(path, "manifest of ids")
+    manifest = read_json(path, "manifest of ids", MAX_MANIFEST_BYTES)
     try:
         origin, shards = Origin(**manifest["origin"]), [parse_shard(value) for value in manifest["shards"]]
         if not _is_origin(origin) or manifest != ids_manifest(origin, shards):
@@ -187,7 +187,7 @@ def _is_origin(origin: Origin) -> bool:
 
 
 def ids_manifest(origin: Origin, shards: Sequence[Shard]) -> dict[str, Any]:
-    return {"origin": dataclasses.asdict(origin), "shards": [dataclasses.asdict(shard) for shard in shards]}
+    return {"origin": dataclasses.asdict(origin), "shards": [dict(vars(shard)) for shard in shards]}
 
 
 # ---- Records -------------------------------------------------------------------------------------

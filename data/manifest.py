@@ -4,19 +4,21 @@ A manifest may come from a stranger, and is checked for contradictions when it i
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import check_name, read_json, sha256_of_parts
+from tokenizer_lab.files import check_name, read_json, sha256_of_parts, write_bytes
 
 Split = Literal["train", "test"]
 
 FORMAT = "tokenizer-lab corpus 2"
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+MAX_MANIFEST_BYTES = 1 << 30  # some millions of shards, of 256 MiB of text each
 _MIN_RECORD_FILE_BYTES = 40  # the header of a record in ArrayRecord; a file cannot hold more records than this allows
 
 
@@ -41,7 +43,7 @@ class Shard:
 
 def read_manifest(path: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
     """A manifest that may come from a stranger, and its shards. Raises UserError for one that contradicts itself."""
-    manifest = read_json(path, "corpus manifest")
+    manifest = read_json(path, "corpus manifest", MAX_MANIFEST_BYTES)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise UserError(f"{path} has format {found!r}, this version reads {FORMAT!r}; ingest the corpus again")
@@ -57,9 +59,8 @@ def read_manifest(path: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
 
 def parse_shard(value: Any) -> Shard:
     """What a manifest, which may come from a stranger, says of a shard. Raises UserError for what cannot be."""
-    fields = {field.name: field.type for field in dataclasses.fields(Shard)}
-    if not isinstance(value, dict) or {key: type(x) for key, x in value.items()} != fields:
-        raise UserError(f"a shard is not described by {', '.join(fields)}")
+    if not isinstance(value, dict) or {key: type(x) for key, x in value.items()} != Shard.__annotations__:
+        raise UserError(f"a shard is not described by {', '.join(Shard.__annotations__)}")
     shard = Shard(**value)
     check_name(shard.file, "corpus shard")
     check_name(shard.domain, "domain")
@@ -82,8 +83,22 @@ def make_manifest(shards: Sequence[Shard], test_fraction: float) -> dict[str, An
             "rule": "test if the first 8 bytes of sha256(document), big endian, / 2^64 < test_fraction",
             "test_fraction": test_fraction,
         },
-        "shards": [dataclasses.asdict(shard) for shard in shards],
+        "shards": [dict(vars(shard)) for shard in shards],
     }
+
+
+def write_manifest(path: epath.PathLike, manifest: dict[str, Any]) -> None:
+    """A manifest as JSON with a shard on each line. Raises UserError where it would be more than can be read back."""
+    about = {name: value for name, value in manifest.items() if name != "shards"}
+    shards = ",\n".join(json.dumps(shard, ensure_ascii=False) for shard in manifest["shards"])
+    content = f'{json.dumps(about, indent=2, ensure_ascii=False)[:-2]},\n  "shards": [\n{shards}\n]}}\n'.encode()
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise UserError(
+            f"{path} would have {len(content):,} bytes for {len(manifest['shards']):,} shards, and"
+            f" {MAX_MANIFEST_BYTES:,} can be read; divide the text among several corpora, a run takes any number of"
+            " them"
+        )
+    write_bytes(path, content)
 
 
 def split_hashes(shards: Iterable[Shard]) -> dict[tuple[str, str], str]:

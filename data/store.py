@@ -5,10 +5,12 @@
     CORPUS/<domain>-<train|test>-00000.array_record     zstd, one record a document, readable in any order
 """
 
+import collections
 import errno
 import itertools
 import operator
 import os
+import resource
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -20,6 +22,8 @@ from etils import epath
 from data.manifest import MANIFEST, PARTIAL, Shard, Split, check_files, content_hash_of, read_manifest
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cache_folder, fetch, is_remote, remote_errors
+
+_MAX_READERS = 1024  # each has a buffer
 
 
 class Corpus:
@@ -99,8 +103,8 @@ class Documents(Sequence[bytes]):
         self._here = cache or folder
         self._remedy = f"remove {self._here} and {'start again' if cache else self._again}"
         self._ends = list(itertools.accumulate(shard.num_documents for shard in shards))
-        self._readers: list[ArrayRecordReader | None] = [None] * len(shards)
-        self._locks = [threading.Lock() for _ in shards]
+        self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()  # last used last
+        self._lock, self._opening = threading.Lock(), collections.defaultdict[int, threading.Lock](threading.Lock)
         self.num_bytes = sum(shard.num_bytes for shard in shards)
         self.content_hash = content_hash_of(shards)
 
@@ -137,16 +141,38 @@ class Documents(Sequence[bytes]):
         return shard_index, index - self._ends[shard_index] + self._shards[shard_index].num_documents
 
     def _reader(self, shard_index: int) -> ArrayRecordReader:
-        with self._locks[shard_index]:
-            if self._readers[shard_index] is None:
-                self._readers[shard_index] = self._open_reader(self._shards[shard_index])
-            return self._readers[shard_index]
+        if reader := self._opened(shard_index):
+            return reader
+        with self._lock:
+            opening = self._opening[shard_index]
+        with opening:  # by one thread; others go on with other shards
+            if reader := self._opened(shard_index):
+                return reader
+            reader = self._open_reader(self._shards[shard_index])
+            with self._lock:
+                self._readers[shard_index] = reader
+                while len(self._readers) > max_open_readers():
+                    self._readers.popitem(last=False)  # closed when no thread reads from it any more
+        return reader
+
+    def _opened(self, shard_index: int) -> ArrayRecordReader | None:
+        with self._lock:
+            if shard_index in self._readers:
+                self._readers.move_to_end(shard_index)
+            return self._readers.get(shard_index)
 
     def _open_reader(self, shard: Shard) -> ArrayRecordReader:
         path = self._here / shard.file
         if self._cache and not (path.exists() and path.stat().length == shard.file_bytes):
             fetch(self._folder / shard.file, path)  # ArrayRecord's library reads files of this machine only
         return _open_reader(path, shard, self._remedy)
+
+
+def max_open_readers() -> int:
+    """How many shards of a split are open at a time: a corpus has more than a process may open files, and a run reads
+    from several splits and folders of ids."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_READERS if soft == resource.RLIM_INFINITY else min(_MAX_READERS, max(1, soft // 16))
 
 
 def _open_reader(path: epath.Path, shard: Shard, remedy: str) -> ArrayRecordReader:

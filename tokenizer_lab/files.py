@@ -147,10 +147,10 @@ def read_bytes(path: epath.PathLike, what: str, max_bytes: int) -> bytes:
             raise UserError(f"cannot read {path}: {_reason(error)}; a {what} is a readable file there") from error
 
 
-def read_json(path: epath.PathLike, what: str) -> Any:
+def read_json(path: epath.PathLike, what: str, max_bytes: int = _MAX_JSON_BYTES) -> Any:
     """The value in a JSON file that may come from a stranger. Raises UserError naming `what` and the file."""
     try:
-        return json.loads(read_bytes(path, what, _MAX_JSON_BYTES))
+        return json.loads(read_bytes(path, what, max_bytes))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:

@@ -377,7 +377,7 @@ def test_disk_full_at_the_manifest(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(corpus_writer, "write_json", fail)
+    monkeypatch.setattr(corpus_writer, "write_manifest", fail)
     with pytest.raises(UserError, match="No space left on device; free some space"):
         write(tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
