@@ -3,11 +3,13 @@
 import collections
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 
@@ -17,7 +19,7 @@ from tokenizer_lab.files import write_json
 from train.batches import open_batches
 from train.exits import stop_signals_to
 from train.hosts import processes
-from train.optimizer import from_limbs
+from train.optimizer import from_limbs, learning_rate
 from train.recipe import Recipe
 from train.resume import open_folder, set_up_on_all_hosts, start_or_resume
 from train.run.checkpoints import Checkpoints
@@ -135,7 +137,8 @@ def take_steps(
     in_flight: collections.deque[tuple[dict[str, jax.Array], jax.Array]] = collections.deque()
     any_host, stopped = processes.make_any_host(setup.mesh), False
     checkpoint_due = lambda: launched % setup.recipe.checkpoint.every_steps == 0
-    evaluation_due = lambda: launched % setup.recipe.evaluation.every_steps == 0
+    every_steps = setup.recipe.evaluation.every_steps
+    evaluation_due = lambda: every_steps > 0 and launched % every_steps == 0
     started = time.perf_counter()
     while not (over or stopped):
         enter("step")
@@ -270,8 +273,11 @@ def open_log(setup: Setup, run: RunFolder, console: rich.console.Console) -> Run
 
 
 def say_nothing_is_left(setup: Setup, run: RunFolder, step: int, console: rich.console.Console) -> None:
+    now, then = (float(learning_rate(setup.recipe.optimizer, jnp.float32(share))) for share in (1.0, 0.5))
+    restarts = f", which takes the learning rate from {now:.3g} to {then:.3g}" if then > 1.01 * now else ""
     console.print(
-        f"{run.path} has spent its budget at step {step:,}; raise it to train on, e.g. {setup.recipe.budget.twice}",
+        f"{run.path} has spent its budget at step {step:,}; raise it to train on, e.g. {setup.recipe.budget.twice}"
+        f"{restarts}",
         soft_wrap=True,
     )
 
@@ -303,10 +309,12 @@ def look_at(metrics: dict[str, np.ndarray], setup: Setup, log: RunLog | NoLog, c
     with clock("log"):
         log.step(numbers, clock.seconds.get("data", 0.0))
     if numbers["skipped_in_a_row"] >= setup.recipe.optimizer.max_skipped_in_a_row:
+        is_finite = math.isfinite(numbers["grad_norm"])
+        go_on = "to take such steps nevertheless, run the same command with --optimizer.skip-above 1e9; or "
         raise UserError(
             f"the last {numbers['skipped_in_a_row']} steps, up to step {numbers['step']}, were skipped because their"
-            f" gradients were not finite or spiked (last norm {numbers['grad_norm']:.3g}); lower"
-            " --optimizer.learning-rate or raise --optimizer.skip-above"
+            f" gradients {'spiked' if is_finite else 'were not finite'} (last norm {numbers['grad_norm']:.3g});"
+            f" {go_on if is_finite else ''}train anew with a lower --optimizer.learning-rate, in another --run-dir"
         )
     budget = setup.recipe.budget
     if budget.seconds is not None:

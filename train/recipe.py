@@ -90,9 +90,15 @@ class EvaluationConfig:
     """How held-out text is scored while training; `toklab eval` scores all of it."""
 
     every_steps: int = 500
+    """0: only at the end."""
     max_bytes: int = 1 << 20
     """Score held-out documents, in a fixed random order, of this many bytes; the last one is cut there."""
     batch_rows: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("every_steps", 0), ("max_bytes", 1), ("batch_rows", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,10 +163,8 @@ class Recipe:
         )
 
 
-# What may change when a run goes on: none of it decides which numbers come out, but for the budget, which makes a run
-# longer.
+# What may change when a run goes on: none of it decides which numbers come out.
 MAY_CHANGE_ON_RESUME = (
-    "budget",
     "mesh",
     "kernels",
     "checkpoint",
@@ -175,6 +179,10 @@ MAY_CHANGE_ON_RESUME = (
     "data.prefetch_batches",
     "model.remat",  # of corpora, their content
 )
+
+
+# What may change too, from a step on: the run notes it as an amendment, as it decides about the steps that come.
+MAY_BE_AMENDED = ("budget", "optimizer.skip_above", "optimizer.max_skipped_in_a_row")
 
 
 def recipe_names() -> list[str]:
@@ -315,9 +323,23 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def refused_changes(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What differs between two configs (`to_json`) and may not when a run goes on, as 'field: stored -> wanted'."""
     old, new = flatten(stored), flatten(wanted)
-    may_change = lambda name: any(name == free or name.startswith(free + ".") for free in MAY_CHANGE_ON_RESUME)
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not may_change(name)
+        if old.get(name) != new.get(name) and not is_among(name, MAY_CHANGE_ON_RESUME + MAY_BE_AMENDED)
     ]
+
+
+def amended(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Field -> (old, new) of what differs between two configs (`to_json`) and is an amendment when a run goes on."""
+    old, new = flatten(stored), flatten(wanted)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and is_among(name, MAY_BE_AMENDED)
+    }
+
+
+def is_among(name: str, fields: tuple[str, ...]) -> bool:
+    """Whether a field is one of some, or in a section that is."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)

@@ -15,9 +15,10 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
 from tokenizer_lab.representation import check_lossless
 from train.hosts import processes
-from train.recipe import Recipe, flatten, refused_changes, to_json
+from train.optimizer import Budget, learning_rate
+from train.recipe import Recipe, amended, flatten, from_json, refused_changes, to_json
 from train.run.checkpoints import Checkpoints
-from train.run.folder import RunFolder, drop_lines_after, lock
+from train.run.folder import RunFolder, append_lines, drop_lines_after, lock
 from train.run.profiles import StepRange
 from train.setup import Setup, set_up
 from train.step import TrainState
@@ -78,10 +79,12 @@ def start_or_resume(
     found = checkpoints.newest_whole(lambda line: console.print(line, soft_wrap=True)) if processes.is_first() else None
     step = processes.first_decides("step to go on from", found)
     if step is not None:
-        refuse_another_run(run, checkpoints.read_meta(step), setup.identity)
+        meta = checkpoints.read_meta(step)
+        refuse_another_run(run, meta, setup.identity)
         checkpoints.set_aside_after(step)
         state = checkpoints.restore(step, setup.program.shapes, setup.program.shardings)
         console.print(f"{run.path}: going on from step {step}", soft_wrap=True)
+        amend(run, setup, state, meta["config"], console)
     else:
         if run.config.exists():
             refuse_another_run(run, setup.identity | {"config": read_json(run.config, "run's config")}, setup.identity)
@@ -96,6 +99,33 @@ def start_or_resume(
         for lines in (run.metrics, run.evaluations):
             drop_lines_after(lines, step or 0)
     return state
+
+
+def amend(
+    run: RunFolder, setup: Setup, state: TrainState, stored: dict[str, Any], console: rich.console.Console
+) -> None:
+    """Notes, and says, what is changed of a run's config from this step on."""
+    step, changes = int(state.step), amended(stored, setup.identity["config"])
+    for name, (old, new) in changes.items():
+        console.print(f"  from step {step} on: {name} {old} -> {new}", soft_wrap=True, markup=False, highlight=False)
+    before = dataclasses.replace(setup.recipe, budget=from_json(Budget, stored["budget"]))
+    rates = [float(rate_now(each, state)) for each in (dataclasses.replace(setup, recipe=before), setup)]
+    if abs(rates[1] - rates[0]) > 0.01 * rates[0]:
+        console.print(
+            f"  the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g} here: its schedule is now that of the"
+            " other budget, and no run that had this budget from the beginning comes to the same",
+            soft_wrap=True,
+        )
+    if processes.is_first():
+        drop_lines_after(run.amendments, step - 1)  # of a start at this very step that came to no checkpoint
+        lines = [{"step": step, "field": name, "old": old, "new": new} for name, (old, new) in changes.items()]
+        if lines:
+            append_lines(run.amendments, lines)
+
+
+def rate_now(setup: Setup, state: TrainState) -> jax.Array:
+    """The learning rate of the next step."""
+    return learning_rate(setup.recipe.optimizer, setup.meter(state.step, state.bytes_seen, state.seconds)[0])
 
 
 def refuse_another_run(run: RunFolder, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

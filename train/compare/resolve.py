@@ -14,7 +14,7 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name
 from tokenizer_lab.representation import KINDS, fit_options, read_manifest
 from train.experiment import Arm, Experiment, Size
-from train.recipe import MAY_CHANGE_ON_RESUME, Recipe, flatten, load_config, load_recipe, to_json
+from train.recipe import MAY_CHANGE_ON_RESUME, Recipe, flatten, is_among, load_config, load_recipe, to_json
 from train.submit.job import option_words
 
 LENGTH_MULTIPLE = 8
@@ -123,12 +123,9 @@ def of_size(arm: Arm, size: Size) -> Recipe:
 
 
 def _identity(recipe: Recipe, fingerprint: str, corpus_hash: str) -> str:
-    """Of the fields of a recipe, those that may not change when a run goes on decide its numbers, and the budget."""
-    free = [name for name in MAY_CHANGE_ON_RESUME if name != "budget"]
+    """Of the fields of a recipe, those that may not change when a run goes on decide its numbers, and amendments."""
     fields = {
-        name: value
-        for name, value in flatten(to_json(recipe)).items()
-        if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in free)
+        name: value for name, value in flatten(to_json(recipe)).items() if not is_among(name, MAY_CHANGE_ON_RESUME)
     }
     return _short_hash([fields, fingerprint, corpus_hash])
 

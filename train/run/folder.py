@@ -5,6 +5,7 @@ representation/  a copy of the artifact, so that the folder stands alone      tr
 checkpoints/     one folder a step: weights, optimizer, counters, cursors     train
 metrics.jsonl    a line every few steps                                       train
 eval.jsonl       a line an evaluation while training, on a part of the text   train
+amendments.jsonl a line for each field that was changed when it went on       train
 documents/       a file a process: running hashes of what its rows have read  train
 times/           a file a process: its time, what on, which steps             train
 summary.json     what the run was and what it cost, once it ends or stops     train
@@ -29,6 +30,7 @@ import os
 import pathlib
 import socket
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -47,6 +49,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "eval.jsonl"
+        self.amendments = self.path / "amendments.jsonl"
         self.documents = self.path / "documents"
         self.times = self.path / "times"
         self.profile = self.path / "profile"
@@ -105,6 +108,11 @@ def read_lines(path: epath.Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise UserError(f"{path} line {number} is not JSON: {error}; delete the line") from error
     return values
+
+
+def append_lines(path: epath.Path, values: Iterable[dict[str, Any]]) -> None:
+    """Adds lines to a .jsonl file, which is written anew."""
+    write_bytes(path, "".join(json.dumps(value) + "\n" for value in [*read_lines(path), *values]).encode())
 
 
 def drop_lines_after(path: epath.Path, step: int) -> None:
