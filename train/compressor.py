@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import rich.console
 from etils import epath
@@ -14,27 +15,47 @@ from tokenizer_lab.equal_info.quantization import quantize
 from tokenizer_lab.errors import UserError
 from train.evaluate.bits_per_byte import make_judge
 from train.loop import train
-from train.recipe import load_recipe
+from train.optimizer import Budget
+from train.recipe import Recipe, load_recipe
 from train.run.folder import RunFolder
 from train.setup import load_run
 from train.summary import FINISHED
 
+_SMALL, _LARGE = "demo_compressor", "compressor_3m"
+_MOST_PASSES = 8  # over a text, of a recipe that nobody has chosen
 
-def train_byte_lm(
-    recipe_name: str, corpus_path: epath.Path, run_dir: epath.Path, console: rich.console.Console
-) -> bool:
-    """Trains a byte language model on a corpus's train split, or goes on with it; whether it has finished.
+
+def choose_recipe(name: str | None, corpus_path: epath.Path) -> tuple[Recipe, str]:
+    """The recipe of a byte language model for a corpus, and what to say of the choice, if none is named.
 
     Raises:
-      UserError: the recipe is not one for bytes, or the corpus is too small for it.
+      UserError: there is no such recipe, or it takes more text at a time than the corpus has.
     """
-    recipe, corpus = load_recipe(recipe_name), Corpus.open(corpus_path)
-    needed, there = recipe.data.batch_rows * recipe.data.sequence_length, corpus.documents("train").num_bytes
+    there, why = Corpus.open(corpus_path).documents("train").num_bytes, ""
+    recipe = load_recipe(name or _default_name())
+    if name is None:
+        why = "; --lm-recipe takes another"
+        if recipe.budget.bytes is not None and (most := _MOST_PASSES * there) < recipe.budget.bytes:
+            recipe = dataclasses.replace(recipe, budget=Budget(bytes=most))
+            why = f", on {_MOST_PASSES} passes over the text{why}"
+        if recipe.name == _SMALL:
+            why = f", a small one, as there is no accelerator here{why}, e.g. {_LARGE}"
+    needed = recipe.data.batch_rows * recipe.data.sequence_length
     if there < needed:
         raise UserError(
             f"{corpus_path} has {there:,} bytes to train on, less than one batch ({needed:,}) of the recipe"
-            f" {recipe_name}; ingest more text, or choose a smaller --lm-recipe"
+            f" {name or recipe.name}; ingest more text, or choose a smaller --lm-recipe"
         )
+    return recipe, why
+
+
+def _default_name() -> str:
+    """Of a recipe that this machine trains in minutes."""
+    return _SMALL if jax.default_backend() == "cpu" else _LARGE
+
+
+def train_byte_lm(recipe: Recipe, corpus_path: epath.Path, run_dir: epath.Path, console: rich.console.Console) -> bool:
+    """Trains a byte language model on a corpus's train split, or goes on with it; whether it has finished."""
     representation = RunFolder(run_dir).representation
     ByteRepresentation().save(representation)
     data = dataclasses.replace(recipe.data, corpora=(str(corpus_path),), weights=(), encoded=())
@@ -52,8 +73,8 @@ def load_byte_lm(run_dir: epath.Path) -> tuple[ByteLM, float]:
     recipe, kind = loaded.setup.recipe, loaded.setup.representation.kind
     if kind != ByteRepresentation.kind or recipe.model.kind != "decoder":
         raise UserError(
-            f"{run_dir} is a run of a {recipe.model.kind} over {kind} ids; a compressor is a decoder over bytes, e.g."
-            " toklab train compressor_3m"
+            f"{run_dir} is a run of a {recipe.model.kind} over {kind} ids; a compressor is a decoder over bytes;"
+            " leave --lm out, and one is trained"
         )
     params = _flat(loaded.params)
     if recipe.model.tied_embeddings:

@@ -148,7 +148,7 @@ def _on_mesh(recipe: Recipe, representation: Representation, corpora: list[Corpu
     data = recipe.data
     keep_compiled_programs()
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
-    check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length)
+    check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length, section="evaluation")
     return Setup(recipe, representation, corpora, mesh, lay_out(recipe, representation.vocab_size, mesh))
 
 
@@ -192,9 +192,13 @@ def model_flops_per_token(recipe: Recipe, vocab_size: int) -> dict[str, float]:
     )
 
 
-def load_run(run_dir: str) -> LoadedRun:
+def load_run(run_dir: str, batch_rows: int | None = None) -> LoadedRun:
     """The newest whole checkpoint of a run, over the devices that are here; a newer one that is damaged is told of on
     stderr. Nothing outside of the run's folder is opened: its own copy of the representation is used.
+
+    Args:
+      run_dir: the run's folder.
+      batch_rows: rows to score at a time, rounded up to a multiple of the devices; by default the recipe's.
 
     Raises:
       UserError: the folder is no run, or has no whole checkpoint.
@@ -208,15 +212,15 @@ def load_run(run_dir: str) -> LoadedRun:
             raise UserError(
                 f"{run.path} has no checkpoint yet; train it with 'toklab train RECIPE --run-dir {run.path}'"
             )
-        setup = _set_up_for_reading(recipe, run)
+        setup = _set_up_for_reading(recipe, run, batch_rows or recipe.evaluation.batch_rows)
         params = checkpoints.restore_params(step, setup.program.shapes.params, setup.program.shardings.params)
         return LoadedRun(setup, params, checkpoints.read_meta(step)["counters"])
 
 
-def _set_up_for_reading(recipe: Recipe, run: RunFolder) -> Setup:
+def _set_up_for_reading(recipe: Recipe, run: RunFolder, batch_rows: int) -> Setup:
     """A run's recipe on the devices that are here, with batches they divide: how many rows are scored at a time changes
     no number."""
-    rows = -(-recipe.evaluation.batch_rows // jax.device_count()) * jax.device_count()
+    rows = -(-batch_rows // jax.device_count()) * jax.device_count()
     recipe = dataclasses.replace(
         recipe,
         representation=str(run.representation),

@@ -124,8 +124,10 @@ def placement(mesh: Mesh, kernels: Kernels = "auto") -> Placement:
     return Placement(mesh, ACTIVATION_AXES, kernels)
 
 
-def check_batch(mesh: Mesh | AbstractMesh, batch_rows: int, sequence_length: int, num_microbatches: int = 1) -> None:
-    """Raises UserError where a global batch cannot be split over the mesh."""
+def check_batch(
+    mesh: Mesh | AbstractMesh, batch_rows: int, sequence_length: int, num_microbatches: int = 1, section: str = "data"
+) -> None:
+    """Raises UserError where a global batch, whose rows a recipe's section gives, cannot be split over the mesh."""
     shards = mesh.shape["replica"] * mesh.shape["fsdp"]
     needed = shards * num_microbatches
     if batch_rows % needed:
@@ -135,12 +137,12 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_rows: int, sequence_length: int
         )
         raise UserError(
             f"a batch of {batch_rows} rows cannot be split into {split} (replica x fsdp); use a multiple of {needed},"
-            f" e.g. {nearest}"
+            f" e.g. --{section}.batch-rows {nearest}"
         )
     if sequence_length % mesh.shape["sequence"]:
         raise UserError(
             f"a sequence length of {sequence_length} cannot be split over a sequence axis of {mesh.shape['sequence']};"
-            " use a multiple of it"
+            " use a multiple of it for --data.sequence-length"
         )
 
 

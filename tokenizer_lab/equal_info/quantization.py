@@ -43,7 +43,7 @@ def quantize(params: Mapping[str, np.ndarray], *, rope_theta: float, context_byt
       UserError: a parameter is missing or not finite.
     """
     if missing := [name for name in _PARAMETERS if name not in params]:
-        raise UserError(f"the byte language model has no {missing[0]}; train one with model.qk_norm True")
+        raise UserError(f"the byte language model has no {missing[0]}; train one with --model.qk-norm")
     params = {name: np.asarray(params[name], np.float64) for name in _PARAMETERS}
     for name, array in params.items():
         if not np.isfinite(array).all():

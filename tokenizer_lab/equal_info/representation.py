@@ -233,8 +233,9 @@ class EqualInfoFit:
     comparisons."""
     lm: epath.Path | None = None
     """The run of a byte language model to compress with; by default one is trained into the folder OUT-lm."""
-    lm_recipe: str = "compressor_3m"
-    """The recipe it is trained with: a name in configs/, or a Python file."""
+    lm_recipe: str | None = None
+    """The recipe it is trained with: a name in configs/, or a Python file. By default compressor_3m where there is an
+    accelerator, on at most eight passes over the text, and else demo_compressor, which takes minutes."""
     sample_bytes: int = 1 << 16
     """Text of the train split, from many documents, on which bytes per id, lost bits and the FLOPs of encoding are
     measured."""

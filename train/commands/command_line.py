@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Sequence
 
 from tokenizer_lab.errors import UserError
+from train.commands.out_of_memory import REMEDIES, out_of_memory
 from train.exits import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USER_ERROR, interruptible_import
 from train.nearest import nearest
 
@@ -58,8 +59,11 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_INTERRUPTED
-    except Exception:  # ours: everything that can be seen of it
-        traceback.print_exc()
+    except Exception as error:
+        if (reason := out_of_memory(error)) is not None:
+            print(f"toklab: out of memory ({reason}); {REMEDIES[name]}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        traceback.print_exc()  # ours: everything that can be seen of it
         return EXIT_BUG
 
 

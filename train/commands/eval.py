@@ -21,6 +21,8 @@ class EvalOptions:
     """The run's folder."""
     corpus: epath.Path | None = None
     """Corpus store to score; the run's own if none is given."""
+    batch_rows: int | None = None
+    """Rows scored at a time; changes nothing but the memory it takes. By default those of the recipe's evaluations."""
     exact_bytes: bool = False
     """Score only some of the text, byte by byte with exact probabilities (see docs/byte_probabilities.md)."""
     max_bytes: int = 4096
@@ -35,6 +37,8 @@ class EvalOptions:
     docs/export.md)."""
 
     def __post_init__(self) -> None:
+        if self.batch_rows is not None and self.batch_rows < 1:
+            raise UserError(f"--batch-rows is {self.batch_rows}; it must be at least 1")
         if self.tasks is not None and (self.exact_bytes or self.ensemble):
             raise UserError("--tasks is one way to evaluate and --exact-bytes another; give one of them")
         if self.noise and (self.exact_bytes or self.tasks is not None):
@@ -59,7 +63,9 @@ def run(arguments: list[str]) -> None:
         from train.run.logs import shown_figure
 
     with progress_bar(console, "eval", of_bytes=True) as update:
-        result = evaluate_run(str(options.run), str(options.corpus) if options.corpus else None, update)
+        result = evaluate_run(
+            str(options.run), str(options.corpus) if options.corpus else None, update, options.batch_rows
+        )
     lines = []
     if "encoder" in result:
         figures = "  ".join(shown_figure(name, value, 4) for name, value in result["encoder"].items())
@@ -91,7 +97,9 @@ def evaluate_noise(options: EvalOptions, console: rich.console.Console) -> list[
     from train.evaluate.noise import evaluate_noise as score_noise
 
     with progress_bar(console, "noise", of_bytes=False) as update:
-        result = score_noise(str(options.run), str(options.corpus) if options.corpus else None, update)
+        result = score_noise(
+            str(options.run), str(options.corpus) if options.corpus else None, update, options.batch_rows
+        )
     lines = []
     for level in result["levels"]:
         bits = "" if level["bits_per_byte"] is None else f"{level['bits_per_byte']:.4f} bits/byte  "
@@ -138,7 +146,7 @@ def evaluate_tasks(options: EvalOptions, tasks: pathlib.Path, console: rich.cons
         from train.evaluate.harness import evaluate_tasks as run_tasks
 
     with progress_bar(console, "eval", of_bytes=False) as update:
-        result = run_tasks(str(options.run), tasks, update)
+        result = run_tasks(str(options.run), tasks, update, options.batch_rows)
     for task, values in result["results"].items():
         for metric, value in values.items():
             console.print(f"{options.run}  {task:24} {metric:32} {value:.4f}", soft_wrap=True, highlight=False)

@@ -77,13 +77,14 @@ def byte_language_model(options: Any, console: rich.console.Console) -> Any:
     """Returns the compressor that the options name and the FLOPs it took, training it first if they name none. None if
     a signal stopped the training."""
     with interruptible_import():
-        from train.compressor import load_byte_lm, train_byte_lm
+        from train.compressor import choose_recipe, load_byte_lm, train_byte_lm
 
     run_dir = options.options.lm
     if run_dir is None:
         run_dir = options.out.with_name(f"{options.out.name}-lm")
-        console.print(f"training the byte language model into {run_dir}", soft_wrap=True)
-        if not train_byte_lm(options.options.lm_recipe, options.corpus, run_dir, console):
+        recipe, why = choose_recipe(options.options.lm_recipe, options.corpus)
+        console.print(f"training the byte language model {recipe.name} into {run_dir}{why}", soft_wrap=True)
+        if not train_byte_lm(recipe, options.corpus, run_dir, console):
             print(STOPPED_AND_SAVED, file=sys.stderr)
             return None
     return load_byte_lm(run_dir)

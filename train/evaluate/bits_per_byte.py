@@ -252,7 +252,9 @@ def _digest(document: bytes) -> bytes:
     return hashlib.blake2b(document, digest_size=16).digest()
 
 
-def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: str, corpus: str | None, on_progress: Callable[[int, int], None], batch_rows: int | None = None
+) -> dict[str, Any]:
     """Scores all held-out documents with a run's newest checkpoint; writes `eval.json`, and document by document
     `eval_documents.json`.
 
@@ -260,11 +262,12 @@ def evaluate_run(run_dir: str, corpus: str | None, on_progress: Callable[[int, i
       run_dir: the run's folder.
       corpus: a corpus store in place of the run's.
       on_progress: called with the bytes scored and the bytes there are.
+      batch_rows: see `train.setup.load_run`.
 
     Raises:
       UserError: the folder is no run, nothing is held out, or texts do not come back from the run's ids.
     """
-    loaded = load_run(run_dir)
+    loaded = load_run(run_dir, batch_rows)
     setup, recipe, corpora = loaded.setup, loaded.setup.recipe, loaded.open_corpora(corpus)
     check_lossless(setup.representation)
     documents = held_out_documents(corpora)

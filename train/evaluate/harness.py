@@ -20,7 +20,10 @@ _GENERATED_TOKENS = 256  # where a task does not say
 
 
 def evaluate_tasks(
-    run_dir: str, tasks: pathlib.Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+    run_dir: str,
+    tasks: pathlib.Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    batch_rows: int | None = None,
 ) -> dict[str, Any]:
     """Runs the harness's tasks in a YAML file, or in all of a folder, and writes `tasks.json` into the run's folder.
 
@@ -62,7 +65,7 @@ def evaluate_tasks(
         raise UserError(
             f"the harness cannot read {tasks}: {reason}; a task's data files are named as seen from the current folder"
         ) from error
-    answers = Answers(load_run(run_dir), on_progress)
+    answers = Answers(load_run(run_dir, batch_rows), on_progress)
     found = lm_eval.simple_evaluate(
         model=language_model(answers),
         tasks=made,

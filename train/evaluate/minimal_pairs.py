@@ -39,6 +39,8 @@ class MinimalPairsOptions:
     """The run's folder."""
     pairs: pathlib.Path
     """A .jsonl file with the fields 'sentence_good' and 'sentence_bad', or a folder of them, one for each paradigm."""
+    batch_rows: int | None = None
+    """Rows scored at a time; changes nothing but the memory it takes. By default those of the recipe's evaluations."""
     max_pairs: int = 0
     """Of each paradigm, its first ones; 0: all. Masking one id after the other takes as many passes as a sentence has
     ids."""
@@ -50,7 +52,7 @@ def score_minimal_pairs(
     """Scores every pair and writes `blimp.json` into the run's folder: the share of pairs, by paradigm and their mean,
     with the better sentence's score above the other's, a tie counted half. Raises UserError."""
     paradigms = read_pairs(options.pairs, options.max_pairs)
-    loaded = load_run(str(options.run))
+    loaded = load_run(str(options.run), options.batch_rows)
     name, score = choose_score(loaded)
     by_paradigm, done, total = {}, 0, sum(map(len, paradigms.values()))
     for paradigm, pairs in paradigms.items():

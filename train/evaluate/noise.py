@@ -81,7 +81,10 @@ def add_noise_to_pairs(pairs: Sequence[tuple[list[str], int]], rate: float) -> l
 
 
 def evaluate_noise(
-    run_dir: str, corpus: str | None, on_progress: Callable[[int, int], None] = lambda done, total: None
+    run_dir: str,
+    corpus: str | None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    batch_rows: int | None = None,
 ) -> dict[str, Any]:
     """Scores a fixed part of the held-out text, and pairs of lines, at each rate of noise, and writes `noise.json`.
 
@@ -89,11 +92,12 @@ def evaluate_noise(
       run_dir: the run's folder.
       corpus: a corpus store in place of the run's.
       on_progress: called with the rates done and how many there are.
+      batch_rows: see `train.setup.load_run`.
 
     Raises:
       UserError: the folder is no run; no text is held out.
     """
-    loaded = load_run(run_dir)
+    loaded = load_run(run_dir, batch_rows)
     setup, corpora = loaded.setup, loaded.open_corpora(corpus)
     held_out = held_out_documents(corpora)
     documents = fixed_subset(held_out, _MAX_BYTES)
