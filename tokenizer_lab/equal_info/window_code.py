@@ -16,7 +16,6 @@ The tables here are for windows of at most 24 bits. In wider ones the language m
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 from tokenizer_lab.compiled import compiled
 from tokenizer_lab.equal_info.byte_lm import PROBABILITY_BITS
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.memory import available_bytes
 
 MIN_WINDOW_BITS, MAX_TABLE_BITS = 9, 24
 _BATCH_NODES = 256  # a power of 16, or the language model pads it
@@ -163,7 +163,7 @@ def check_table_bits(window_bits: int) -> None:
 def check_memory(window_bits: int) -> None:
     """Raises UserError where a table would not fit this machine's free memory."""
     needed = 64 << window_bits  # measured: strings, hash table, and what it takes to build them
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = available_bytes()
     if needed > free:
         raise UserError(
             f"a table for windows of {window_bits} bits takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of"

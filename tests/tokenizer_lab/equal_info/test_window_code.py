@@ -231,11 +231,11 @@ def test_windows_without_a_table_are_refused(count_shares, window_bits):
 
 
 def test_a_table_larger_than_the_free_memory_is_refused(monkeypatch):
-    memory = {"SC_AVPHYS_PAGES": 1 << 18, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(window_code.os, "sysconf", memory.__getitem__)
+    free = [1 << 30]
+    monkeypatch.setattr(window_code, "available_bytes", lambda: free[0])
     check_memory(16)
     check_memory(24)
-    memory["SC_AVPHYS_PAGES"] = (1 << 18) - 1
+    free[0] -= 1
     check_memory(16)
     with pytest.raises(UserError, match="24 bits takes about 1.1 GB, 1.1 GB of memory are free; use --window-bits 16"):
         check_memory(24)
