@@ -71,8 +71,8 @@ def mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int) -> dict[st
     if math.prod(sizes) != num_devices:
         named = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes))
         raise UserError(
-            f"a mesh of {named} does not cover {num_devices} devices; make the sizes multiply to {num_devices}, or set"
-            " one to -1"
+            f"a mesh of {named} does not cover {num_devices} devices; make the sizes multiply to {num_devices}, e.g."
+            f" --mesh.replica {num_slices} --mesh.fsdp -1 --mesh.tensor 1 --mesh.sequence 1"
         )
     if sizes[0] % num_slices:
         raise UserError(

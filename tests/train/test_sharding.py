@@ -53,7 +53,7 @@ def test_the_axis_of_minus_one_takes_what_is_left(sizes, expected):
     [
         (
             dict(fsdp=3),
-            "replica 1, fsdp 3, tensor 1, sequence 1 does not cover 8 devices; make the sizes multiply to 8, or",
+            "replica 1, fsdp 3, tensor 1, sequence 1 does not cover 8 devices; make the sizes multiply to 8",
         ),
         (dict(fsdp=16), "fsdp 16, .* does not cover 8 devices"),
         (dict(tensor=3), "fsdp -1, tensor 3, .* does not cover 8 devices"),
@@ -93,11 +93,11 @@ def test_batches_that_fit():
 @pytest.mark.parametrize(
     "batch_rows, num_microbatches, words",
     [
-        (6, 1, r"a batch of 6 rows cannot be split into 4 devices \(replica x fsdp\); use a multiple of 4, e.g. 8$"),
-        (30, 1, "30 rows .* multiple of 4, e.g. (28|32)$"),
-        (1, 1, "e.g. 4$"),
+        (6, 1, r"a batch of 6 rows cannot be split into 4 devices \(replica x fsdp\); use .* --data.batch-rows 8$"),
+        (30, 1, "30 rows .* multiple of 4, e.g. --data.batch-rows (28|32)$"),
+        (1, 1, "e.g. --data.batch-rows 4$"),
         (8, 3, r"a batch of 8 rows cannot be split into 3 microbatches over 4 devices .*; use a multiple of 12"),
-        (40, 3, "multiple of 12, e.g. 36$"),
+        (40, 3, "multiple of 12, e.g. --data.batch-rows 36$"),
     ],
 )
 def test_rows_that_do_not_split_are_refused_with_the_nearest_that_do(batch_rows, num_microbatches, words):
@@ -142,7 +142,7 @@ def test_every_matrix_is_split_over_fsdp_and_tensor():
         (
             dict(embed_dim=18),
             dict(fsdp=4, tensor=2),
-            "axis 'embed' of .* has size 18, which a fsdp axis of 4 does not divide; use a smaller mesh.fsdp",
+            "axis 'embed' of .* has size 18, which a fsdp axis of 4 does not divide; use --mesh.fsdp 2 --mesh.rep",
         ),
         (
             dict(),

@@ -49,7 +49,7 @@ class SubwordFit:
         if not smallest <= self.vocab_size <= MAX_VOCAB_SIZE:
             raise UserError(
                 f"--vocab-size is {self.vocab_size:,}; it is at least {smallest} (256 bytes and the end of a document) "
-                f"and at most {MAX_VOCAB_SIZE:,}; choose e.g. 4096"
+                f"and at most {MAX_VOCAB_SIZE:,}; choose e.g. --vocab-size 4096"
             )
         if self.digits and (self.algorithm == "character" or self.pretokenization == "whitespace"):
             raise UserError(
@@ -68,7 +68,8 @@ class SubwordFit:
         if not smallest <= transition < self.vocab_size:
             raise UserError(
                 f"--superword-transition is {transition:,}; it is at least {smallest} and below "
-                f"--vocab-size {self.vocab_size:,}; choose e.g. {max(smallest, self.vocab_size * 4 // 5)}"
+                f"--vocab-size {self.vocab_size:,}; choose e.g. --superword-transition"
+                f" {max(smallest, self.vocab_size * 4 // 5)}"
             )
         if self.superword_sample_bytes < SEGMENT_BYTES:
             raise UserError(
@@ -92,7 +93,7 @@ class SubwordFit:
         if representation.vocab_size < self.vocab_size:
             raise UserError(
                 f"the corpus supports {representation.vocab_size:,} ids ({self._how}), "
-                f"--vocab-size is {self.vocab_size:,}; use at most {representation.vocab_size:,}, or a larger corpus"
+                f"--vocab-size is {self.vocab_size:,}; use --vocab-size {representation.vocab_size}, or a larger corpus"
             )
         return representation.fitted(corpus_hash)
 
@@ -124,7 +125,7 @@ class SubwordFit:
         if num_ids < transition:
             raise UserError(
                 f"the corpus supports {num_ids:,} ids within words ({self.pretokenization}), --superword-transition is "
-                f"{transition:,}; use at most {num_ids:,}, or a larger corpus"
+                f"{transition:,}; use --superword-transition {num_ids}, or a larger corpus"
             )
 
     def _train_on_words(self, texts: Iterable[str], num_tokens: int) -> tokenizers.Tokenizer:

@@ -80,7 +80,7 @@ def test_vocab_size_is_the_one_asked_for(documents, algorithm):
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
 def test_a_vocabulary_beyond_the_corpus_is_refused_with_the_size_that_works(documents, algorithm):
     with pytest.raises(
-        UserError, match=r"the corpus supports [\d,]+ ids .*, --vocab-size is 50,000; use at most "
+        UserError, match=r"the corpus supports [\d,]+ ids .*, --vocab-size is 50,000; use --vocab-size "
     ) as error:
         SubwordFit(vocab_size=50_000, algorithm=algorithm).fit(documents, "")
     supported = int(str(error.value).split("supports ")[1].split()[0].replace(",", ""))

@@ -157,7 +157,7 @@ def test_options_that_do_not_go_together_are_refused(options, message):
 
 def test_a_transition_beyond_the_corpus_is_refused(documents):
     with pytest.raises(
-        UserError, match=r"the corpus supports [\d,]+ ids .*--superword-transition is 50,000; use at most"
+        UserError, match=r"the corpus supports [\d,]+ ids .*--superword-transition is 50,000; use --sup"
     ) as error:
         SubwordFit(vocab_size=60_000, superword_transition=50_000).fit(documents[:2], "")
     supported = int(str(error.value).split("supports ")[1].split()[0].replace(",", ""))
