@@ -126,6 +126,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.kernels not in (choices := typing.get_args(type(self).__annotations__["kernels"])):
             raise UserError(f"kernels is {self.kernels!r}; it is one of {', '.join(choices)}")
+        check_seed("seed", self.seed)
         for name, value in flatten(to_json(self)).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name} is {value}; it must be a finite number")
@@ -161,6 +162,12 @@ class Recipe:
             self.data.sequence_length,
             self.data.num_microbatches,
         )
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raises UserError for a seed of which a random key would not keep every digit."""
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"{name} is {seed}; a seed is from 0 to {(1 << 32) - 1}")
 
 
 # What may change when a run goes on: none of it decides which numbers come out.

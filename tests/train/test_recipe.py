@@ -117,3 +117,18 @@ def test_importing_a_recipe_by_name_never_leaves_configs():
     with pytest.raises(UserError, match="no recipe"):
         load_recipe("../train/cli")
     assert all(pathlib.Path(name).name == name for name in recipe_names())
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "message"),
+    [
+        ("evaluation", "every_steps", -1, "evaluation.every_steps is -1; it must be at least 0"),
+        ("evaluation", "max_bytes", 0, "evaluation.max_bytes is 0; it must be at least 1"),
+        ("evaluation", "batch_rows", 0, "evaluation.batch_rows is 0; it must be at least 1"),
+        (None, "seed", 12345678901234567890, "seed is 12345678901234567890; a seed is from 0 to 4294967295"),
+        (None, "seed", -1, "seed is -1; a seed is from 0 to 4294967295"),
+    ],
+)
+def test_values_that_nothing_can_be_done_with_are_refused(recipe, change, section, name, value, message):
+    with pytest.raises(UserError, match=message):
+        change(recipe, **({section: {name: value}} if section else {name: value}))

@@ -162,7 +162,8 @@ class Sampler:
                 text.was_cut |= not text.num_drawn
             numbers[row] = count, len(within[row][0]), limits[row], text.num_drawn
             bounds[row, :, : len(within[row][0])] = within[row]
-        options = jnp.float32(draw.temperature), jnp.int32(draw.top_k), jnp.float32(draw.top_p)
+        top_k = min(draw.top_k, self._representation.vocab_size)
+        options = jnp.float32(draw.temperature), jnp.int32(top_k), jnp.float32(draw.top_p)
         drawn = np.asarray(
             self._generate(
                 self._params, ids, numbers, bounds, jax.random.key(draw.seed), options, size=size, eod_id=eod_id

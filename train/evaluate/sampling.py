@@ -16,14 +16,16 @@ import numpy as np
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json, write_json
-from train.evaluate.byte_probabilities import END, ByteModel, byte_model
+from train.evaluate.byte_probabilities import END, NUM_NEXT, ByteModel, byte_model
 from train.evaluate.generation import Continuation, Draw, Sampler, draw_id
+from train.recipe import check_seed
 from train.run.folder import RunFolder
 from train.setup import load_run
 
 
 def check_sampling(max_tokens: int, draw: Draw) -> None:
     """Raises UserError for options that no text can be drawn with."""
+    check_seed("--seed", draw.seed)
     if max_tokens < 1:
         raise UserError(f"--max-tokens is {max_tokens}; it must be at least 1")
     if not 0 <= draw.temperature < math.inf:
@@ -43,7 +45,7 @@ def sample_bytes(model: ByteModel, prompt: bytes, max_bytes: int, draw: Draw) ->
         with np.errstate(divide="ignore"):
             log_next = np.log(walk.next_bytes, dtype=np.float32)
         chance = jax.random.fold_in(key, len(text))
-        byte = int(jitted(chance, log_next, draw.temperature, draw.top_k, draw.top_p))
+        byte = int(jitted(chance, log_next, draw.temperature, min(draw.top_k, NUM_NEXT), draw.top_p))
         if byte == END:
             break
         text.append(byte)
