@@ -103,15 +103,16 @@ def dividing_mesh(shapes: Any, axes: Any, devices: Sequence[jax.Device] | None =
     `shapes` and `axes` are those of `parameter_shardings`.
     """
     devices = jax.devices() if devices is None else list(devices)
-    is_leaf = lambda leaf: hasattr(leaf, "shape")
-    split = lambda leaf, names: [size for name, size in zip(names, leaf.shape) if PARAMETER_AXES[name] == "fsdp"]
-    sizes = sum(jax.tree.leaves(jax.tree.map(split, shapes, axes, is_leaf=is_leaf), is_leaf=_is_list), [])
+    leaves = jax.tree.leaves(shapes, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    names_of = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    sizes = [
+        size
+        for leaf, names in zip(leaves, names_of, strict=True)
+        for size, name in zip(leaf.shape, names)
+        if PARAMETER_AXES[name] == "fsdp"
+    ]
     fsdp = math.gcd(len(devices) // _num_slices(devices), *sizes)
     return make_mesh(MeshConfig(replica=-1, fsdp=fsdp), devices)
-
-
-def _is_list(leaf: Any) -> bool:
-    return isinstance(leaf, list)
 
 
 def _num_slices(devices: Sequence[jax.Device]) -> int:

@@ -219,7 +219,9 @@ def generate(
     def draw_next(carry):
         number, out_bs, done_b, logits_bv, cache = carry
         if bounds_b2c.shape[2]:
-            limited = lambda *row: within(*row[:2], number, *row[2:], eod_id)
+            limited = lambda logits_v, out_s, low_c, high_c, count: within(
+                logits_v, out_s, number, low_c, high_c, count, eod_id
+            )
             logits_bv = jax.vmap(limited)(logits_bv, out_bs, bounds_b2c[:, 0], bounds_b2c[:, 1], within_b)
         keys_b = jax.vmap(jax.random.fold_in, (None, 0))(key, before_b + number)
         drawn_b = jax.vmap(lambda key, logits_v: draw_id(key, logits_v, *options))(keys_b, logits_bv)

@@ -7,13 +7,14 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings, strategies as st
 
+from models.axes import parameter_axes
 from models.decoder import DecoderConfig
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import OpenPrompt
 from train.evaluate.generation import Draw, Sampler, draw_id, within
 from train.evaluate.sampling import check_sampling
-from train.sharding import MeshConfig, make_mesh
+from train.sharding import MeshConfig, make_mesh, parameter_shardings
 
 CONFIG = DecoderConfig(
     num_layers=2, embed_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, mlp_dim=48, compute_dtype="float32"
@@ -66,6 +67,15 @@ def test_texts_drawn_together_are_those_drawn_alone(sampler):
     prompts = [b"hello", b"", b"a", b"hello there " * 3]
     together, _ = sampler.draw(prompts, 20, Draw(seed=3))
     assert together == [sample(sampler, prompt, seed=3) for prompt in prompts] and all(together)
+
+
+def test_several_devices_change_nothing(model, sampler):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:2])
+    axes = parameter_axes(nnx.split(model[2], nnx.Param)[1])
+    params = jax.device_put(model[1], parameter_shardings(mesh, model[1], axes))
+    split = Sampler(model[0], params, ByteRepresentation(), mesh, length=64)
+    prompts = [b"hello", b"a", b""]
+    assert split.draw(prompts, 12, Draw(seed=3))[0] == sampler.draw(prompts, 12, Draw(seed=3))[0]
 
 
 def test_prompts_of_any_length_share_few_programs(model, monkeypatch):

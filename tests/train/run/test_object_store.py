@@ -14,6 +14,7 @@ import rich.console
 from etils import epath
 
 import tokenizer_lab
+from data.corpus_writer import write_corpus
 from data.encode_corpus import EncodeOptions, encode_corpus
 from data.encoded import bring_ids
 from data.store import Corpus
@@ -38,9 +39,13 @@ class Generations(emulator.Router):
     """What the emulator lacks and tensorstore relies on: a read tells an object's generation, a read or write may
     depend on it."""
 
+    answered: list[str] = []
+    """Method and path of each request."""
+
     def handle(self, method):
         request = self._request_handler
         url = urllib.parse.urlsplit(request.path)
+        self.answered.append(f"{method} {url.path}")
         query = dict(urllib.parse.parse_qsl(url.query))
         match = re.fullmatch(r".*/b/([^/]+)/o(?:/(.+))?", url.path)
         name = query.get("name") or (match and urllib.parse.unquote(match[2] or ""))
@@ -156,6 +161,26 @@ def test_a_corpus_in_a_bucket_is_copied_here_once(corpus, tmp_path, bucket, monk
     cached[0].write_bytes(cached[0].read_bytes()[:-1])
     with pytest.raises(UserError, match=r"cache.* is damaged: .*; remove .*cache.* and start again"):
         list(Corpus.open(f"{bucket}/corpus").documents("train"))
+
+
+def test_a_corpus_in_a_bucket_takes_few_requests_a_shard_and_none_for_what_is_here(tmp_path, bucket, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with write_corpus(tmp_path / "corpus", 0.0, shard_bytes=1) as writer:
+        for number in range(12):
+            writer.add("text", "train", b"%d" % number)
+        writer.commit()
+    copy_folder(epath.Path(tmp_path / "corpus"), epath.Path(f"{bucket}/shards"))
+
+    def requests(work):
+        Generations.answered.clear()
+        work()
+        return len(Generations.answered)
+
+    opened = requests(lambda: Corpus.open(f"{bucket}/shards"))
+    documents = Corpus.open(f"{bucket}/shards").documents("train")
+    fetched = requests(lambda: [documents[number] for number in (*range(12), *range(12))])
+    assert 0 < opened <= 4 * 12 + 8 and 0 < fetched <= 3 * 12
+    assert requests(lambda: list(Corpus.open(f"{bucket}/shards").documents("train"))) <= opened + 1
 
 
 def test_ids_in_a_bucket_are_those_in_a_folder(corpus, byte_artifact, tmp_path, bucket, monkeypatch):
