@@ -104,7 +104,7 @@ def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
     )
     assert "is not a run" in refused(capsys, "eval", str(tmp_path))
     assert "is not a run" in refused(capsys, "sample", str(tmp_path), "--prompt", "x")
-    assert "the prompt is empty" in refused(capsys, "sample", str(tmp_path), "--prompt", "")
+    assert "--max-tokens is 0" in refused(capsys, "sample", str(tmp_path), "--prompt", "x", "--max-tokens", "0")
 
 
 def test_a_vocab_larger_than_the_corpus_supports_is_refused(capsys, corpus, tmp_path):
