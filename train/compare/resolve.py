@@ -148,8 +148,6 @@ class Fit:
 def fit_of(arm: Arm, text: Text) -> Fit:
     """How an arm's representation is fitted: arms with the same options share the artifact. Raises UserError."""
     kind = _fit_kind(arm.fit)
-    if getattr(arm.fit, "lm_recipe", "") is None and arm.fit.lm is None:
-        raise UserError("its fit names no lm_recipe, and the default is the machine's; name one, e.g. demo_compressor")
     options = {field.name: getattr(arm.fit, field.name) for field in dataclasses.fields(arm.fit)}
     recipes = {
         name: to_json(load_recipe(value))
@@ -164,6 +162,8 @@ def fit_of(arm: Arm, text: Text) -> Fit:
 
 
 def _fit_kind(options: Any) -> str:
+    if getattr(options, "lm_recipe", "") is None and options.lm is None:
+        raise UserError("its fit names no lm_recipe, and the default is the machine's; name one, e.g. demo_compressor")
     for kind in KINDS:
         if fit_options(kind) is type(options):
             return kind

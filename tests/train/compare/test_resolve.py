@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from data.store import Corpus
+from tokenizer_lab.equal_info import EqualInfoFit
 from tokenizer_lab.subword import SubwordFit
 from train.compare.resolve import Text, check, fit_of, open_text, resolve
 from train.experiment import Experiment, Size
@@ -115,6 +116,7 @@ def test_a_good_experiment_has_nothing_said_against_it(experiment, corpus):
             "arm byte: nowhere/manifest.json does not exist",
         ),
         (lambda e, change: change(e, 0, fit="bytes"), "arm byte: its fit is a str"),
+        (lambda e, change: change(e, 0, fit=EqualInfoFit()), "arm byte: its fit names no lm_recipe"),
     ],
 )
 def test_what_is_wrong_with_an_experiment_is_said(experiment, make, said, change):
