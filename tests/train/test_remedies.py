@@ -89,6 +89,10 @@ def messages() -> list[tuple[str, str]]:
         calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
         raised = [call for call in calls if getattr(call.func, "id", "") == "UserError" and call.args]
         found += [(f"{file.relative_to(ROOT)}:{call.lineno}", text_of(call.args[0])) for call in raised]
+        for function in ast.walk(tree):  # parts of a message that are put together before
+            if isinstance(function, ast.FunctionDef) and any(call in raised for call in ast.walk(function)):
+                put = (node.value for node in ast.walk(function) if isinstance(node, ast.Assign))
+                found += [(f"{file.relative_to(ROOT)}:{value.lineno}", text_of(value)) for value in put]
         if file.name == "out_of_memory.py":
             texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
             found += [(f"{file.relative_to(ROOT)}:{node.lineno}", node.value) for node in texts]

@@ -41,7 +41,7 @@ def test_what_does_not_go_together_is_one_line(capsys, monkeypatch, tmp_path):
     assert "a mesh of replica 1, fsdp 5, tensor 1, sequence 1 does not cover 16 devices" in complaint
     complaint = refused(capsys, "decoder_1b", "--topology", "v5e:4x4", "--data.batch-rows", "100")
     assert (
-        "a batch of 100 rows cannot be split into 16 devices (replica x fsdp); use a multiple of 16, e.g. 96"
+        "a batch of 100 rows cannot be split into 16 devices (replica x fsdp); use a multiple of 16, e.g. --data.batch"
         in complaint
     )
     complaint = refused(capsys, "decoder_1b", "--topology", "v5e:4x4", "--slices", "3", "--mesh.replica", "2")
