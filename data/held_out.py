@@ -1,4 +1,4 @@
-"""The documents of corpora that are held out, and fixed parts of them."""
+"""The documents of corpora that a run trains on, those that are held out, and fixed parts of them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,9 +6,11 @@ from typing import Any
 
 import grain
 
-from data.rows import Documents
+from data.rows import Documents, Source
+from data.split import is_held_out, kept_share
 from data.store import Corpus
 from tokenizer_lab import metrics
+from tokenizer_lab.errors import UserError
 
 _SCRIPT_BYTES = 1 << 14  # of a document, by which its script is told
 
@@ -43,9 +45,79 @@ class HeldOut:
         raise IndexError(number)
 
 
-def held_out_documents(corpora: Sequence[Corpus]) -> HeldOut:
-    """Raises UserError where a corpus holds nothing out."""
-    return HeldOut([corpus.documents("test") for corpus in corpora])
+class _Chosen:
+    """Some of a corpus's documents, read as `data.store.Documents` are."""
+
+    def __init__(self, documents: Any, numbers: Sequence[int]):
+        self._documents, self._numbers = documents, numbers
+        self.num_bytes = sum(len(documents[number]) for number in numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._documents[self._numbers[index]]
+
+    def domain(self, index: int) -> str:
+        return self._documents.domain(self._numbers[index])
+
+
+def run_sources(corpora: Sequence[Corpus], weights: Sequence[float], trained_from: float) -> list[Source]:
+    """The train splits of a run's corpora, without what the run holds out: `trained_from` is of its `data.split`.
+
+    A corpus that draws some documents in vain draws that much more often, so that `weights` are shares of what is read.
+    """
+    return [
+        Source(
+            corpus.documents("train"),
+            weight / kept_share(corpus.test_fraction, trained_from),
+            trained_from if trained_from > corpus.test_fraction else 0.0,
+        )
+        for corpus, weight in zip(corpora, weights, strict=True)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainText:
+    """The train split of a corpus; what the run holds out is empty there."""
+
+    documents: Documents
+    trained_from: float
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, number: int) -> bytes:
+        document = self.documents[number]
+        return b"" if is_held_out(document, self.trained_from) else document
+
+
+def held_out_documents(corpora: Sequence[Corpus], scored_below: float | None = None) -> HeldOut:
+    """The documents that corpora hold out.
+
+    Args:
+      corpora: whose documents.
+      scored_below: of a run's split (`data/split.py`); what it does not hold out is then left out, for which the text
+        of a corpus that holds out more is read.
+
+    Raises:
+      UserError: a corpus holds nothing out, or nothing that the run holds out too.
+    """
+    return HeldOut([_held_out_part(corpus, scored_below) for corpus in corpora])
+
+
+def _held_out_part(corpus: Corpus, scored_below: float | None) -> Any:
+    documents = corpus.documents("test")
+    if scored_below is None or corpus.test_fraction <= scored_below:
+        return documents
+    numbers = [number for number in range(len(documents)) if is_held_out(documents[number], scored_below)]
+    if not numbers:
+        raise UserError(
+            f"none of the {len(documents):,} test documents of {corpus.folder} is surely new to the run, which may be"
+            f" trained on any document but {scored_below:.3%} of them by their hashes; give more text, or score all"
+            " with toklab eval --whole-corpus"
+        )
+    return _Chosen(documents, numbers)
 
 
 def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:

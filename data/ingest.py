@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -16,6 +15,7 @@ from data.embedded import embedded_documents
 from data.engines import Engine, LocalEngine
 from data.manifest import Split
 from data.sources import SourceFile, find_files, read_records
+from data.split import is_held_out
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name, is_remote
 
@@ -144,8 +144,7 @@ def _embedded_bytes() -> int:
 def split_of(document: bytes, test_fraction: float) -> Split:
     """The split of a document, by its bytes alone: none is ever both trained on and held out, however often it is
     there."""
-    first_bytes = hashlib.sha256(document).digest()[:8]
-    return "test" if int.from_bytes(first_bytes) < test_fraction * 2**64 else "train"
+    return "test" if is_held_out(document, test_fraction) else "train"
 
 
 def parse_separator(text: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from etils import epath
 
+from data.split import RULE
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name, read_json, sha256_of_parts, write_bytes
 
@@ -79,10 +80,7 @@ def make_manifest(shards: Sequence[Shard], test_fraction: float) -> dict[str, An
         "content_hash": content_hash_of(shards),
         "num_documents": sum(shard.num_documents for shard in shards),
         "num_bytes": sum(shard.num_bytes for shard in shards),
-        "holdout": {
-            "rule": "test if the first 8 bytes of sha256(document), big endian, / 2^64 < test_fraction",
-            "test_fraction": test_fraction,
-        },
+        "holdout": {"rule": RULE, "test_fraction": test_fraction},
         "shards": [dict(vars(shard)) for shard in shards],
     }
 

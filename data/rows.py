@@ -23,6 +23,7 @@ Together that is the cursor of a row, `i32[S + 3]`. Held-out text is cut in anot
 import abc
 import concurrent.futures
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -32,12 +33,14 @@ import numpy as np
 from data.document_hash import HASH_WORDS, NoteHash, document_hash, is_noted, running_hash
 from data.document_order import draw_hash, draw_source, shuffle_seed
 from data.encoded import Encoded, EncodedDocuments, encode
+from data.split import is_held_out
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 
 Batch = dict[str, np.ndarray]
 
 MAX_COUNT = 2**31 - 1  # what the int32 of a cursor or a batch holds
+_MAX_PASSES_IN_VAIN = 20  # over all documents, by one row that finds none to train on
 
 
 class Documents(Protocol):
@@ -50,10 +53,14 @@ class Documents(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One component of a data mixture: its documents and its share of the draws, relative to the other sources'."""
+    """One component of a data mixture: its documents and its share of the draws, relative to the other sources'.
+
+    Documents with a place below `trained_from` are held out by another source, and drawn in vain (`data/split.py`).
+    """
 
     documents: Documents
     weight: float = 1.0
+    trained_from: float = 0.0
 
 
 def cursor_width(num_sources: int) -> int:
@@ -120,6 +127,7 @@ class RowStreams(grain.IterDataset):
         all_encoded = all(isinstance(source.documents, EncodedDocuments) for source in sources)
         self.documents_together = 1 if all_encoded else representation.batch_documents
         self.weights = [source.weight for source in sources]
+        self.trained_from = [source.trained_from for source in sources]
         if any(len(source.documents) == 0 for source in sources):
             raise UserError(
                 "a corpus without documents cannot be trained on; ingest some text into it, or take it out of the"
@@ -166,7 +174,7 @@ class RowStreamIterator(grain.DatasetIterator):
 
 
 Draw = tuple[int, int]  # a source, and the number of a document in its shuffled order
-Opened = tuple[bytes, Any]  # a document's hash, and the document as the layout takes it
+Opened = tuple[bytes, Any]  # a document's hash, and the document as the layout takes it; None where it is held out
 
 
 class _EncodeOneByOne:
@@ -179,9 +187,16 @@ class _EncodeOneByOne:
         return self._open([draw])[0]
 
     def _open(self, draws: Sequence[Draw]) -> list[Opened]:
-        documents = [self._streams.shuffled[source][ordinal] for source, ordinal in draws]
+        streams = self._streams
+        documents = [streams.shuffled[source][ordinal] for source, ordinal in draws]
         hashes = [document_hash(*draw, document) for draw, document in zip(draws, documents)]
-        return list(zip(hashes, self._streams.layout.encode(self._streams.representation, documents), strict=True))
+        trained = [not self._is_held_out(source, document) for (source, _), document in zip(draws, documents)]
+        made = iter(streams.layout.encode(streams.representation, list(itertools.compress(documents, trained))))
+        return [(digest, next(made) if is_trained else None) for digest, is_trained in zip(hashes, trained)]
+
+    def _is_held_out(self, source: int, document: bytes) -> bool:
+        trained_from = self._streams.trained_from[source]
+        return trained_from > 0 and is_held_out(document, trained_from)
 
 
 class _EncodeAhead(_EncodeOneByOne):
@@ -238,12 +253,25 @@ class Row(abc.ABC):
         return draws[self._document is not None :]
 
     def open_document(self) -> Any:
-        """The current document, read and encoded if that is not done."""
-        if self._document is None:
+        """The current document, read and encoded if that is not done; those that are held out are passed over."""
+        num_passed = 0
+        while self._document is None:
             [draw] = self.next_draws(1)
             self._source = draw[0]
             self._document_hash, self._document = self._open(draw)
+            if self._document is None:
+                self.advance(0, 0)
+                num_passed += 1
+                self._check_passed(num_passed)
         return self._document
+
+    def _check_passed(self, num_passed: int) -> None:
+        num_documents = sum(map(len, self.streams.shuffled))
+        if num_passed > _MAX_PASSES_IN_VAIN * num_documents + 1000:
+            raise UserError(
+                f"of the {num_documents:,} documents of the mixture, row {self.row} has met none that no corpus holds"
+                " out; ingest more text, or hold out a smaller share of it with --test-fraction"
+            )
 
     def advance(self, position: int, end: int) -> None:
         """Moves to a position of the current document, or to the next document if that is its end."""

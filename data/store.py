@@ -76,6 +76,11 @@ class Corpus:
         return shards
 
     @property
+    def test_fraction(self) -> float:
+        """The share of documents held out when it was made (`data/split.py`)."""
+        return float(self.manifest["holdout"]["test_fraction"])
+
+    @property
     def cache(self) -> epath.Path | None:
         """Where its shards are copied to before they are read; None for a corpus of this machine."""
         return cache_folder("corpora") / self.content_hash if is_remote(self.folder) else None

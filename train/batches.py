@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from data.document_hash import NoteHash
-from data.rows import RowStreams, Source
+from data.held_out import run_sources
+from data.rows import RowStreams
 from train.setup import Setup
 from train.sharding import batch_sharding, cursor_sharding, local_rows, put_rows
 from train.step import TrainState
@@ -20,7 +21,7 @@ def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Callab
     rows = local_rows(mesh, data.batch_rows)
     weights = data.weights or (1.0,) * len(setup.corpora)
     streams = RowStreams(
-        [Source(corpus.documents("train"), weight) for corpus, weight in zip(setup.corpora, weights)],
+        run_sources(setup.corpora, weights, setup.split.trained_from),
         setup.representation,
         batch_rows=data.batch_rows,
         sequence_length=data.sequence_length,

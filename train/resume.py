@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import rich.console
 
+from data.held_out import TrainText
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
 from tokenizer_lab.representation import check_lossless
@@ -89,7 +90,7 @@ def start_or_resume(
         if run.config.exists():
             refuse_another_run(run, setup.identity | {"config": read_json(run.config, "run's config")}, setup.identity)
         state = setup.program.init(np.asarray(jax.random.key_data(jax.random.key(setup.recipe.seed))))
-        text = setup.corpora[0].documents("train")
+        text = TrainText(setup.corpora[0].documents("train"), setup.split.trained_from)
         state = dataclasses.replace(
             state, params=setup.recipe.objective.learn_from_text(state.params, setup.representation, text)
         )

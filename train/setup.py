@@ -15,6 +15,7 @@ import tokenizer_lab
 from data.encoded import bring_ids
 from data.manifest import MANIFEST
 from data.rows import CausalRow, cursor_width
+from data.split import RunSplit, run_split
 from data.store import Corpus
 from models.axes import parameter_axes
 from tokenizer_lab.errors import UserError
@@ -87,12 +88,18 @@ class Setup:
         return make_meter(self.budget, self.flops_per_step)
 
     @property
+    def split(self) -> RunSplit:
+        """What is trained on and what is held out, over all corpora."""
+        return run_split(corpus.test_fraction for corpus in self.corpora)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint remembers of the run it belongs to."""
         return {
             "config": to_json(self.recipe),
             "representation_fingerprint": self.representation.fingerprint,
             "corpus_content_hashes": [corpus.content_hash for corpus in self.corpora],
+            "scored_below": self.split.scored_below,
         }
 
 
@@ -104,6 +111,21 @@ class LoadedRun:
     params: Any
     counters: dict[str, Any]
     """Steps, bytes seen and FLOPs spent when the weights were saved: step, bytes_seen, flops."""
+    kept_scored_below: float | None = None
+    """`scored_below`, as its checkpoint has it; None in those of before it was kept."""
+
+    @property
+    def scored_below(self) -> float | None:
+        """Of its split: documents below are surely new to it. None where that cannot be known any more.
+
+        Runs of before it was kept trained on all that a corpus did not hold out.
+        """
+        if self.kept_scored_below is not None:
+            return self.kept_scored_below
+        try:
+            return min(Corpus.open(path).test_fraction for path in self.setup.recipe.data.corpora)
+        except UserError:
+            return None
 
     @property
     def missing_corpora(self) -> list[str]:
@@ -214,7 +236,8 @@ def load_run(run_dir: str, batch_rows: int | None = None) -> LoadedRun:
             )
         setup = _set_up_for_reading(recipe, run, batch_rows or recipe.evaluation.batch_rows)
         params = checkpoints.restore_params(step, setup.program.shapes.params, setup.program.shardings.params)
-        return LoadedRun(setup, params, checkpoints.read_meta(step)["counters"])
+        meta = checkpoints.read_meta(step)
+        return LoadedRun(setup, params, meta["counters"], meta.get("scored_below"))
 
 
 def _set_up_for_reading(recipe: Recipe, run: RunFolder, batch_rows: int) -> Setup:

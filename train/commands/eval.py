@@ -23,6 +23,9 @@ class EvalOptions:
     """Corpus store to score; the run's own if none is given."""
     batch_rows: int | None = None
     """Rows scored at a time; changes nothing but the memory it takes. By default those of the recipe's evaluations."""
+    whole_corpus: bool = False
+    """With --corpus: score all of its test documents, as of a published test set. By default those are left out that
+    the run's own corpora do not hold out, of which it may have seen copies."""
     exact_bytes: bool = False
     """Score only some of the text, byte by byte with exact probabilities (see docs/byte_probabilities.md)."""
     max_bytes: int = 4096
@@ -48,6 +51,8 @@ class EvalOptions:
             )
         if self.ensemble and not self.exact_bytes:
             raise UserError("--ensemble averages next bytes; give --exact-bytes with it")
+        if self.whole_corpus and (self.corpus is None or self.noise or self.exact_bytes):
+            raise UserError("--whole-corpus goes with --corpus alone; leave out --noise and --exact-bytes")
         if self.corpus is not None and self.tasks is not None:
             raise UserError("--tasks bring their own text; give them or --corpus, not both")
 
@@ -63,9 +68,8 @@ def run(arguments: list[str]) -> None:
         from train.run.logs import shown_figure
 
     with progress_bar(console, "eval", of_bytes=True) as update:
-        result = evaluate_run(
-            str(options.run), str(options.corpus) if options.corpus else None, update, options.batch_rows
-        )
+        corpus = str(options.corpus) if options.corpus else None
+        result = evaluate_run(str(options.run), corpus, update, options.batch_rows, options.whole_corpus)
     lines = []
     if "encoder" in result:
         figures = "  ".join(shown_figure(name, value, 4) for name, value in result["encoder"].items())
@@ -85,6 +89,11 @@ def run(arguments: list[str]) -> None:
         lines.append(
             f"{seen:,} of the {result['num_documents']:,} held-out documents are also among those trained on, byte for"
             " byte"
+        )
+    if left_out := result["num_documents_left_out"]:
+        lines.append(
+            f"{left_out:,} test documents are left out: the run does not hold them out and may have seen copies;"
+            " --whole-corpus scores them too"
         )
     if options.noise:
         lines += evaluate_noise(options, console)

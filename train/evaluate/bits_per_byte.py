@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from data.held_out import HeldOut, held_out_documents
 from data.rows import CausalRow, Documents
 from data.scoring_rows import scoring_batches
+from data.split import is_held_out
 from data.store import Corpus, corpora_hash
 from models.axes import Kernels
 from tokenizer_lab import metrics
@@ -29,7 +30,7 @@ from train.model_function import jit_of_weights
 from train.objectives.losses import token_nats
 from train.recipe import read_recipe
 from train.run.folder import RunFolder
-from train.setup import Setup, load_run
+from train.setup import LoadedRun, Setup, load_run
 from train.sharding import check_batch, put_batch
 
 _MAX_COMPARED_BYTES = 4 << 30  # of training text, beyond which it is not read to look for held-out documents
@@ -231,7 +232,16 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
     return {f"{name}_per_byte": None if count is None else count / bytes_per_id for name, count in each.items()}
 
 
-def count_in_training(documents: HeldOut, run: RunFolder) -> int | None:
+def held_out_text(runs: Sequence[LoadedRun], corpora: Sequence[Corpus], whole_corpus: bool = False) -> HeldOut:
+    """What runs are judged by together: test documents of corpora that all of them hold out.
+
+    With `whole_corpus` all test documents, of which a run may have seen copies. Raises UserError where there are none.
+    """
+    known = [run.scored_below for run in runs if run.scored_below is not None]
+    return held_out_documents(corpora, None if whole_corpus else min(known, default=None))
+
+
+def count_in_training(documents: HeldOut, run: RunFolder, scored_below: float | None) -> int | None:
     """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much
     text to read, far away, or cannot be read any more, which does not concern what is evaluated."""
     paths = read_recipe(run).data.corpora
@@ -242,7 +252,12 @@ def count_in_training(documents: HeldOut, run: RunFolder) -> int | None:
         training = [Corpus.open(path).documents("train") for path in paths]
         if sum(part.num_bytes for part in training) > _MAX_COMPARED_BYTES:
             return None
-        both = set(held_out).intersection(_digest(part[number]) for part in training for number in range(len(part)))
+        both = set(held_out).intersection(
+            _digest(document)
+            for part in training
+            for document in map(part.__getitem__, range(len(part)))
+            if not is_held_out(document, scored_below or 0.0)
+        )
     except UserError:
         return None
     return sum(digest in both for digest in held_out)
@@ -253,7 +268,11 @@ def _digest(document: bytes) -> bytes:
 
 
 def evaluate_run(
-    run_dir: str, corpus: str | None, on_progress: Callable[[int, int], None], batch_rows: int | None = None
+    run_dir: str,
+    corpus: str | None,
+    on_progress: Callable[[int, int], None],
+    batch_rows: int | None = None,
+    whole_corpus: bool = False,
 ) -> dict[str, Any]:
     """Scores all held-out documents with a run's newest checkpoint; writes `eval.json`, and document by document
     `eval_documents.json`.
@@ -263,6 +282,7 @@ def evaluate_run(
       corpus: a corpus store in place of the run's.
       on_progress: called with the bytes scored and the bytes there are.
       batch_rows: see `train.setup.load_run`.
+      whole_corpus: score also test documents that the run does not hold out.
 
     Raises:
       UserError: the folder is no run, nothing is held out, or texts do not come back from the run's ids.
@@ -270,9 +290,11 @@ def evaluate_run(
     loaded = load_run(run_dir, batch_rows)
     setup, recipe, corpora = loaded.setup, loaded.setup.recipe, loaded.open_corpora(corpus)
     check_lossless(setup.representation)
-    documents = held_out_documents(corpora)
+    documents = held_out_text([loaded], corpora, whole_corpus)
     total_bytes = sum(part.num_bytes for part in documents.parts)
-    content = {"corpus_content_hash": corpora_hash(corpora)}
+    num_left_out = len(held_out_documents(corpora)) - len(documents)
+    scored = f" below {loaded.scored_below}" if num_left_out else ""
+    content = {"corpus_content_hash": corpora_hash(corpora) + scored}
     if recipe.objective.layout is CausalRow:
         scores = score_run_documents(
             setup,
@@ -305,6 +327,7 @@ def evaluate_run(
         result = loaded.counters | result | content
     result["text"] = text_statistics(id_counts, num_bytes, setup.representation.eod_id)
     result["costs"] = costs(setup, result["text"]["bytes_per_id"])
-    result["num_documents_in_training"] = count_in_training(documents, RunFolder(run_dir))
+    result["num_documents_in_training"] = count_in_training(documents, RunFolder(run_dir), loaded.scored_below)
+    result["num_documents_left_out"] = num_left_out
     write_json(RunFolder(run_dir).evaluation, result)
     return result

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from data.held_out import fixed_subset, held_out_documents
+from data.held_out import fixed_subset
 from data.store import corpora_hash
 from models.axes import Kernels
 from models.decoder import Decoder
 from tokenizer_lab.covers import Covers, Ids, covers_of
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
-from train.evaluate.bits_per_byte import bits_per_byte, make_scorer, score_run_documents
+from train.evaluate.bits_per_byte import bits_per_byte, held_out_text, make_scorer, score_run_documents
 from train.model_function import jit_of_weights
 from train.run.folder import RunFolder
 from train.setup import LoadedRun, Setup, load_run
@@ -319,7 +319,7 @@ def evaluate_bytes(
         raise UserError(f"--max-bytes is {max_bytes}; it must be at least 1")
     runs = [load_run(run_dir) for run_dir in run_dirs]
     models, corpora = [byte_model(loaded) for loaded in runs], runs[0].open_corpora(corpus)
-    documents = fixed_subset(held_out_documents(corpora), max_bytes)
+    documents = fixed_subset(held_out_text(runs, corpora), max_bytes)
     num_bytes = sum(map(len, documents))
     *nats, ensemble_nats = score_bytes(documents, models, lambda done: on_progress(done, num_bytes))
     result = {

@@ -16,10 +16,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data.held_out import fixed_subset, held_out_documents
+from data.held_out import fixed_subset
 from data.store import corpora_hash
 from tokenizer_lab.files import write_json
-from train.evaluate.bits_per_byte import bits_per_byte, make_scorer, score_run_documents
+from train.evaluate.bits_per_byte import bits_per_byte, held_out_text, make_scorer, score_run_documents
 from train.evaluate.minimal_pairs import choose_score, share_told_apart
 from train.run.folder import RunFolder
 from train.setup import load_run
@@ -99,7 +99,7 @@ def evaluate_noise(
     """
     loaded = load_run(run_dir, batch_rows)
     setup, corpora = loaded.setup, loaded.open_corpora(corpus)
-    held_out = held_out_documents(corpora)
+    held_out = held_out_text([loaded], corpora)
     documents = fixed_subset(held_out, _MAX_BYTES)
     pairs = find_pairs(fixed_subset(held_out, _MAX_BYTES_FOR_PAIRS), _NUM_PAIRS)
     is_decoder = setup.recipe.model.family == "decoder"

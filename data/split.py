@@ -1,0 +1,49 @@
+"""Which documents are held out: one rule on a document's bytes, for a corpus and for a run over several of them.
+
+A document has a place in [0, 1) by its hash. A corpus holds out those below its `test_fraction`. Corpora of one run may
+hold out different shares, and a copy of a document may be in several of them: a run trains on none that any of its
+corpora holds out.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+
+RULE = "test if the first 8 bytes of sha256(document), big endian, / 2^64 < test_fraction"
+
+
+def is_held_out(document: bytes, fraction: float) -> bool:
+    """Whether a document's place is below `fraction`: by its bytes alone, so that all its copies are on one side."""
+    first_bytes = hashlib.sha256(document).digest()[:8]
+    return int.from_bytes(first_bytes) < fraction * 2**64
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSplit:
+    """How a run divides text, whatever corpus the text is from.
+
+    Attributes:
+      trained_from: the run trains on no document with a place below this.
+      scored_below: nor did any run it began from train on one with a place below this; those are fit to judge it.
+    """
+
+    trained_from: float
+    scored_below: float
+
+
+def run_split(test_fractions: Iterable[float], start_scored_below: float | None = None) -> RunSplit:
+    """The split of a run.
+
+    Args:
+      test_fractions: of all its corpora.
+      start_scored_below: `scored_below` of the run whose weights it began from; None where it began at random.
+    """
+    largest = max(test_fractions)
+    if start_scored_below is None:
+        return RunSplit(largest, largest)
+    return RunSplit(max(largest, start_scored_below), start_scored_below)
+
+
+def kept_share(test_fraction: float, trained_from: float) -> float:
+    """The share of a corpus's train split that a run trains on."""
+    return 1.0 if trained_from <= test_fraction else (1 - trained_from) / (1 - test_fraction)
