@@ -14,7 +14,8 @@ from data.corpus_writer import write_corpus
 from data.embedded import embedded_documents
 from data.engines import Engine, LocalEngine
 from data.manifest import Split
-from data.sources import SourceFile, find_files, read_records
+from data.records import Reading, read_records
+from data.sources import SourceFile, find_files
 from data.split import is_held_out
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name, is_remote
@@ -29,7 +30,8 @@ class IngestOptions:
     """Add text to a corpus."""
 
     sources: tyro.conf.Positional[tuple[str, ...]]
-    """Files, directories, globs (text, .jsonl, .parquet; also .gz .zst .xz), or "embedded": text that is in Python."""
+    """Files, directories, globs, or "embedded": text that is in Python. Their first bytes say what files are: JSON
+    lines or arrays, CSV, parquet, Arrow, plain text; also in gzip, zstd, xz, lzma or bzip2."""
 
     out: epath.Path
     """The corpus folder, on this machine: a new one, or one that gets a further domain."""
@@ -43,15 +45,21 @@ class IngestOptions:
     separator: str | None = None
     r"""Split plain text files at this string, e.g. '\n\n'. Without it, a file is a document."""
 
+    read_as: Literal["auto", "text"] = "auto"
+    """"text": take what is in a file as plain text, whatever it is."""
+
     test_fraction: float = 1 / 16
     """Share of the documents to hold out for evaluation, by a fixed rule on a document's hash, so that a copy is on the
     same side."""
 
     on_empty: Literal["error", "skip", "keep"] = "error"
-    """What to do with a document that has no bytes, or a file without records."""
+    """What to do with a document that has no bytes, such as a null, or a file without records."""
 
     max_document_bytes: int = 128 << 20
-    """A document, or a line of .jsonl, that is larger is an error."""
+    """A document, or a line of JSON, that is larger is an error."""
+
+    max_window_bytes: int = 1 << 31
+    """Memory that a zstd frame may ask for; one of `zstd --long=31` asks for 2 GiB."""
 
     def __post_init__(self) -> None:
         check_name(self.domain, "domain")
@@ -64,6 +72,8 @@ class IngestOptions:
             raise UserError(f"--test-fraction {self.test_fraction} is not a share; use a number from 0 to 1")
         if self.max_document_bytes < 1:
             raise UserError(f"--max-document-bytes {self.max_document_bytes} allows no document; use a positive number")
+        if not 1 << 10 <= self.max_window_bytes <= 1 << 31:
+            raise UserError(f"--max-window-bytes {self.max_window_bytes} is not from 1024 to {1 << 31}, zstd's limits")
         if self.separator is not None:
             parse_separator(self.separator)
 
@@ -76,6 +86,7 @@ class IngestResult:
       changed: False if the corpus had exactly these documents already.
       num_documents, num_bytes: (domain, split) -> how much was given; a split without documents is not there.
       num_skipped: empty documents left out, as `on_empty` said.
+      test_fraction: share of the documents that was to be held out.
     """
 
     folder: epath.PathLike
@@ -83,6 +94,7 @@ class IngestResult:
     num_documents: dict[tuple[str, Split], int]
     num_bytes: dict[tuple[str, Split], int]
     num_skipped: int
+    test_fraction: float
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {'added' if self.changed else 'already has all of this; nothing changed'}"]
@@ -90,6 +102,13 @@ class IngestResult:
             lines.append(f"  {', '.join(key)}: {num_documents:,} documents, {self.num_bytes[key]:,} bytes")
         if self.num_skipped:
             lines.append(f"  {self.num_skipped:,} empty documents left out")
+        for domain in sorted({domain for domain, _ in self.num_documents}) if 0 < self.test_fraction < 1 else ():
+            splits = {"train", "test"} - {split for name, split in self.num_documents if name == domain}
+            lines += [
+                f"  warning: {domain} has no {split} documents, because a document is in one split as a whole; split"
+                r" plain text with --separator, e.g. --separator '\n\n', into a new --out"
+                for split in sorted(splits)
+            ]
         return "\n".join(lines)
 
 
@@ -133,7 +152,12 @@ def ingest(
             )
         changed = writer.commit()
     return IngestResult(
-        folder=options.out, changed=changed, num_documents=num_documents, num_bytes=num_bytes, num_skipped=num_skipped
+        folder=options.out,
+        changed=changed,
+        num_documents=num_documents,
+        num_bytes=num_bytes,
+        num_skipped=num_skipped,
+        test_fraction=options.test_fraction,
     )
 
 
@@ -227,9 +251,8 @@ def _documents(
 def _file_documents(options: IngestOptions, file: SourceFile, report: Callable[[int], None]) -> Iterator[bytes]:
     separator = None if options.separator is None else parse_separator(options.separator)
     number: int | None = 0
-    for number, document in read_records(
-        file, field=options.field, separator=separator, max_document_bytes=options.max_document_bytes, report=report
-    ):
+    reading = Reading(options.field, separator, options.read_as, options.max_document_bytes, options.max_window_bytes)
+    for number, document in read_records(file, reading, report):
         if not document and options.on_empty == "error":
             raise UserError(
                 f"{file.path}{f', record {number},' if number else ''} is empty; choose --on-empty skip or keep"

@@ -119,6 +119,21 @@ def test_on_empty(ingest_from, stored, write_files, jsonl, tmp_path):
         ingest_from(tmp_path, "c.txt", on_empty="skip")
 
 
+def test_one_big_text_file_is_warned_of(ingest_from, write_files, tmp_path):
+    """A document is in one split as a whole; what the warning advises gives both."""
+    write_files(tmp_path, {"all.txt": b"".join(b"paragraph %d\n\n" % number for number in range(300))})
+    said = str(ingest_from(tmp_path, "all.txt", test_fraction=1 / 16))
+    assert "warning: text has no test documents" in said and r"with --separator, e.g. --separator '\n\n', into" in said
+    shutil.rmtree(tmp_path / "corpus")
+    assert "warning: text has no train documents" in str(ingest_from(tmp_path, "all.txt", test_fraction=0.999))
+    shutil.rmtree(tmp_path / "corpus")
+    assert "warning" not in str(ingest_from(tmp_path, "all.txt", test_fraction=1 / 16, separator=r"\n\n"))
+    shutil.rmtree(tmp_path / "corpus")
+    for share in (0.0, 1.0):  # where that is what was asked for
+        assert "warning" not in str(ingest_from(tmp_path, "all.txt", test_fraction=share, domain=f"d{share:g}"))
+        shutil.rmtree(tmp_path / "corpus")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,6 +141,7 @@ def test_on_empty(ingest_from, stored, write_files, jsonl, tmp_path):
         (dict(test_fraction=1.5), "--test-fraction 1.5 is not a share"),
         (dict(test_fraction=float("nan")), "--test-fraction nan is not a share"),
         (dict(max_document_bytes=0), "--max-document-bytes 0"),
+        (dict(max_window_bytes=1 << 32), "--max-window-bytes 4294967296 is not from 1024 to 2147483648"),
         (dict(separator=""), "--separator is empty"),
         (dict(separator="\\"), "--separator .* is not understood"),
     ],

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from data import sources
+from data import records, sources
+from tokenizer_lab.errors import UserError
 
 COMPRESSIONS = "", ".gz", ".zst", ".xz"
 
@@ -19,7 +20,7 @@ COMPRESSIONS = "", ".gz", ".zst", ".xz"
 def test_plain_text_is_kept_byte_for_byte(ingest_from, stored, write_files, compress, tmp_path, compression):
     content = b"\xef\xbb\xbfline\r\nline\n\x00\xff\xfe \xf0\x9f\x99\x82 "
     write_files(tmp_path, {f"a.txt{compression}": compress(compression, content)})
-    ingest_from(tmp_path, f"a.txt{compression}")
+    ingest_from(tmp_path, f"a.txt{compression}", read_as="text")
     assert stored(tmp_path) == [content]
 
 
@@ -37,10 +38,10 @@ def test_text_split_at_a_separator(ingest_from, stored, write_files, compress, t
 def test_split_is_that_of_bytes_whatever_the_size_of_reads(parts, separator, read_bytes):
     text = separator.join(parts)
     with tempfile.TemporaryFile() as stream, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_READ_BYTES", read_bytes)
+        patch.setattr(records, "_READ_BYTES", read_bytes)
         stream.write(text)
         stream.seek(0)
-        pieces = list(sources._split(stream, pathlib.Path("x"), separator, 1000))
+        pieces = list(records._split(stream, pathlib.Path("x"), separator, 1000))
     expected = text.split(separator)
     if expected[-1] == b"" and len(expected) > 1:
         expected.pop()
@@ -129,6 +130,29 @@ def test_a_directory_is_read_sorted_without_hidden_files_and_links(ingest_from, 
     os.mkfifo(folder / "pipe")
     ingest_from(tmp_path, "in")
     assert stored(tmp_path) == [b"B", b"a", b"z", b"b", b"c"]
+
+
+def test_a_hub_cache_is_read_where_its_links_lead(ingest_from, stored, write_files, write_parquet, tmp_path):
+    """As Hugging Face hub lays it out: files by their hash, and links to them under their names."""
+    cache = tmp_path / "datasets--them--texts"
+    write_files(cache, {"blobs/5f1c": b"one", "refs/main": b"e3a9"})
+    write_parquet(cache / "blobs" / "77ab", ["two", "three"])
+    snapshot = cache / "snapshots" / "e3a9"
+    (snapshot / "data").mkdir(parents=True)
+    (snapshot / "README.md").symlink_to("../../blobs/5f1c")
+    (snapshot / "data" / "train-00000-of-00001.parquet").symlink_to("../../../blobs/77ab")
+    write_files(tmp_path, {"secret": b"secret"})
+    (snapshot / "not_a_blob.txt").symlink_to(tmp_path / "secret")
+    for name, domain in (("snapshots/e3a9", "a"), ("snapshots", "b")):
+        ingest_from(tmp_path, f"{cache.name}/{name}", domain=domain)
+    assert stored(tmp_path) == [b"one", b"two", b"three"] * 2
+    ingest_from(tmp_path, f"{cache.name}/snapshots/*/data/*", domain="c")
+    assert stored(tmp_path)[6:] == [b"two", b"three"]
+    for name in (cache.name, "."):
+        with pytest.raises(
+            UserError, match="is a Hugging Face hub cache.*; name a revision in it, a folder of .*shots"
+        ):
+            ingest_from(tmp_path, name, domain="d")
 
 
 @pytest.mark.parametrize(

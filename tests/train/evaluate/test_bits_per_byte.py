@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import math
@@ -10,6 +11,8 @@ import rich.console
 from hypothesis import given, settings, strategies as st
 
 from data.corpus_writer import write_corpus
+from data.ingest import IngestOptions, ingest
+from data.split import RunSplit, is_held_out
 from data.store import Corpus
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
@@ -25,7 +28,7 @@ from train.evaluate.bits_per_byte import (
     text_statistics,
 )
 from train.loop import train
-from train.setup import LoadedRun, set_up
+from train.setup import LoadedRun, _scored_below, set_up
 
 QUIET = rich.console.Console(quiet=True)
 
@@ -290,16 +293,19 @@ def test_evaluation_reads_no_document_that_was_trained_on(make_recipe, one_devic
     assert read and not trained_on & {hashlib.sha256(document).digest() for document in read}
     assert result["num_documents_in_training"] == 0
 
+    new = next(text for number in range(99) if is_held_out(text := b"never seen %d" % number, 0.2))
     with write_corpus(tmp_path / "leaky", 0.5) as writer:
-        for split, document in (("train", training[0]), ("test", training[0]), ("test", b"never seen")):
+        for split, document in (("train", training[0]), ("test", training[0]), ("test", new)):
             writer.add("text", split, document)
         writer.commit()
-    assert (
-        evaluation.evaluate_run(str(tmp_path / "run"), str(tmp_path / "leaky"), lambda *_: None)[
-            "num_documents_in_training"
-        ]
-        == 1
+    evaluate = lambda **options: evaluation.evaluate_run(
+        str(tmp_path / "run"), str(tmp_path / "leaky"), lambda *_: None, **options
     )
+    by_rule, whole = evaluate(), evaluate(whole_corpus=True)
+    numbers = "num_documents", "num_documents_left_out", "num_documents_in_training"
+    assert [by_rule[name] for name in numbers] == [1, 1, 0] and [whole[name] for name in numbers] == [2, 0, 1]
+    assert by_rule["num_bytes"] == len(new)
+    assert by_rule["corpus_content_hash"] != whole["corpus_content_hash"], "for pages these are different texts"
 
 
 def test_what_a_byte_costs_is_what_its_ids_cost(recipe, one_device):
@@ -315,3 +321,17 @@ def test_what_a_byte_costs_is_what_its_ids_cost(recipe, one_device):
     assert one["generate_flops_per_byte"] == pytest.approx(
         (one["train_flops_per_byte"] - setup.flops_per_token["embedding"]) / 3
     )
+
+
+def test_a_run_remembers_what_is_surely_new_to_it(make_recipe, corpus, one_device, tmp_path):
+    """Also where its corpora are gone; a run of before that was kept goes by the smallest share of its corpora."""
+    source = corpus.parent / "corpus-source"
+    other = tmp_path / "other"
+    ingest(IngestOptions(sources=(str(source),), out=other, test_fraction=0.05))
+    data = dataclasses.replace(make_recipe().data, corpora=(str(corpus), str(other)))
+    setup = set_up(make_recipe(data=data))
+    assert setup.split == RunSplit(0.2, 0.2) and setup.identity["scored_below"] == 0.2
+    config = {"data": {"corpora": [str(corpus), str(other)]}}
+    assert _scored_below({"scored_below": 0.2, "config": {"data": {"corpora": ["gone"]}}}) == 0.2
+    assert _scored_below({"config": config}) == 0.05
+    assert _scored_below({"config": {"data": {"corpora": ["gone"]}}}) is None

@@ -1,0 +1,220 @@
+"""What a file is, by its first bytes: names say little of files that come from elsewhere."""
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any, BinaryIO, Literal, Protocol
+
+import zstandard
+
+from tokenizer_lab.errors import UserError
+
+Kind = Literal["text", "jsonl", "json", "csv", "parquet", "arrow"]
+
+_HEAD_BYTES = 1 << 16  # of a file's content, by which it is known
+_FRAME_INPUT_BYTES = 512  # taken at once, because a few bytes may stand for a hundred kilobytes
+
+
+_COMPRESSIONS = dict(  # how a file begins
+    gzip=rb"\x1f\x8b",
+    zstd=rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
+    xz=rb"\xfd7zXZ\0",
+    lzma=rb"\x5d\0\0.{2}(?:\xff{8}|.{5}\0{3})",
+    bzip2=rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)",
+)
+_COMPRESSION_NAMES = {
+    **dict.fromkeys((".gz", ".gzip"), "gzip"),
+    **dict.fromkeys((".zst", ".zstd"), "zstd"),
+    **dict.fromkeys((".bz2", ".bzip2"), "bzip2"),
+    ".xz": "xz",
+    ".lzma": "lzma",
+}
+_JSONL_NAMES = {".jsonl", ".ndjson", ".jsonlines"}
+
+_UNPACK = "unpack it first"
+_CONVERT = "convert it to JSON lines, parquet or text first"
+_REFUSED = {  # remedy -> name of a format -> how it begins
+    _UNPACK: {
+        "a zip archive": rb"PK(?:\x03\x04|\x05\x06)",  # and docx, xlsx, odt, epub, npz, jar
+        "a tar archive": rb".{257}ustar",
+        "a 7z archive": rb"7z\xbc\xaf\x27\x1c",
+        "a RAR archive": rb"Rar!\x1a\x07",
+        "an LZ4 file": rb"\x04\x22\x4d\x18",
+        "a Snappy file": rb"\xff\x06\0\0sNaPpY",
+        "an LZIP file": rb"LZIP\x01",
+        "a file of compress": rb"\x1f[\x9d\xa0]",
+    },
+    _CONVERT: {
+        "a PDF": rb"%PDF-",
+        "an RTF document": rb"\{\\rtf",
+        "an old Office document": rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "an SQLite database": rb"SQLite format 3\0",
+        "an HDF5 file": rb"\x89HDF\r\n\x1a\n",
+        "an Avro file": rb"Obj\x01",
+        "an ORC file": rb"ORC[\0-\x08\x0e-\x1f]",
+        "a Feather file of version 1": rb"FEA1",
+        "a NumPy array": rb"\x93NUMPY",
+        "a safetensors file": rb".{5}\0{3}\{\s*\"",
+        "a GGUF file": rb"GGUF.\0{3}",
+        "a pickle": rb"\x80[\x02-\x05][\x80-\xffc(\]}X\x8c\x95]",
+        "an image": rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP",
+        "a sound or a film": rb"RIFF.{4}(?:WAVE|AVI )|ID3[\x02-\x04]|OggS\0|fLaC\0|\0{3}.ftyp",
+        "a program": rb"\x7fELF|\0asm|\xca\xfe\xba\xbe",
+    },
+    "convert it to UTF-8, e.g. with iconv": {
+        "text in UTF-32": rb"\xff\xfe\0\0|\0\0\xfe\xff",
+        "text in UTF-16": rb"\xff\xfe|\xfe\xff",
+    },
+    "get the file itself, e.g. with git lfs pull or git annex get": {
+        "a Git LFS pointer": rb"version https://git-lfs\.github\.com/spec/",
+        "a git-annex pointer": rb"/annex/objects/",
+    },
+}
+
+
+class Readable(Protocol):
+    """A binary stream, as far as it is needed here."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+def compression_of(path: pathlib.Path) -> str | None:
+    """What a file is compressed with. Raises UserError where its name says that it is, and it is not."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    found = _compression(head)
+    claimed = _COMPRESSION_NAMES.get(path.suffix.lower())
+    if head and claimed and not found:
+        raise UserError(
+            f"{path} is named {path.suffix} and is not compressed with {claimed}, by its first bytes; get it again, or"
+            " rename it if that is what it should be"
+        )
+    return found
+
+
+def decompressed(raw: BinaryIO, compression: str | None, path: pathlib.Path, max_window_bytes: int) -> Any:
+    """A stream of which any amount can be read in bounded memory, and that raises for a file that was cut off.
+
+    Args:
+      raw: the file.
+      compression: of `compression_of`.
+      path: for errors.
+      max_window_bytes: memory that zstd may take, by the frame's own account.
+    """
+    match compression:
+        case None:
+            return raw
+        case "gzip":
+            return gzip.GzipFile(fileobj=raw)
+        case "bzip2":
+            new: Callable[[], Any] = bz2.BZ2Decompressor
+        case "xz" | "lzma":
+            new = lzma.LZMADecompressor
+        case _:
+            new = zstandard.ZstdDecompressor(max_window_size=max_window_bytes).decompressobj
+    return io.BufferedReader(_Frames(raw, new, path, max_window_bytes))
+
+
+class _Frames(io.RawIOBase):
+    """What is in compressed frames that follow each other.
+
+    The libraries' own readers take what is cut off (zstandard), or what stands behind the first frame and is damaged
+    (bz2, lzma), for the end.
+    """
+
+    def __init__(self, raw: BinaryIO, new: Callable[[], Any], path: pathlib.Path, max_window_bytes: int):
+        self._raw, self._new, self._path, self._max_window_bytes = raw, new, path, max_window_bytes
+        self._frame: Any = None  # the one that is being read
+        self._input, self._output = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._raw.read(_FRAME_INPUT_BYTES)
+            if self._frame is None:
+                self._input = self._input.lstrip(b"\0")  # padding, which may stand between frames
+                if not self._input and self._raw.peek(1):  # type: ignore[attr-defined]
+                    continue
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("it is cut off")
+                return 0
+            self._take()
+        num_bytes = min(len(buffer), len(self._output))
+        buffer[:num_bytes], self._output = self._output[:num_bytes], self._output[num_bytes:]
+        return num_bytes
+
+    def _take(self) -> None:
+        """Decompresses what was read."""
+        self._frame = self._frame or self._new()
+        try:
+            self._output = self._frame.decompress(self._input)
+        except zstandard.ZstdError as error:
+            if "too much memory" not in str(error):
+                raise
+            raise UserError(
+                f"{self._path} asks for more memory than {self._max_window_bytes:,} bytes, as zstd --long does; raise"
+                f" --max-window-bytes, e.g. to {1 << 31}"
+            ) from error
+        self._input = b""
+        if self._frame.eof:
+            self._input, self._frame = self._frame.unused_data, None
+
+
+def kind_of(path: pathlib.Path, compression: str | None, field: str, max_window_bytes: int) -> Kind:
+    """What the content of a file is, decompressed. Raises UserError, naming the format, for what has no documents."""
+    with path.open("rb") as raw:
+        head = decompressed(raw, compression, path, max_window_bytes).read(_HEAD_BYTES)
+    if inner := _compression(head):
+        raise _refused(path, f"{inner} inside of {compression}", _UNPACK)
+    for remedy, formats in _REFUSED.items():
+        for name, pattern in formats.items():
+            if re.match(pattern, head, re.DOTALL):
+                raise _refused(path, name, remedy)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    named = [suffix for suffix in suffixes if suffix not in _COMPRESSION_NAMES and not suffix[1:].isdigit()][-1:]
+    if re.match(rb"PAR1|ARROW1\0\0|\xff{4}[^\xff]{3}\0", head):
+        kind: Kind = "parquet" if head.startswith(b"PAR1") else "arrow"
+        if compression:
+            raise _refused(path, f"{kind} inside of {compression}", _UNPACK)
+        return kind
+    if named == [".tsv"]:
+        raise _refused(path, "tab-separated values, of which nobody can tell how they are quoted", _CONVERT)
+    if named in ([".parquet"], [".csv"]):
+        return "csv" if named == [".csv"] else "parquet"
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if (named == [".json"] and text.startswith(b"[")) or re.match(rb'\[\s*\{\s*["}]', text):
+        return "json"
+    if _JSONL_NAMES.intersection(suffixes) or (named == [".json"] and compression):
+        return "jsonl"
+    return "jsonl" if _is_json_lines(text, len(head) == _HEAD_BYTES, field) else "text"
+
+
+def _is_json_lines(text: bytes, goes_on: bool, field: str) -> bool:
+    """Whether a file with this beginning has an object a line; one that is alone in its file has the field, too."""
+    first, *others = (line for line in text.split(b"\n") if line.strip()) if text.strip() else [b""]
+    if goes_on and not others:
+        return re.match(rb'\{\s*"', first) is not None
+    try:
+        record = json.loads(first.decode(errors="surrogateescape"))
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(record, dict):
+        return False
+    return others[0].lstrip().startswith(b"{") if others else field in record
+
+
+def _compression(head: bytes) -> str | None:
+    return next((name for name, pattern in _COMPRESSIONS.items() if re.match(pattern, head, re.DOTALL)), None)
+
+
+def _refused(path: pathlib.Path, what: str, remedy: str) -> UserError:
+    return UserError(f"{path} is {what}, by its first bytes; {remedy}, or take its bytes as they are: --read-as text")
