@@ -18,7 +18,7 @@ from tokenizer_lab.errors import UserError
 Kind = Literal["text", "jsonl", "json", "csv", "parquet", "arrow"]
 
 _HEAD_BYTES = 1 << 16  # of a file's content, by which it is known
-_FRAME_INPUT_BYTES = 512  # taken at once, because a few bytes may stand for a hundred kilobytes
+_FRAME_INPUT_BYTES = 256  # taken at once, because a few bytes may stand for a hundred kilobytes
 
 
 _COMPRESSIONS = dict(  # how a file begins
@@ -131,7 +131,7 @@ class _Frames(io.RawIOBase):
     def __init__(self, raw: BinaryIO, new: Callable[[], Any], path: pathlib.Path, max_window_bytes: int):
         self._raw, self._new, self._path, self._max_window_bytes = raw, new, path, max_window_bytes
         self._frame: Any = None  # the one that is being read
-        self._input, self._output = b"", b""
+        self._input, self._output = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -156,7 +156,7 @@ class _Frames(io.RawIOBase):
         """Decompresses what was read."""
         self._frame = self._frame or self._new()
         try:
-            self._output = self._frame.decompress(self._input)
+            self._output = memoryview(self._frame.decompress(self._input))
         except zstandard.ZstdError as error:
             if "too much memory" not in str(error):
                 raise
