@@ -48,6 +48,8 @@ class FinetuneOptions:
     """The run's folder; the results go into its `finetune/`."""
     task: pathlib.Path
     """Examples to learn from: .jsonl with 'label' and 'sentence', or 'sentence1' and 'sentence2'; or .tsv."""
+    fields: tuple[str, ...] = ()
+    """Names of the one or two texts of an example, e.g. question sentence; usual names are known."""
     dev: pathlib.Path | None = None
     """Examples to be judged by; a tenth of the others, chosen by their text, if none are given."""
     kind: Literal["auto", "classification", "regression"] = "auto"
@@ -70,6 +72,8 @@ class FinetuneOptions:
         for name in ("num_seeds", "num_epochs", "batch_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if len(self.fields) > 2:
+            raise UserError(f"--fields {' '.join(self.fields)} are {len(self.fields)}; an example has one text or two")
         if self.sequence_length < MIN_LENGTH:
             raise UserError(f"sequence_length is {self.sequence_length}; it must be at least {MIN_LENGTH}")
         if not (self.learning_rate > 0 and 0 < self.layer_decay <= 1 and 0 <= self.dropout < 1):
@@ -111,7 +115,7 @@ def finetune(
     Raises:
       UserError: the run or the task is none, or a label is unknown.
     """
-    task = read_task(options.task, options.dev, options.kind)
+    task = read_task(options.task, options.dev, options.kind, options.fields)
     name, loaded = check_name(task.name, "task"), load_run(str(options.run))
     train, dev = (encode_examples(examples, loaded, options.sequence_length) for examples in (task.train, task.dev))
     train_targets, dev_targets = task.targets(task.train), task.targets(task.dev)

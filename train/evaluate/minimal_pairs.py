@@ -90,7 +90,7 @@ def read_pairs(path: pathlib.Path, max_pairs: int) -> dict[str, list[tuple[bytes
 
 def _read_file(path: pathlib.Path) -> list[tuple[bytes, bytes]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     pairs = []

@@ -1,7 +1,7 @@
 """Tasks to fine-tune on: files of labelled sentences and pairs, and the metrics of what was predicted.
 
-A file is jsonl, an object a line with the fields `label` and `sentence` or `text`, or `sentence1` and `sentence2`; or
-tab-separated, with those names in its first line, or without names and with the label last.
+A file is jsonl, an object a line with the field `label` and one or two texts, under names in `FIELDS` or as they are
+told; or tab-separated, with those names in its first line, or without names and with the label last.
 """
 
 import csv
@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,16 @@ import scipy.stats
 
 from tokenizer_lab.errors import UserError
 
-_FIELDS = (("sentence",), ("text",), ("sentence1", "sentence2"))
+FIELDS = (
+    ("sentence1", "sentence2"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("text", "text_pair"),
+    ("sentence",),
+    ("text",),
+)  # of one text or two, the first of which all are there
+_WHOLE = re.compile(r"([+-]?\d{1,300})\.0*")  # a whole number, written as a fraction
 DEV_SHARE = 0.1  # held out where no file of its own is given
 
 
@@ -64,24 +74,25 @@ class Task:
         return np.array([known[example.label] for example in examples], np.int32)
 
 
-def read_task(train: pathlib.Path, dev: pathlib.Path | None, kind: str = "auto") -> Task:
+def read_task(train: pathlib.Path, dev: pathlib.Path | None, kind: str = "auto", fields: Sequence[str] = ()) -> Task:
     """A task from its files.
 
     Args:
       train: examples to learn from.
       dev: examples to be judged by; a tenth of the training examples, chosen by their text, if there is no such file.
       kind: "classification", "regression", or "auto": numbers that are not all whole are predicted as numbers.
+      fields: names of the one or two texts of an example; by default the first of `FIELDS`, if no other text is there.
 
     Raises:
       UserError: a file is missing or damaged, in the words of the module, or leaves nothing to learn.
     """
-    examples = read_examples(train)
+    examples = read_examples(train, fields)
     if dev is None:
         held_out = [_chance(example) < DEV_SHARE for example in examples]
         learned = [example for example, out in zip(examples, held_out) if not out]
         judged = [example for example, out in zip(examples, held_out) if out]
     else:
-        learned, judged = examples, read_examples(dev)
+        learned, judged = examples, read_examples(dev, fields)
     for what, found in (("learn from", learned), ("be judged by", judged)):
         if not found:
             raise UserError(f"{train} leaves no examples to {what}; give more of them, or a file of its own with --dev")
@@ -108,32 +119,32 @@ def task_name(train: pathlib.Path) -> str:
     return train.absolute().parent.name if name == "train" else name
 
 
-def read_examples(path: pathlib.Path) -> list[Example]:
-    """Every example of a file. Raises UserError naming file, line and what is missing."""
+def read_examples(path: pathlib.Path, fields: Sequence[str] = ()) -> list[Example]:
+    """Every example of a file. Raises UserError naming file, line and what is missing, or would be left out."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; a task is a .jsonl or .tsv file in UTF-8") from error
     if path.suffix in (".jsonl", ".json"):
-        return _from_json_lines(path, text)
+        return _from_json_lines(path, text, fields)
     if path.suffix in (".tsv", ".txt"):
-        return _from_columns(path, text)
+        return _from_columns(path, text, fields)
     raise UserError(f"{path} is neither .jsonl nor .tsv; rename it, or convert it")
 
 
-def _from_json_lines(path: pathlib.Path, text: str) -> list[Example]:
+def _from_json_lines(path: pathlib.Path, text: str, fields: Sequence[str]) -> list[Example]:
     examples = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error.msg}); each line is one object") from error
-            examples.append(_example(record if isinstance(record, dict) else {}, f"{path}, line {number}"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error}); each line is one object") from error
+            examples.append(_example(record if isinstance(record, dict) else {}, fields, f"{path}, line {number}"))
     return examples
 
 
-def _from_columns(path: pathlib.Path, text: str) -> list[Example]:
+def _from_columns(path: pathlib.Path, text: str, fields: Sequence[str]) -> list[Example]:
     rows = list(csv.reader(text.rstrip("\n").split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE))
     if not any(rows):
         return []
@@ -144,7 +155,7 @@ def _from_columns(path: pathlib.Path, text: str) -> list[Example]:
             f"{path} has {width} columns and no names; columns are a text (or two) and a label, or named in the first"
             " line, one of them 'label'"
         )
-    names = rows[0] if named else [*_FIELDS[-1][: width - 1], "label"] if width == 3 else ["sentence", "label"]
+    names = rows[0] if named else ["sentence1", "sentence2", "label"] if width == 3 else ["sentence", "label"]
     examples = []
     for number, row in enumerate(rows[named:], 1 + named):
         if row:
@@ -152,22 +163,48 @@ def _from_columns(path: pathlib.Path, text: str) -> list[Example]:
                 raise UserError(
                     f"{path}, line {number}: {len(row)} columns where there should be {len(names)} ({', '.join(names)})"
                 )
-            examples.append(_example(dict(zip(names, row)), f"{path}, line {number}"))
+            examples.append(_example(dict(zip(names, row)), fields, f"{path}, line {number}"))
     return examples
 
 
-def _example(record: dict[str, Any], where: str) -> Example:
-    fields = next((fields for fields in _FIELDS if all(isinstance(record.get(field), str) for field in fields)), None)
+def _example(record: dict[str, Any], fields: Sequence[str], where: str) -> Example:
+    """The example in a record.
+
+    Args:
+      record: name -> value.
+      fields: names of its texts, if they were told.
+      where: file and line.
+    """
+    is_text = lambda name: isinstance(record.get(name), str)
+    chosen = next((names for names in ([fields] if fields else FIELDS) if all(map(is_text, names))), None)
     label = record.get("label")
-    if fields is None or isinstance(label, bool) or not isinstance(label, str | int | float):
+    if chosen is None or isinstance(label, bool) or not isinstance(label, str | int | float):
+        wanted = " and ".join(map(repr, fields)) or "'sentence', 'text', or 'sentence1' and 'sentence2'"
         raise UserError(
-            f"{where}: there should be 'label' and 'sentence', 'text', or 'sentence1' and 'sentence2'; there is"
-            f" {', '.join(record) or 'nothing'}"
+            f"{where}: there should be 'label' and {wanted}; there is {', '.join(record) or 'nothing'}; name the texts"
+            " with --fields"
         )
-    texts = tuple(record[field] for field in fields)
+    left_out = [name for name in record if name not in ("label", *chosen) and is_text(name) and _is_words(record[name])]
+    if left_out and not fields:
+        raise UserError(
+            f"{where}: besides {' and '.join(chosen)} there is text in {', '.join(left_out)}, which would be left out;"
+            f" name the one or two to take, e.g. --fields {' '.join([left_out[0], chosen[0]])}"
+        )
+    texts = tuple(record[field] for field in chosen)
     if not any(text.strip() for text in texts):
         raise UserError(f"{where}: the text is empty; take the line out")
-    return Example(texts, str(label).strip(), where)
+    return Example(texts, _label(label), where)
+
+
+def _is_words(value: str) -> bool:
+    return bool(value.strip()) and not _is_number(value)
+
+
+def _label(value: str | int | float) -> str:
+    """A label in one form: 0, 0.0, "0" and "0.0" are the same."""
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    whole = _WHOLE.fullmatch(text)
+    return str(int(whole[1])) if whole else text
 
 
 def _is_number(label: str) -> bool:

@@ -1,5 +1,6 @@
 """What representations are measured on: held-out documents, translations, words with morphemes, and a text to show."""
 
+import codecs
 import collections
 import csv
 import dataclasses
@@ -144,7 +145,7 @@ def _read_csv(path: pathlib.Path) -> list[tuple[str, ...]]:
     """The three columns of a MorphScore file."""
     try:
         reader = csv.DictReader(
-            io.StringIO(files.read_bytes(path, "MorphScore file", MAX_FILE_BYTES).decode()), strict=True
+            io.StringIO(files.read_bytes(path, "MorphScore file", MAX_FILE_BYTES).decode("utf-8-sig")), strict=True
         )
         if not set(MORPH_COLUMNS) <= set(reader.fieldnames or ()):
             raise UserError(
@@ -159,7 +160,8 @@ def _read_csv(path: pathlib.Path) -> list[tuple[str, ...]]:
 
 
 def _lines(path: pathlib.Path) -> list[bytes]:
-    return files.read_bytes(path, "text", MAX_FILE_BYTES).removesuffix(b"\n").split(b"\n")
+    text = files.read_bytes(path, "text", MAX_FILE_BYTES).removeprefix(codecs.BOM_UTF8)
+    return text.removesuffix(b"\n").split(b"\n")
 
 
 def _last_part(path: pathlib.Path) -> str:

@@ -61,6 +61,7 @@ def test_pairs(tmp_path, name, text):
         ("t.jsonl", '{"sentence1": "a", "label": 1}', "line 1: there should be"),
         ("t.jsonl", "[1]", "line 1: there should be"),
         ("t.jsonl", "{", "line 1: not JSON"),
+        ("t.jsonl", f'{{"sentence": "a", "label": {"9" * 5000}}}', "line 1: not JSON"),
         ("t.jsonl", '{"sentence": " ", "label": 1}', "line 1: the text is empty"),
         ("t.tsv", "a\tb\tc\td\n", "4 columns and no names"),
         ("t.tsv", "a\t1\nb\n", "line 2: 1 columns where there should be 2"),
@@ -76,6 +77,67 @@ def test_bad_files_are_named(tmp_path, name, text, message):
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot read"):
         read_task(tmp_path / "nowhere.tsv", None)
+
+
+@pytest.mark.parametrize(
+    "names, columns",
+    [
+        (("question", "sentence"), "index\tquestion\tsentence\tlabel"),
+        (("text", "text_pair"), "text_pair\ttext\tlabel"),
+        (("premise", "hypothesis"), "label\tpremise\thypothesis"),
+        (("question1", "question2"), "id\tquestion1\tquestion2\tlabel"),
+        (("sentence1", "sentence2"), "label\tsentence2\tsentence1"),
+    ],
+)
+def test_both_texts_of_a_pair_are_taken_under_usual_names(tmp_path, names, columns):
+    record = {"id": 7, "index": "8", names[0]: "a b", names[1]: "c", "label": "yes", "score": "0.5"}
+    row = "\t".join(str(record[name]) for name in columns.split("\t"))
+    for name, text in (("t.jsonl", jsonl(record)), ("t.tsv", f"{columns}\n{row}\n")):
+        [example] = read_examples(write(tmp_path / name, text))
+        assert (example.texts, example.label) == (("a b", "c"), "yes")
+
+
+@pytest.mark.parametrize(
+    "record, left_out",
+    [
+        ({"sentence": "a", "context": "b"}, "besides sentence there is text in context, which would be left out"),
+        ({"text": "a", "title": "b", "body": "c"}, "besides text there is text in title, body,"),
+        ({"sentence1": "a", "sentence2": "b", "genre": "c"}, "besides sentence1 and sentence2 there is text in genre,"),
+        ({"text": "a", "label_text": "positive"}, "besides text there is text in label_text,"),
+    ],
+)
+def test_text_that_would_be_left_out_is_named_and_can_be_chosen(tmp_path, record, left_out):
+    record |= {"label": 1}
+    tsv = "\t".join(record) + "\n" + "\t".join(map(str, record.values())) + "\n"
+    for name, text in (("t.jsonl", jsonl(record)), ("t.tsv", tsv)):
+        path = write(tmp_path / name, text)
+        with pytest.raises(UserError, match=left_out) as error:
+            read_examples(path)
+        advised = str(error.value).partition("--fields ")[2].split()
+        for fields in (advised, ["label_text"] if "label_text" in record else [*record][:1]):
+            assert read_examples(path, fields)[0].texts == tuple(record[field] for field in fields)
+        with pytest.raises(UserError, match="there should be 'label' and 'none'; there is .*--fields"):
+            read_examples(path, ["none"])
+
+
+def test_whole_numbers_are_one_label_however_they_are_written(tmp_path):
+    labels = [0, 0.0, "0", "0.0", " 0. ", 1, 1.0, "1", "+1", "1.00", -1.0, "-1", 1e16, 10**16]
+    text = jsonl(*({"sentence": f"text {number}", "label": label} for number, label in enumerate(labels)))
+    found = [example.label for example in read_examples(write(tmp_path / "t.jsonl", text))]
+    assert found == ["0"] * 5 + ["1"] * 3 + ["+1", "1"] + ["-1"] * 2 + [str(10**16)] * 2
+    others = [2.5, "2.50", "007", "1.0.0", "v1.0", "nan", "0x0"]
+    text = jsonl(*({"sentence": "text", "label": label} for label in others))
+    assert [example.label for example in read_examples(write(tmp_path / "t.jsonl", text))] == [*map(str, others)]
+
+
+@pytest.mark.parametrize("columns", ["label\tsentence", "sentence\tlabel", "idx\tlabel\tsentence"])
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path, columns):
+    """Before the first name of a .tsv, which else is none, so that its line is an example."""
+    values = {"label": "1", "sentence": "a b", "idx": "7"}
+    tsv = f"{columns}\n" + "\t".join(values[name] for name in columns.split("\t")) + "\n"
+    for name, text in (("t.tsv", tsv), ("t.jsonl", jsonl({"sentence": "a b", "label": 1}))):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert [(example.texts, example.label) for example in read_examples(tmp_path / name)] == [(("a b",), "1")]
 
 
 def test_a_label_that_training_never_saw_is_named(tmp_path):
