@@ -297,7 +297,8 @@ def _write_shard(
             report(num_bytes)
         with write_errors():
             file.close()
-        assert num_documents == piece.end - piece.first, (piece, num_documents)
+        if num_documents != piece.end - piece.first:
+            raise AssertionError(f"{num_documents} documents are written for {piece}")
         partial.rename(out / piece.file)
     finally:
         partial.unlink(missing_ok=True)

@@ -43,11 +43,14 @@ def encode(representation: Representation, texts: Sequence[bytes]) -> list[Encod
     encoded = [text.encoded if isinstance(text, EncodedText) else next(made) for text in texts]
     encoded = [(ids.astype(np.int32), lengths) for ids, lengths in encoded]
     for text, (ids, lengths) in zip(texts, encoded, strict=True):
-        assert lengths.sum() == len(text), f"{representation.kind}: {lengths.sum()} bytes of a text of {len(text)}"
-        assert ids.size == 0 or 0 <= ids.min() <= ids.max() < representation.vocab_size, (
-            f"{representation.kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has"
-            f" {representation.vocab_size}"
-        )
+        # No asserts, which `python -O` leaves out: a byte that is lost here makes every number wrong.
+        if lengths.sum() != len(text):
+            raise AssertionError(f"{representation.kind}: {lengths.sum()} bytes of a text of {len(text)}")
+        if ids.size and not 0 <= ids.min() <= ids.max() < representation.vocab_size:
+            raise AssertionError(
+                f"{representation.kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has"
+                f" {representation.vocab_size}"
+            )
     return encoded
 
 

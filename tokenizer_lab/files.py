@@ -197,11 +197,13 @@ def npy_array(content: bytes, what: str) -> np.ndarray:
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
-        assert version in ((1, 0), (2, 0))
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(version)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(file)
-        assert dtype.kind in "iuf" and not fortran_order
-        assert all(size >= 0 for size in shape) and math.prod(shape) * dtype.itemsize == len(content) - file.tell()
+        num_bytes = math.prod(shape) * dtype.itemsize if all(size >= 0 for size in shape) else -1
+        if dtype.kind not in "iuf" or fortran_order or num_bytes != len(content) - file.tell():
+            raise ValueError(shape)
     except Exception as error:  # NumPy parses the header as Python literals, and lets whatever that raises through
         raise UserError(f"{what} is not a whole .npy file of numbers; fit the representation again") from error
     return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)

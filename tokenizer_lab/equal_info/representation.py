@@ -210,8 +210,9 @@ def _read_settings(files: Mapping[str, bytes]) -> tuple[int, int, Rule]:
     try:
         settings = json.loads(files[SETTINGS_FILE])
         window_bits, id_bits, rule = (settings[name] for name in ("window_bits", "id_bits", "rule"))
-        assert len(settings) == 3 and type(window_bits) is type(id_bits) is int and rule in get_args(Rule)
-    except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
+        if len(settings) != 3 or not type(window_bits) is type(id_bits) is int or rule not in get_args(Rule):
+            raise ValueError(settings)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"an equal_info artifact has {SETTINGS_FILE} with window_bits, id_bits and rule; fit it again"
         ) from error

@@ -103,8 +103,9 @@ class WindowStream:
     def _check(self, texts: Sequence[bytes], encoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Decodes what was encoded: a text that does not come back would be lost for good."""
         decoded, lengths = self.decode(np.concatenate([numbers for numbers, _ in encoded]))
-        assert decoded == b"".join(texts), "the windows do not decode to their texts"
-        assert np.array_equal(lengths, np.concatenate([lengths for _, lengths in encoded]))
+        same_lengths = np.array_equal(lengths, np.concatenate([lengths for _, lengths in encoded]))
+        if decoded != b"".join(texts) or not same_lengths:  # not an assert, which `python -O` leaves out
+            raise AssertionError("the windows do not decode to their texts")
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         """Windows' numbers u8[n, W / 8], any -> the bytes of all, and how many each has, i64[n]."""

@@ -132,7 +132,8 @@ def score_documents(
         num_tokens += np.bincount(owner, minlength=count)
         id_counts += np.bincount(batch["targets"][scored], minlength=len(id_counts))
         on_progress(int(num_bytes.sum()))
-    assert np.array_equal(num_bytes, true_bytes), "not every byte of every document was scored exactly once"
+    if not np.array_equal(num_bytes, true_bytes):  # not an assert, which `python -O` leaves out
+        raise AssertionError("not every byte of every document was scored exactly once")
     return Scores(nats, num_bytes, num_tokens, id_counts)
 
 

@@ -105,7 +105,8 @@ def summarize(setup: Setup, documents: Any, params: Any, on_progress: Callable[[
     """The numbers of an encoder's `eval.json`, which has no bits per byte; and `id_counts`."""
     numbers, id_counts = _judge(setup, make_scorer(setup), documents, params, on_progress)
     num_bytes = numbers.pop("num_bytes")
-    assert num_bytes == sum(part.num_bytes for part in documents.parts), "not every byte was read exactly once"
+    if num_bytes != sum(part.num_bytes for part in documents.parts):  # not an assert, which `python -O` leaves out
+        raise AssertionError("not every byte was read exactly once")
     return {
         "bits_per_byte": None,
         "interval_95": None,

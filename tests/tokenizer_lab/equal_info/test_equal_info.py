@@ -233,16 +233,6 @@ def with_settings(**settings):
         (shorter, "not one of a window code"),
         (lambda files: files | {"more.npy": b""}, "is depths.npy and last_bytes.npy, not"),
         (without("last_bytes.npy"), "is depths.npy and last_bytes.npy"),
-        (without("equal_info.json"), "has equal_info.json with"),
-        (lambda files: files | {"equal_info.json": b"{"}, "has equal_info.json with"),
-        (lambda files: files | {"equal_info.json": b"[" * 100_000}, "has equal_info.json with"),
-        (with_settings(window_bits=16, rule="exact"), "has equal_info.json with"),
-        (with_settings(window_bits=16, id_bits=16), "has equal_info.json with"),
-        (with_settings(window_bits=16, id_bits=16, rule="exact", more=1), "has equal_info.json with"),
-        (with_settings(window_bits=16.0, id_bits=16, rule="exact"), "has equal_info.json with"),
-        (with_settings(window_bits=True, id_bits=16, rule="exact"), "has equal_info.json with"),
-        (with_settings(window_bits=16, id_bits=16, rule="other"), "has equal_info.json with"),
-        (with_settings(window_bits=16, id_bits=16, rule=[]), "has equal_info.json with"),
         (with_settings(window_bits=24, id_bits=8, rule="exact"), "the table has windows of 16 bits, not 24"),
         (with_settings(window_bits=24, id_bits=16, rule="exact"), "windows of 24 bits in ids of 16"),
         (with_settings(window_bits=32, id_bits=16, rule="exact"), "has no query of 4 axes"),
@@ -252,6 +242,26 @@ def with_settings(**settings):
 def test_files_that_are_no_artifact_are_refused(all_bits, damage, message):
     with pytest.raises(UserError, match=message):
         EqualInfoRepresentation.from_files(damage(all_bits[TABLE].to_files()))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        without("equal_info.json"),
+        lambda files: files | {"equal_info.json": b"{"},
+        lambda files: files | {"equal_info.json": b"[" * 100_000},
+        with_settings(window_bits=16, rule="exact"),
+        with_settings(window_bits=16, id_bits=16),
+        with_settings(window_bits=16, id_bits=16, rule="exact", more=1),
+        with_settings(window_bits=16.0, id_bits=16, rule="exact"),
+        with_settings(window_bits=True, id_bits=16, rule="exact"),
+        with_settings(window_bits=16, id_bits=16, rule="other"),
+        with_settings(window_bits=16, id_bits=16, rule=[]),
+    ],
+)
+def test_settings_that_are_none_are_refused(damage):
+    with pytest.raises(UserError, match="has equal_info.json with window_bits, id_bits and rule"):
+        EqualInfoRepresentation.from_files(damage({}))
 
 
 def test_a_language_model_with_an_array_missing_or_changed_is_refused(all_bits):
