@@ -220,6 +220,13 @@ def finish(work: Work, before: dict[str, Any], state: TrainState, over: bool, se
         f" step), {summary['skipped_steps']} steps skipped",
         soft_wrap=True,
     )
+    for corpus in summary["corpora"]:
+        if (read := corpus["documents_read"])["more"]:
+            work.console.print(
+                f"{corpus['path']}: {read['more']:.1%} of its documents read more than once, {read['never']:.1%} never",
+                soft_wrap=True,
+                markup=False,
+            )
     return outcome
 
 

@@ -5,12 +5,15 @@ import platform
 from typing import Any
 
 import jax
+import numpy as np
 import rich.console
 
+from data.coverage import coverage
 from tokenizer_lab.files import read_json
 from train.optimizer import from_limbs
 from train.run.folder import RunFolder
 from train.setup import Setup, count_parameters
+from train.sharding import replicated
 from train.step import TrainState
 
 FINISHED, STOPPED = "finished", "stopped"
@@ -20,6 +23,15 @@ def counters(setup: Setup, state: TrainState) -> dict[str, Any]:
     """How far a state has come."""
     step = int(state.step)
     return {"step": step, "bytes_seen": from_limbs(state.bytes_seen), "flops": setup.flops(step)}
+
+
+def documents_read(setup: Setup, state: TrainState) -> list[dict[str, float]]:
+    """Of each corpus, the shares of its train documents that the run has read never, once and more than once."""
+    cursors_everywhere = jax.jit(lambda cursors: cursors, out_shardings=replicated(setup.mesh))
+    whole = state.cursors.is_fully_addressable
+    finished = np.asarray(state.cursors if whole else cursors_everywhere(state.cursors))[:, : len(setup.corpora)]
+    counts = [sum(shard.num_documents for shard in corpus.shards_of("train")) for corpus in setup.corpora]
+    return [coverage(of_corpus, count) for of_corpus, count in zip(finished.T, counts)]
 
 
 def describe(setup: Setup, compile_seconds: float, console: rich.console.Console) -> None:
@@ -92,8 +104,8 @@ def summarize(
         "outside_step_share": max(0.0, 1 - seconds_by_part.get("step", 0.0) / stepping),
         "skipped_steps": int(state.skipped_steps),
         "corpora": [
-            {"path": path, "content_hash": corpus.content_hash}
-            for path, corpus in zip(recipe.data.corpora, setup.corpora)
+            {"path": path, "content_hash": corpus.content_hash, "documents_read": read}
+            for path, corpus, read in zip(recipe.data.corpora, setup.corpora, documents_read(setup, state))
         ],
         "device": f"{setup.mesh.size} x {jax.devices()[0].device_kind}",
         "versions": (
