@@ -301,7 +301,9 @@ def make_on_clock(setup: Setup, state: TrainState, clock: Stopwatch) -> Callable
 
 def make_evaluate(setup: Setup, judge: Judge) -> Callable[[TrainState], dict[str, Any]]:
     """A function that scores a fixed part of the held-out text; its result is a line of eval.jsonl."""
-    held_out = fixed_subset(held_out_documents(setup.corpora), setup.recipe.evaluation.max_bytes)
+    held_out = fixed_subset(
+        held_out_documents(setup.corpora, setup.split.scored_below), setup.recipe.evaluation.max_bytes
+    )
     return lambda state: counters(setup, state) | judge(held_out, state.params)
 
 
