@@ -94,7 +94,9 @@ def _records(stream: Any, path: pathlib.Path, kind: Kind, reading: Reading) -> I
             return _read_parquet(stream, path, field, max_bytes)
         case "arrow":
             return _read_arrow(stream, path, field, max_bytes)
-    pieces = _split(_Text(stream, path) if reading.read_as == "auto" else stream, path, reading.separator, max_bytes)
+    if reading.read_as == "auto" and b"\0" not in (reading.separator or b""):
+        stream = _Text(stream, path)
+    pieces = _split(stream, path, reading.separator, max_bytes)
     return pieces if reading.separator is not None else ((None, text) for _, text in pieces)
 
 

@@ -267,7 +267,7 @@ class Row(abc.ABC):
 
     def _check_passed(self, num_passed: int) -> None:
         num_documents = sum(map(len, self.streams.shuffled))
-        if num_passed > _MAX_PASSES_IN_VAIN * num_documents + 1000:
+        if num_passed > _MAX_PASSES_IN_VAIN * num_documents + 100:
             raise UserError(
                 f"of the {num_documents:,} documents of the mixture, row {self.row} has met none that no corpus holds"
                 " out; ingest more text, or hold out a smaller share of it with --test-fraction"

@@ -225,6 +225,12 @@ def test_formats_that_only_a_name_tells(ingest_from, write_files, tmp_path):
             ingest_from(tmp_path, name)
 
 
+def test_text_that_is_split_at_a_byte_0(ingest_from, stored, write_files, tmp_path):
+    write_files(tmp_path, {"a.txt": b"one\0two\nlines\0"})
+    ingest_from(tmp_path, "a.txt", separator=r"\x00")
+    assert stored(tmp_path) == [b"one", b"two\nlines"]
+
+
 def test_json_lines_that_are_longer_than_what_is_looked_at(ingest_from, stored, write_files, tmp_path):
     long = "x" * (2 * containers._HEAD_BYTES)
     write_files(tmp_path, {"long": json_lines([long, "two"]), "array": json_array([long, "two"])})

@@ -73,8 +73,8 @@ def test_a_corpus_that_draws_in_vain_still_has_its_weight(corpora):
         sequence_length=500,
         seed=0,
     )
-    text = b"".join(bytes(batch["ids"][batch["ids"] < 256].astype(np.uint8)) for batch in itertools.islice(streams, 99))
-    assert text.count(b"few ") / text.count(b"text number") == pytest.approx(0.5, abs=0.03)
+    text = b"".join(bytes(batch["ids"][batch["ids"] < 256].astype(np.uint8)) for batch in itertools.islice(streams, 30))
+    assert text.count(b"few ") / text.count(b"text number") == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("documents_together", [1, 8])
