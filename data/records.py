@@ -11,6 +11,7 @@ import itertools
 import json
 import lzma
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from data.sources import SourceFile
 from tokenizer_lab.errors import UserError
 
 _READ_BYTES = 1 << 20
+_NO_CHARACTER = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\x7f\udc80-\udcff]")
+_MAX_NO_CHARACTERS = 0.2  # of the bytes of a text, of which one is 0; of what is random there are half, in UTF-16 too
 _PARQUET_BATCH_ROWS = 16  # few, because rows may be large
 _NOT_READ = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, pa.ArrowException)
 
@@ -94,7 +97,7 @@ def _records(stream: Any, path: pathlib.Path, kind: Kind, reading: Reading) -> I
             return _read_parquet(stream, path, field, max_bytes)
         case "arrow":
             return _read_arrow(stream, path, field, max_bytes)
-    if reading.read_as == "auto" and b"\0" not in (reading.separator or b""):
+    if reading.read_as == "auto":
         stream = _Text(stream, path)
     pieces = _split(stream, path, reading.separator, max_bytes)
     return pieces if reading.separator is not None else ((None, text) for _, text in pieces)
@@ -117,20 +120,30 @@ class _ReportingFile(io.FileIO):
 
 
 class _Text:
-    """A stream of plain text. Raises UserError at a byte 0, as files have that are something else."""
+    """A stream of plain text. Raises UserError where it is something else: where a byte is 0, and many others are no
+    characters either."""
 
     def __init__(self, stream: Readable, path: pathlib.Path):
         self._stream, self._path, self._num_bytes = stream, path, 0
+        self._before = b""
 
     def read(self, size: int = -1, /) -> bytes:
         text = self._stream.read(size)
-        if (at := text.find(b"\0")) >= 0:
+        around = self._before + text if b"\0" in text else b""  # the last bytes alone say little
+        if around and _share_of_no_characters(around) > _MAX_NO_CHARACTERS:
+            at = text.find(b"\0")
             raise UserError(
                 f"{self._path} is no plain text and of no format known here: its byte {self._num_bytes + at + 1:,} is"
-                " 0; leave it out, or take its bytes as they are: --read-as text"
+                " 0, and many around it are no characters; leave it out, or take its bytes as they are: --read-as text"
             )
         self._num_bytes += len(text)
+        self._before = text[-1000:] or self._before
         return text
+
+
+def _share_of_no_characters(text: bytes) -> float:
+    """Of bytes: controls that are not spaces, and what is not UTF-8."""
+    return len(_NO_CHARACTER.findall(text.decode(errors="surrogateescape"))) / len(text)
 
 
 def _split(stream: Readable, path: pathlib.Path, separator: bytes | None, max_bytes: int) -> Iterator[Record]:

@@ -20,7 +20,7 @@ import safetensors.numpy
 import zstandard
 from hypothesis import given, settings, strategies as st
 
-from data import containers
+from data import containers, records
 from data.json_array import array_elements
 from tokenizer_lab.errors import UserError
 
@@ -135,6 +135,8 @@ def test_arrays_and_tables(ingest_from, stored, write_files, tmp_path, name, con
         ("a.tex", b"PK is a name, BZh9 another, ORC a third\n"),
         ("latin1.txt", b"caf\xe9\n"),
         ("a.py", b"\xef\xbb\xbfx = [{}]\n"),
+        ("a.txt", b"a text about the byte \0, and caf\xe9 in latin-1\n"),
+        ("names", b"first.txt\0second.txt\0"),
     ],
 )
 def test_plain_text_stays_plain_text(ingest_from, stored, write_files, tmp_path, name, text):
@@ -194,7 +196,8 @@ REFUSED = {
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
     "gzip inside of bzip2": bz2.compress(gzip.compress(b"text")),
     "parquet inside of gzip": gzip.compress(parquet(TEXTS)),
-    "no plain text and of no format known here: its byte 5 is 0": b"text\0text",
+    "no plain text and of no format known here: its byte 5 is 0": b"text\0text\0\1\2",
+    "no plain text and of no format known here: its byte 2 is 0": np.arange(500, dtype="<u2").tobytes()[2:],
 }
 
 
@@ -223,6 +226,13 @@ def test_formats_that_only_a_name_tells(ingest_from, write_files, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             ingest_from(tmp_path, name)
+
+
+def test_a_byte_0_behind_much_text(ingest_from, stored, write_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_READ_BYTES", 100)
+    write_files(tmp_path, {"a.txt": b"ten bytes " * 20 + b"\0"})
+    ingest_from(tmp_path, "a.txt")
+    assert stored(tmp_path) == [b"ten bytes " * 20 + b"\0"]
 
 
 def test_text_that_is_split_at_a_byte_0(ingest_from, stored, write_files, tmp_path):
@@ -341,7 +351,7 @@ def test_files_with_marks_that_were_put_together(ingest_from, stored, write_file
         ("a.csv", b"id,text\n0,one\n1,two,three\n", "a.csv, record 2, has 3 values for 2 names"),
         ("a.csv", b"id,body\n0,one\n", "a.csv has no single column 'text'; choose --field from 'id', 'body'"),
         ("a.csv", b"text,text\n0,one\n", "a.csv has no single column 'text'; there are no other fields"),
-        ("a.csv", b"text\nte\0xt\n", "a.csv is no plain text"),
+        ("a.csv", b"text\n\0\1\2\3\n", "a.csv is no plain text"),
         ("a.arrow", arrow(TEXTS)[:-50], "a.arrow cannot be read on after record"),
     ],
 )

@@ -20,7 +20,7 @@ COMPRESSIONS = "", ".gz", ".zst", ".xz"
 def test_plain_text_is_kept_byte_for_byte(ingest_from, stored, write_files, compress, tmp_path, compression):
     content = b"\xef\xbb\xbfline\r\nline\n\x00\xff\xfe \xf0\x9f\x99\x82 "
     write_files(tmp_path, {f"a.txt{compression}": compress(compression, content)})
-    ingest_from(tmp_path, f"a.txt{compression}", read_as="text")
+    ingest_from(tmp_path, f"a.txt{compression}")
     assert stored(tmp_path) == [content]
 
 
