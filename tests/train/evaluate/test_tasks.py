@@ -9,6 +9,7 @@ import scipy.stats
 from hypothesis import given, strategies as st
 
 from tokenizer_lab.errors import UserError
+from train.evaluate.minimal_pairs import read_pairs
 from train.evaluate.tasks import metrics, read_examples, read_task, task_name
 
 
@@ -204,3 +205,9 @@ def test_metrics_of_numbers():
         {"pearson": np.corrcoef(predicted, targets)[0, 1], "spearman": scipy.stats.spearmanr(predicted, targets)[0]}
     )
     assert metrics(np.ones(4), targets, 0) == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_a_byte_order_mark_before_minimal_pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(jsonl({"sentence_good": "a b", "sentence_bad": "b a"}), encoding="utf-8-sig")
+    assert read_pairs(path, 0) == {"pairs": [(b"a b", b"b a")]}

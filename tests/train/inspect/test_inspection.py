@@ -19,6 +19,7 @@ from train.inspect import inspection_page
 from train.inspect.inspection import console_table, inspect
 from train.inspect.measuring import shown_pieces
 from train.inspect.options import InspectOptions
+from train.inspect.texts import read_morphscore, read_parallel
 
 HOSTILE = (
     "'\"></i></pre></td></script><script>window.stung = 1</script><img src=http://x.example/ onerror=alert(1)>$title"
@@ -296,3 +297,13 @@ def test_page_in_chromium(options, tmp_path, browser):
         shown = browser.javascript(TIP)
         assert shown is None if says is None else says in shown, (key, shown)
     browser.assert_quiet()
+
+
+def test_byte_order_marks_are_no_part_of_lines_and_names(parallel, morphscore):
+    lines = read_parallel(parallel, "eng")
+    for path in parallel.iterdir():
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    [words] = morphscore.iterdir()
+    words.write_text("full_word,pt1,rest\ntheme,the,me\n", encoding="utf-8-sig")
+    assert read_parallel(parallel, "eng") == lines
+    assert [item.word for item in read_morphscore(morphscore)[0]["english"]] == [b"theme"]
