@@ -133,7 +133,8 @@ def test_ray_does_what_this_process_does(ray_engine, tmp_path, monkeypatch, capf
     assert (
         lines["local"]
         == lines["ray"]
-        == "in/2.jsonl, record 2: field 'text' is of type int, not text; choose --field from 'text'"
+        == "in/2.jsonl, record 2: field 'text' is of type int, not text; there are no other fields:"
+        " mend the file or leave it out"
     )
     assert capfd.readouterr() == ("", "")
 

@@ -269,7 +269,7 @@ def test_a_run_over_what_loses_text_is_refused_before_anything_is_written(recipe
 
 def test_evaluating_a_run_over_what_loses_text_is_refused(recipe, one_device, monkeypatch):
     """Of any objective: an encoder's evaluation has bits per byte of the text's ids."""
-    loaded = LoadedRun(SimpleNamespace(recipe=recipe, representation=Losing()), None, {})
+    loaded = LoadedRun(SimpleNamespace(recipe=recipe, representation=Losing()), None, {}, None)
     monkeypatch.setattr(evaluation, "load_run", lambda *_: loaded)
     with pytest.raises(UserError, match="does not give every text back"):
         evaluation.evaluate_run("run", None, lambda *_: None)
