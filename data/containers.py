@@ -161,7 +161,7 @@ class _Frames(io.RawIOBase):
             if "too much memory" not in str(error):
                 raise
             raise UserError(
-                f"{self._path} asks for more memory than {self._max_window_bytes:,} bytes, as zstd --long does; raise"
+                f"{self._path} asks for more memory than {self._max_window_bytes:,} bytes, for a long window of zstd; raise"
                 f" --max-window-bytes, e.g. to {1 << 31}"
             ) from error
         self._input = b""

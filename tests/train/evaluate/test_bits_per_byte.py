@@ -28,7 +28,7 @@ from train.evaluate.bits_per_byte import (
     text_statistics,
 )
 from train.loop import train
-from train.setup import LoadedRun, _scored_below, set_up
+from train.setup import LoadedRun, set_up
 
 QUIET = rich.console.Console(quiet=True)
 
@@ -269,7 +269,7 @@ def test_a_run_over_what_loses_text_is_refused_before_anything_is_written(recipe
 
 def test_evaluating_a_run_over_what_loses_text_is_refused(recipe, one_device, monkeypatch):
     """Of any objective: an encoder's evaluation has bits per byte of the text's ids."""
-    loaded = LoadedRun(SimpleNamespace(recipe=recipe, representation=Losing()), None, {}, None)
+    loaded = LoadedRun(SimpleNamespace(recipe=recipe, representation=Losing()), None, {})
     monkeypatch.setattr(evaluation, "load_run", lambda *_: loaded)
     with pytest.raises(UserError, match="does not give every text back"):
         evaluation.evaluate_run("run", None, lambda *_: None)
@@ -331,7 +331,6 @@ def test_a_run_remembers_what_is_surely_new_to_it(make_recipe, corpus, one_devic
     data = dataclasses.replace(make_recipe().data, corpora=(str(corpus), str(other)))
     setup = set_up(make_recipe(data=data))
     assert setup.split == RunSplit(0.2, 0.2) and setup.identity["scored_below"] == 0.2
-    config = {"data": {"corpora": [str(corpus), str(other)]}}
-    assert _scored_below({"scored_below": 0.2, "config": {"data": {"corpora": ["gone"]}}}) == 0.2
-    assert _scored_below({"config": config}) == 0.05
-    assert _scored_below({"config": {"data": {"corpora": ["gone"]}}}) is None
+    assert LoadedRun(setup, None, {}).scored_below == 0.05
+    gone = dataclasses.replace(setup, recipe=make_recipe(data=dataclasses.replace(data, corpora=("gone",))))
+    assert LoadedRun(gone, None, {}, 0.2).scored_below == 0.2 and LoadedRun(gone, None, {}).scored_below is None
