@@ -161,8 +161,8 @@ class _Frames(io.RawIOBase):
             if "too much memory" not in str(error):
                 raise
             raise UserError(
-                f"{self._path} asks for more memory than {self._max_window_bytes:,} bytes, for a long window of zstd; raise"
-                f" --max-window-bytes, e.g. to {1 << 31}"
+                f"{self._path} asks for more memory than {self._max_window_bytes:,} bytes, for a long window of zstd;"
+                f" raise --max-window-bytes, e.g. to {1 << 31}"
             ) from error
         self._input = b""
         if self._frame.eof:
