@@ -231,10 +231,10 @@ def test_extending_a_cache_gives_the_logits_of_the_whole(options, prefill):
     ids = random_ids(2, LENGTH)
     segments, positions = (np.broadcast_to(x, ids.shape) for x in pack(LENGTH))
     expected = model.logits(hidden(model, ids, segments, positions))
-    logits, cache = extend(model, ids[:, :prefill], 0, model.empty_cache(2, LENGTH + 3))
+    logits, cache = extend(model, ids[:, :prefill], jnp.zeros(2, jnp.int32), model.empty_cache(2, LENGTH + 3))
     np.testing.assert_allclose(logits[:, :VOCAB], expected[:, prefill - 1, :VOCAB], atol=1e-5)
     for position in range(prefill, LENGTH):
-        logits, cache = extend(model, ids[:, position : position + 1], position, cache)
+        logits, cache = extend(model, ids[:, position : position + 1], jnp.full(2, position), cache)
         np.testing.assert_allclose(logits[:, :VOCAB], expected[:, position, :VOCAB], atol=1e-5)
 
 

@@ -226,7 +226,7 @@ def test_weights_that_are_not_finite_are_refused(random_params, value):
 def test_a_missing_parameter_is_named(random_params, name):
     params = random_params()
     del params[name]
-    with pytest.raises(UserError, match=f"has no {name}; train one with model.qk_norm True"):
+    with pytest.raises(UserError, match=f"has no {name}; train one with --model.qk-norm"):
         quantize(params, rope_theta=1e4, context_bytes=8)
 
 

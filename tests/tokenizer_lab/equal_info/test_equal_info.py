@@ -203,7 +203,7 @@ def test_other_widths_are_refused(make_tree, make_byte_lm, bits):
 
 
 def test_too_little_memory_is_said_before_anything_is_fitted(monkeypatch):
-    monkeypatch.setattr(window_code.os, "sysconf", {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    monkeypatch.setattr(window_code, "available_bytes", lambda: 4_096_000)
     EqualInfoFit(window_bits=32)
     for window_bits, id_bits in ((24, 8), (16, 16)):
         with pytest.raises(UserError, match=f"a table for windows of {window_bits} bits takes about"):

@@ -98,7 +98,7 @@ def test_a_run_begins_with_the_clusters_of_its_text_and_reads_it_once(make_recip
     )
     loaded = load_run(str(tmp_path / "run"))
     setup, clusters = loaded.setup, loaded.params["clusters"]
-    expected = cluster_of_id(setup.representation, setup.corpora[0].documents("train"), 5)
+    expected = cluster_of_id(setup.representation, loaded.open_corpora()[0].documents("train"), 5)
     assert len(set(expected.tolist())) == 5
     np.testing.assert_array_equal(clusters["of_id"], expected)
     assert np.any(np.asarray(clusters["confusions"]) != 1)
