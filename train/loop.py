@@ -78,7 +78,7 @@ def train(
         times = Timekeeper(run.times if processes.is_first() else None, clock, before["step"])
         # 3. The data from there, and the held-out text.
         document_hashes = DocumentHashes(run.documents, processes.this_host())
-        next_batch = open_batches(setup, state, document_hashes.note)
+        next_batch = stack.enter_context(open_batches(setup, state, document_hashes.note))
         evaluate = make_evaluate(setup, make_judge(setup))
         # 4. The step.
         enter("compile")

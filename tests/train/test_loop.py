@@ -139,15 +139,15 @@ def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:
     """Trains to the end; every batch that was read."""
     batches, open_batches = [], loop.open_batches
 
+    @contextlib.contextmanager
     def recording(*arguments):
-        next_batch = open_batches(*arguments)
-
         def record():
             batch = next_batch()
             batches.append({name: np.asarray(value) for name, value in batch.items()})
             return batch
 
-        return record
+        with open_batches(*arguments) as next_batch:
+            yield record
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "open_batches", recording)
