@@ -4,6 +4,7 @@ import rich.console
 
 from train.commands.options import parse
 from train.commands.terminal import progress_bar
+from train.console import say
 from train.evaluate.finetune import FinetuneOptions, finetune
 
 
@@ -12,9 +13,8 @@ def run(arguments: list[str]) -> None:
     with progress_bar(console, "finetune", of_bytes=False) as update:
         result = finetune(options, update)
     for metric, values in result["metrics"].items():
-        console.print(
+        say(
+            console,
             f"{options.run}  {result['task']:12} {metric:10} median {values['median']:.4f}  [{values['low']:.4f},"
             f" {values['high']:.4f}]  {len(values['values'])} seeds, {result['num_dev']:,} examples",
-            soft_wrap=True,
-            highlight=False,
         )

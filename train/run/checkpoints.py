@@ -200,7 +200,8 @@ class Checkpoints:
                     damage = find_damage(self.folder / str(step), {_COMMIT_FILE})
             except OSError as error:
                 raise UserError(
-                    f"cannot read {self.folder / str(step)}: {error.strerror or error}; mend that, {self._instead_of(step)}"
+                    f"cannot read {self.folder / str(step)}: {error.strerror or error}; mend that,"
+                    f" {self._instead_of(step)}"
                 ) from error
             if damage is None:
                 for number, reason in damaged.items():

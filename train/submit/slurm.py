@@ -9,6 +9,7 @@ import rich.console
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, write_bytes
+from train.console import say
 from train.recipe import Recipe
 from train.submit.job import Job, check_name, environment, record, shell_values
 
@@ -89,7 +90,7 @@ class Slurm:
         pathlib.Path(self.log_folder(job)).mkdir(parents=True, exist_ok=True)  # SLURM does not make it
         file = pathlib.Path(f"{job.name}.sbatch")
         write_bytes(file, script.encode())
-        console.print(f"{file} is written; start the job with: sbatch {file}", soft_wrap=True, highlight=False)
+        say(console, f"{file} is written; start the job with: sbatch {file}")
         return 0
 
     @staticmethod

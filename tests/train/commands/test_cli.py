@@ -91,6 +91,13 @@ def test_unknown_words_name_the_nearest(capsys, recipe_file):
     )
 
 
+def test_a_sample_is_written_byte_for_byte(capsysbinary, monkeypatch):
+    drawn = b"\tif [x]:\r\n\x0c[bold]\xff\xc3 :cat: " + 40 * b"a long line "
+    monkeypatch.setattr("train.evaluate.sampling.sample_run", lambda *_: (drawn, None))
+    assert command_line.run(["sample", "run", "--prompt", "[/x]\t\udcff"]) == 0  # as Python has a byte 255 of the shell
+    assert capsysbinary.readouterr().out == b"[/x]\t\xff" + drawn + b"\n"
+
+
 def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
     assert "--model.num-layers" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "four")
     assert "model.num_layers is 0" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "0")
@@ -157,7 +164,7 @@ def whole_path(text: pathlib.Path, recipe_file: str) -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("one_device")
-def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tmp_path):
+def test_the_whole_path_from_text_to_report(capsysbinary, monkeypatch, recipe_file, tmp_path):
     text = tmp_path / "text"
     text.mkdir()
     for number in range(60):
@@ -167,8 +174,8 @@ def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tm
     steps = whole_path(text, recipe_file)
     monkeypatch.chdir(tmp_path)
     for arguments in steps:
-        assert command_line.run(arguments) == 0, capsys.readouterr().err
-    shown = capsys.readouterr().out
+        assert command_line.run(arguments) == 0, capsysbinary.readouterr().err
+    shown = capsysbinary.readouterr().out.decode(errors="replace")  # a model that has learned little gives any bytes
     assert "num_layers=1" in shown and "bits/byte" in shown and "report/index.html" in shown
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (stored["model"]["num_layers"], stored["name"], stored["data"]["corpora"]) == (1, "mine", ["corpus"])
