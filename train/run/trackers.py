@@ -52,6 +52,7 @@ def weights_and_biases(run: RunFolder, project: str, config: dict[str, Any]) -> 
             group=config["name"],
             dir=str(folder),
             config=config,
+            allow_val_change=True,  # a run that goes on may have a longer budget
             id=_id_of(run),
             resume="allow",
         )

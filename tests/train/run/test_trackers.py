@@ -47,21 +47,19 @@ def test_tensorboard_repeats_no_step_after_a_crash(tmp_path, monkeypatch):
 
 
 class RecordedRun:
-    """A run of W&B as far as it is used here; the signatures are those of wandb 0.22 to 0.28."""
+    """A run of W&B as far as it is used here; the signatures are those of wandb 0.31."""
 
     def __init__(self, options):
         self.options, self.logged, self.metrics, self.ended_with = options, [], {}, []
 
-    def define_metric(
-        self, name, step_metric=None, step_sync=None, hidden=None, summary=None, goal=None, overwrite=None
-    ):
+    def define_metric(self, name, step_metric=None, step_sync=None, hidden=None, summary=None, overwrite=None):
         self.metrics[name] = step_metric
 
     def log(self, data, step=None, commit=None):
         assert step is None, "W&B drops what is behind the last step it has seen"
         self.logged.append(data)
 
-    def finish(self, exit_code=None, quiet=None):
+    def finish(self, exit_code=None):
         self.ended_with.append(exit_code)
 
 
@@ -72,8 +70,8 @@ def wandb(monkeypatch):
     module.runs, module.Error = [], type("Error", (Exception,), {})
 
     def init(
-        entity=None, project=None, dir=None, id=None, name=None, notes=None, tags=None, config=None, group=None,
-        job_type=None, mode=None, resume=None,
+        entity=None, project=None, dir=None, id=None, name=None, notes=None, tags=None, config=None,
+        allow_val_change=None, group=None, job_type=None, mode=None, resume=None,
     ):  # fmt: skip
         module.runs.append(RecordedRun(dict(locals())))
         return module.runs[-1]
