@@ -14,18 +14,18 @@ import math
 import jax
 import numpy as np
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import SEED, UserError
 from tokenizer_lab.files import read_json, write_json
 from train.evaluate.byte_probabilities import END, NUM_NEXT, ByteModel, byte_model
 from train.evaluate.generation import Continuation, Draw, Sampler, draw_id
-from train.recipe import check_seed
 from train.run.folder import RunFolder
 from train.setup import load_run
 
 
 def check_sampling(max_tokens: int, draw: Draw) -> None:
     """Raises UserError for options that no text can be drawn with."""
-    check_seed("--seed", draw.seed)
+    if complaint := SEED.complaint(draw.seed):
+        raise UserError(f"--seed is {draw.seed}; it must {complaint}")
     if max_tokens < 1:
         raise UserError(f"--max-tokens is {max_tokens}; it must be at least 1")
     if not 0 <= draw.temperature < math.inf:

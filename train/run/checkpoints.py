@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint._src.serialization import types as serialization_types  # as Orbax's own documentation has it
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import POSITIVE, UserError, check_numbers
 from tokenizer_lab.files import cannot_write, is_remote, matching, remote_errors
 from train.hosts import processes
 from train.hosts.memory import MemoryGrowth
@@ -60,11 +60,7 @@ class CheckpointConfig:
     written."""
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.host_gigabytes > 0:
-            raise UserError(f"checkpoint.host_gigabytes is {self.host_gigabytes}; it must be more than 0")
+        check_numbers(self, "checkpoint.", host_gigabytes=POSITIVE)
 
 
 class _Folder(epath.gpath.PosixGPath):

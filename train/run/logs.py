@@ -13,6 +13,7 @@ import rich.console
 import rich.progress
 from etils import epath
 
+from tokenizer_lab.errors import check_numbers
 from tokenizer_lab.files import cannot_write, is_remote, write_bytes
 from train.console import say
 from train.hosts.hardware import model_flops_utilization
@@ -30,6 +31,9 @@ class LoggingConfig:
     tensorboard: bool = True
     wandb_project: str | None = None
     """Also log to this Weights & Biases project (pip install 'tokenizer-lab[wandb]')."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "logging.")
 
 
 class Stopwatch:

@@ -114,6 +114,34 @@ def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
     assert "--max-tokens is 0" in refused(capsys, "sample", str(tmp_path), "--prompt", "x", "--max-tokens", "0")
 
 
+@pytest.mark.parametrize("value", ["1" + 400 * "0", "-7", "nan", "inf"])
+@pytest.mark.parametrize(
+    "command, option",
+    [
+        ("sample run --prompt x", "seed"),
+        ("sample run --prompt x", "max-tokens"),
+        ("sample run --prompt x", "temperature"),
+        ("sample run --prompt x", "top-k"),
+        ("eval run", "max-bytes"),
+        ("blimp run --pairs p", "max-pairs"),
+        ("finetune run --task t", "num-seeds"),
+        ("finetune run --task t", "weight-decay"),
+        ("inspect a --corpus c --out o", "max-bytes"),
+        ("ingest s --out o", "test-fraction"),
+        ("ingest s --out o", "max-document-bytes"),
+        ("fit subword --corpus c --out o", "vocab-size"),
+        ("train demo_byte --run-dir x", "seed"),
+        ("train demo_byte --run-dir x", "optimizer.learning-rate"),
+        ("plan demo_byte --topology v5e:2x2", "slices"),
+        ("submit demo_byte --to slurm --run-dir x", "nodes"),
+        ("submit demo_byte --to local --run-dir x", "grace-seconds"),
+    ],
+)
+def test_numbers_that_no_option_takes_are_one_line(capsys, command, option, value):
+    complaint = refused(capsys, *command.split(), f"--{option}={value}")
+    assert option in complaint.replace("_", "-"), complaint
+
+
 def test_a_vocab_larger_than_the_corpus_supports_is_refused(capsys, corpus, tmp_path):
     complaint = refused(
         capsys, "fit", "subword", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--vocab-size", "50000"
