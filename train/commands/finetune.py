@@ -12,6 +12,11 @@ def run(arguments: list[str]) -> None:
     options, console = parse(FinetuneOptions, arguments, "finetune"), rich.console.Console()
     with progress_bar(console, "finetune", of_bytes=False) as update:
         result = finetune(options, update)
+    if (rows := result["settings"]["batch_rows"]) != options.batch_rows:
+        say(
+            console,
+            f"{options.run}  {rows} examples a step in place of {options.batch_rows}, for the devices to divide",
+        )
     for metric, values in result["metrics"].items():
         say(
             console,

@@ -154,7 +154,8 @@ def finetune(
         ),
         "settings": {
             key: value for key, value in dataclasses.asdict(options).items() if key not in ("run", "task", "dev")
-        },
+        }
+        | {"batch_rows": batch_rows},
     }
     write_json(RunFolder(options.run).finetuned / f"{name}.json", result)
     return result
