@@ -87,7 +87,8 @@ def train(
         clock.seconds["start-up"] = clock.total_seconds
         train_step = compile_train_step(setup, state, batch, clock, console)
         # 5. The loop.
-        log = stack.enter_context(open_log(setup, run, console, before["step"]))
+        log = open_log(setup, run, console, before["step"])
+        stack.enter_context(log)
         profiler = stack.enter_context(Profiler(profile if processes.is_first() else None, run.profile, console))
         on_clock = make_on_clock(setup, state, clock)
         work = Work(
