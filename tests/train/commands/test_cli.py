@@ -74,6 +74,24 @@ print(page_faults() - before)
     assert done.returncode == 0 and int(done.stdout) < 5 * 16_384, done  # of ten times as many pages
 
 
+def test_the_process_ends_at_once_with_its_code_and_all_it_has_said():
+    """Whatever native threads still run, and whether anybody reads what it says."""
+    program = """
+import atexit, sys, threading, time
+from train.commands.cli import leave
+atexit.register(print, "tidied up")
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+sys.stdout.write("done, ")
+leave(75)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "done, tidied up\n", "")
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    assert (closed.returncode, closed.stderr) == (75, b"")
+
+
 def test_unknown_words_name_the_nearest(capsys, recipe_file):
     assert "no command 'tran', did you mean train?" in refused(capsys, "tran")
     assert "no representation 'bite', did you mean byte?" in refused(capsys, "fit", "bite")
@@ -112,6 +130,19 @@ def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
     assert "is not a run" in refused(capsys, "eval", str(tmp_path))
     assert "is not a run" in refused(capsys, "sample", str(tmp_path), "--prompt", "x")
     assert "--max-tokens is 0" in refused(capsys, "sample", str(tmp_path), "--prompt", "x", "--max-tokens", "0")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval", "foo://bar"),
+        ("train", "demo_byte", "--run-dir", "foo://bar"),
+        ("ingest", "embedded", "--out", "://bar"),
+        ("fit", "byte", "--corpus", "a://b", "--out", "c"),
+    ],
+)
+def test_an_object_store_that_nobody_knows_is_one_line(capsys, words):
+    assert "is no object store; give gs://BUCKET/FOLDER or a path of this machine" in refused(capsys, *words)
 
 
 @pytest.mark.parametrize("value", ["1" + 400 * "0", "-7", "nan", "inf"])

@@ -86,4 +86,4 @@ def test_every_command_takes_names_as_they_are(run_all, tmp_path):
         ("export", "-exported"),
     ):
         assert f"{folder}/{name}".encode() in shown[command], command
-    assert shown["sample"].startswith(b"[/x]\t") and b"agreement[plural]" in shown["blimp"]
+    assert shown["sample"].startswith(b"[/x]\t") and b"-pairs[1]" in shown["blimp"]
