@@ -168,7 +168,8 @@ def test_an_object_store_that_nobody_knows_is_one_line(capsys, words):
         ("submit demo_byte --to local --run-dir x", "grace-seconds"),
     ],
 )
-def test_numbers_that_no_option_takes_are_one_line(capsys, command, option, value):
+def test_numbers_that_no_option_takes_are_one_line(capsys, tmp_path, monkeypatch, command, option, value):
+    monkeypatch.chdir(tmp_path)
     complaint = refused(capsys, *command.split(), f"--{option}={value}")
     assert option in complaint.replace("_", "-"), complaint
 
