@@ -88,7 +88,8 @@ leave(75)
     assert (done.returncode, done.stdout, done.stderr) == (75, "done, tidied up\n", "")
     reader, writer = os.pipe()
     os.close(reader)
-    closed = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # so that it is noticed at the end
+    closed = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, env=buffered)
     assert (closed.returncode, closed.stderr) == (75, b"")
 
 
