@@ -223,10 +223,9 @@ def finish(work: Work, before: dict[str, Any], state: TrainState, over: bool, se
     )
     for corpus in summary["corpora"]:
         if (read := corpus["documents_read"])["more"]:
-            work.console.print(
+            say(
+                work.console,
                 f"{corpus['path']}: {read['more']:.1%} of its documents read more than once, {read['never']:.1%} never",
-                soft_wrap=True,
-                markup=False,
             )
     return outcome
 
