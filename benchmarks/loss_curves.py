@@ -55,10 +55,10 @@ def train(setup: Setup, steps: int, implementation: str, num_microbatches: int) 
         num_microbatches=num_microbatches,
         kernels=implementation,
     )
-    next_batch = open_batches(setup, state, lambda row, num_documents, digest: None)
-    for _ in range(steps):
-        state, metrics = step(state, next_batch())
-        losses.append(float(metrics["loss"]))
+    with open_batches(setup, state, lambda row, num_documents, digest: None) as next_batch:
+        for _ in range(steps):
+            state, metrics = step(state, next_batch())
+            losses.append(float(metrics["loss"]))
     assert int(state.skipped_steps) == 0 and int(state.step) == steps
     return losses
 

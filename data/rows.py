@@ -153,17 +153,22 @@ class RowStreamIterator(grain.DatasetIterator):
     def __init__(self, streams: RowStreams):
         super().__init__()
         together = streams.documents_together
+        num_workers = streams.num_workers if together == 1 else 1  # what encodes many at once has threads of its own
+        self._workers = concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode")
         self._rows: list[Row] = []
         encode = _EncodeOneByOne(streams) if together == 1 else _EncodeAhead(streams, together, self._rows)
         self._rows += [
             streams.layout(streams, row, cursor, encode) for row, cursor in zip(streams.rows, streams.cursors)
         ]
-        num_workers = streams.num_workers if together == 1 else 1  # what encodes many at once has threads of its own
-        self._workers = concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode")
 
     def __next__(self) -> Batch:
         rows = list(self._workers.map(lambda row: row.next_sequence(), self._rows))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def close(self) -> None:
+        """Ends the threads that encode, once they have done what they are at."""
+        super().close()
+        self._workers.shutdown()
 
     def get_state(self) -> dict[str, Any]:
         return {"cursors": np.stack([row.cursor for row in self._rows])}

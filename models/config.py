@@ -1,13 +1,14 @@
 """The shape that all transformers here have in common."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Literal, get_args
 
 import jax
 from flax import nnx
 
 from models.initialization import fan_in_normal, published_normal
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import POSITIVE, Range, UserError, check_numbers
 
 _VOCAB_MULTIPLE = 128  # a lane tile of a TPU; an unpadded table costs two copies of itself there
 
@@ -35,19 +36,17 @@ class TransformerConfig:
 
     causal: ClassVar[bool] = True
     """Whether a position sees only those before it."""
+    ranges: ClassVar[Mapping[str, Range]] = {"rope_theta": POSITIVE}
+    """Of fields, where they are others than `check_numbers` takes by itself."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        check_numbers(self, "model.", **self.ranges)
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}"
             )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim {self.head_dim} is odd; rotary positions rotate pairs, use an even one")
-        if not self.rope_theta > 0:
-            raise UserError(f"model.rope_theta is {self.rope_theta}; it must be more than 0, e.g. 10000")
         for field in dataclasses.fields(self):
             choices = get_args(field.type)
             if isinstance(field.type, type(Literal["a"])) and getattr(self, field.name) not in choices:

@@ -21,7 +21,7 @@ from models.dropout import Dropout, no_dropout
 from models.layers import Block, PostNormBlock, over_layers
 from models.norms import LayerNorm, rms_norm
 from models.rotary import Places
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import FROM_0, Range, UserError
 from tokenizer_lab.representation import NUM_ENCODER_IDS
 
 NUM_TYPES = 2  # first and second segment of a pair
@@ -45,20 +45,14 @@ class EncoderConfig(TransformerConfig):
     family: ClassVar[Literal["encoder"]] = "encoder"
     """Which objectives train it: those that see a whole row."""
     causal: ClassVar[bool] = False
+    ranges = {**TransformerConfig.ranges, "table_dim": FROM_0, "dropout": Range(least=0, below=1)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")
         if self.form == "modern" and self.dropout:
             raise UserError(
                 f"model.dropout is {self.dropout} and model.form 'modern', which has none; set it to 0, or the form to"
                 " 'bert'"
-            )
-        if self.table_dim < 0 or self.max_positions < 1:
-            raise UserError(
-                f"model.table_dim is {self.table_dim} and model.max_positions {self.max_positions}; they must be at"
-                " least 0 and 1"
             )
 
     @property

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import io
 import json
@@ -114,6 +115,14 @@ def files_in(folder: epath.Path) -> dict[str, epath.Path]:
         for name in names
     }
     return {name: folder / name for name in sorted(found)}
+
+
+def matching(folder: epath.Path, pattern: str) -> list[epath.Path]:
+    """The paths in a folder with names like `*.json`, sorted; none where there is no folder. The `glob` of etils takes
+    the folder's own name for a pattern too."""
+    return (
+        sorted(path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)) if folder.exists() else []
+    )
 
 
 def copy_folder(source: epath.Path, target: epath.Path) -> None:

@@ -1,6 +1,7 @@
 """Global batches of a run's training text, from where its data stands."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import grain
 import jax
@@ -14,9 +15,11 @@ from train.sharding import batch_sharding, cursor_sharding, local_rows, put_rows
 from train.step import TrainState
 
 
-def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Callable[[], dict[str, jax.Array]]:
-    """A function that gives the next global batch, from where the state's cursors stand; rows tell `note_hash` what
-    they have read."""
+@contextlib.contextmanager
+def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Iterator[Callable[[], dict[str, jax.Array]]]:
+    """Yields a function that gives the next global batch, from where the state's cursors stand; rows tell `note_hash`
+    what they have read. The threads that read ahead end with the context: Python cannot end while they are in native
+    code."""
     data, mesh = setup.recipe.data, setup.mesh
     rows = local_rows(mesh, data.batch_rows)
     weights = data.weights or (1.0,) * len(setup.corpora)
@@ -39,7 +42,8 @@ def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Callab
         sharding = cursor_sharding(mesh) if name == "cursors" else batch_sharding(mesh, value.ndim)
         return put_rows(value, rows, data.batch_rows, sharding)
 
-    return lambda: {name: place(name, value) for name, value in next(batches).items()}
+    with contextlib.closing(batches):
+        yield lambda: {name: place(name, value) for name, value in next(batches).items()}
 
 
 def _rows_of(cursors: jax.Array, rows: list[int]) -> np.ndarray:

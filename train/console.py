@@ -1,4 +1,4 @@
-"""What terminals show: the one look of tables, and durations."""
+"""What terminals show: lines as they are, the one look of tables, and durations."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,8 +6,15 @@ from typing import Any
 import rich.box
 import rich.cells
 import rich.console
+import rich.segment
 import rich.table
 import rich.text
+
+
+def say(console: rich.console.Console, line: str, end: str = "\n", style: str | None = None) -> None:
+    """Prints a line as it is: what a person has named is no markup, nothing is wrapped, and tabs stay tabs."""
+    text = rich.segment.Segment(line + end, console.get_style(style) if style else None)
+    console.print(rich.segment.Segments([text]), end="", soft_wrap=True)
 
 
 class NamedRows:

@@ -17,6 +17,7 @@ from data.held_out import fixed_subset, held_out_documents
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from train.batches import open_batches
+from train.console import say
 from train.exits import stop_signals_to
 from train.hosts import processes
 from train.optimizer import from_limbs, learning_rate
@@ -78,7 +79,7 @@ def train(
         times = Timekeeper(run.times if processes.is_first() else None, clock, before["step"])
         # 3. The data from there, and the held-out text.
         document_hashes = DocumentHashes(run.documents, processes.this_host())
-        next_batch = open_batches(setup, state, document_hashes.note)
+        next_batch = stack.enter_context(open_batches(setup, state, document_hashes.note))
         evaluate = make_evaluate(setup, make_judge(setup))
         # 4. The step.
         enter("compile")
@@ -86,7 +87,7 @@ def train(
         clock.seconds["start-up"] = clock.total_seconds
         train_step = compile_train_step(setup, state, batch, clock, console)
         # 5. The loop.
-        log = open_log(setup, run, console)
+        log = open_log(setup, run, console, before["step"])
         stack.enter_context(log)
         profiler = stack.enter_context(Profiler(profile if processes.is_first() else None, run.profile, console))
         on_clock = make_on_clock(setup, state, clock)
@@ -214,18 +215,17 @@ def finish(work: Work, before: dict[str, Any], state: TrainState, over: bool, se
     if processes.is_first():
         memory_growth = work.checkpoints.memory_growth_bytes
         write_json(run.summary, summary | {"goodput": account(run.times), "save_memory_growth_bytes": memory_growth})
-    work.console.print(
+    say(
+        work.console,
         f"{summary['name']} {outcome} at step {summary['steps']:,}: {summary['bytes_seen']:,} bytes seen,"
         f" {summary['flops']:.3g} FLOPs, {seconds:.1f} s ({summary['outside_step_share']:.1%} of it outside the"
         f" step), {summary['skipped_steps']} steps skipped",
-        soft_wrap=True,
     )
     for corpus in summary["corpora"]:
         if (read := corpus["documents_read"])["more"]:
-            work.console.print(
+            say(
+                work.console,
                 f"{corpus['path']}: {read['more']:.1%} of its documents read more than once, {read['never']:.1%} never",
-                soft_wrap=True,
-                markup=False,
             )
     return outcome
 
@@ -271,21 +271,21 @@ def compile_train_step(
     return train_step
 
 
-def open_log(setup: Setup, run: RunFolder, console: rich.console.Console) -> RunLog | NoLog:
-    """The log of this process: only the first one of a run writes."""
+def open_log(setup: Setup, run: RunFolder, console: rich.console.Console, first_step: int) -> RunLog | NoLog:
+    """The log of this process, which goes on from `first_step`: only the first one of a run writes."""
     if not processes.is_first():
         return NoLog()
     recipe = setup.recipe
-    return RunLog(run, recipe.logging, setup.identity["config"], recipe.objective.figures, console)
+    return RunLog(run, recipe.logging, setup.identity["config"], recipe.objective.figures, console, first_step)
 
 
 def say_nothing_is_left(setup: Setup, run: RunFolder, step: int, console: rich.console.Console) -> None:
     now, then = (float(learning_rate(setup.recipe.optimizer, jnp.float32(share))) for share in (1.0, 0.5))
     restarts = f", which takes the learning rate from {now:.3g} to {then:.3g}" if then > 1.01 * now else ""
-    console.print(
+    say(
+        console,
         f"{run.path} has spent its budget at step {step:,}; raise it to train on, e.g. {setup.recipe.budget.twice}"
         f"{restarts}",
-        soft_wrap=True,
     )
 
 

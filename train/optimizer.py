@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import POSITIVE, SHARE, Range, UserError, check_numbers
 
 LIMB_BITS = 30
 
@@ -33,7 +33,11 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        if len(given) != 1 or any(not value > 0 or math.isinf(value) for value in given.values()):
+        if len(given) == 1:
+            check_numbers(
+                self, "budget.", bytes=Range(least=1, most=2 ** (31 + LIMB_BITS) - 1), flops=POSITIVE, seconds=POSITIVE
+            )
+        else:
             others = " ".join(f"--budget.{name} None" for name in list(given)[1:])
             raise UserError(
                 f"budget {given or 'of nothing'}: give exactly one of steps, bytes, flops and seconds, more than 0"
@@ -56,7 +60,13 @@ def total_steps(budget: Budget, flops_per_step: float) -> int | None:
     """Steps that the budget pays for, or None where only the data (a budget in bytes) or the clock can tell."""
     if budget.steps is not None:
         return budget.steps
-    return math.ceil(budget.flops / flops_per_step) if budget.flops is not None else None
+    if budget.flops is None:
+        return None
+    if (steps := math.ceil(budget.flops / flops_per_step)) >= 2**31:
+        raise UserError(
+            f"budget.flops {budget.flops:.3g} pays for {steps:.3g} steps; a run has less than 2^31, lower it"
+        )
+    return steps
 
 
 Meter = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -142,9 +152,10 @@ class OptimizerConfig:
     """After this many skipped steps in a row the run stops."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup_share", "decay_share", "final_share"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise UserError(f"optimizer.{name} is {value}; a share is between 0 and 1")
+        shares = dict.fromkeys(("warmup_share", "decay_share", "final_share"), SHARE)
+        positive = dict.fromkeys(("learning_rate", "epsilon", "clip_norm", "skip_above"), POSITIVE)
+        betas = dict.fromkeys(("beta1", "beta2"), Range(least=0, below=1))
+        check_numbers(self, "optimizer.", **shares, **positive, **betas)
         if self.kind == "muon" and not self.bias_correction:
             raise UserError(
                 "optimizer.bias_correction false is an option of optimizer.kind 'adamw'; set it to true, or the kind to"

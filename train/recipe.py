@@ -19,7 +19,7 @@ from data.encoder_rows import PairRow
 from data.rows import CausalRow, Row
 from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import FROM_0, SEED, UserError, check_numbers
 from tokenizer_lab.files import read_json, remote_errors
 from train.hosts.watchdog import Deadlines
 from train.nearest import nearest
@@ -65,15 +65,11 @@ class DataConfig:
         return min(self.piece_length or self.sequence_length, self.sequence_length)
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "sequence_length", "num_microbatches", "num_workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("piece_length", "prefetch_batches"):
-            if getattr(self, name) < 0:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 0")
+        check_numbers(self, "data.", piece_length=FROM_0, prefetch_batches=FROM_0)
         if not self.corpora:
             raise UserError("data.corpora is empty; name at least one folder made by 'toklab ingest'")
-        if self.weights and (len(self.weights) != len(self.corpora) or not all(weight > 0 for weight in self.weights)):
+        are_shares = all(type(weight) in (int, float) and 0 < weight < math.inf for weight in self.weights)
+        if self.weights and (len(self.weights) != len(self.corpora) or not are_shares):
             raise UserError(
                 f"data.weights {self.weights} do not fit {len(self.corpora)} corpora; give one number above 0 for each,"
                 " or none"
@@ -87,7 +83,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How held-out text is scored while training; `toklab eval` scores all of it."""
+    """How held-out text is scored while training and at its end; `toklab eval` scores all of it."""
 
     every_steps: int = 500
     """0: only at the end."""
@@ -96,9 +92,7 @@ class EvaluationConfig:
     batch_rows: int = 32
 
     def __post_init__(self) -> None:
-        for name, least in (("every_steps", 0), ("max_bytes", 1), ("batch_rows", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {least}")
+        check_numbers(self, "evaluation.", every_steps=FROM_0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,17 +118,15 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(self, "", seed=SEED)
         if self.kernels not in (choices := typing.get_args(type(self).__annotations__["kernels"])):
             raise UserError(f"kernels is {self.kernels!r}; it is one of {', '.join(choices)}")
-        check_seed("seed", self.seed)
-        for name, value in flatten(to_json(self)).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{name} is {value}; it must be a finite number")
         if self.model.family != self.objective.model_family:
             raise UserError(
                 f"objective {self.objective.kind!r} trains a model of kind {self.objective.model_family!r} and the"
                 f" recipe's is of kind {self.model.family!r}; change one of the two in the recipe"
             )
+        check_numbers(self.objective, "objective.")
         objective: AnyObjective = self.objective
         objective.check(self.model, self.data.sequence_length)
         if self.objective.layout is not CausalRow and self.data.piece_length:
@@ -162,12 +154,6 @@ class Recipe:
             self.data.sequence_length,
             self.data.num_microbatches,
         )
-
-
-def check_seed(name: str, seed: int) -> None:
-    """Raises UserError for a seed of which a random key would not keep every digit."""
-    if not 0 <= seed < 1 << 32:
-        raise UserError(f"{name} is {seed}; a seed is from 0 to {(1 << 32) - 1}")
 
 
 # What may change when a run goes on: none of it decides which numbers come out.

@@ -15,6 +15,7 @@ from data.held_out import TrainText
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
 from tokenizer_lab.representation import check_lossless
+from train.console import say
 from train.hosts import processes
 from train.optimizer import Budget, learning_rate
 from train.recipe import Recipe, amended, flatten, from_json, refused_changes, to_json
@@ -58,10 +59,7 @@ def open_folder(run: RunFolder, recipe: Recipe, console: rich.console.Console) -
         if processes.is_first():
             stack.enter_context(lock(run.path))
             if is_remote(run.path):
-                console.print(
-                    f"{run.path} is in an object store, which has no locks: let no other job train in it",
-                    soft_wrap=True,
-                )
+                say(console, f"{run.path} is in an object store, which has no locks: let no other job train in it")
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(run.checkpoints, recipe.checkpoint.keep, recipe.checkpoint.host_gigabytes))
         )
@@ -77,14 +75,14 @@ def start_or_resume(
     Raises:
       UserError: the folder belongs to another run, or none of its checkpoints is whole.
     """
-    found = checkpoints.newest_whole(lambda line: console.print(line, soft_wrap=True)) if processes.is_first() else None
+    found = checkpoints.newest_whole(lambda line: say(console, line)) if processes.is_first() else None
     step = processes.first_decides("step to go on from", found)
     if step is not None:
         meta = checkpoints.read_meta(step)
         refuse_another_run(run, meta, setup.identity)
         checkpoints.set_aside_after(step)
         state = checkpoints.restore(step, setup.program.shapes, setup.program.shardings)
-        console.print(f"{run.path}: going on from step {step}", soft_wrap=True)
+        say(console, f"{run.path}: going on from step {step}")
         amend(run, setup, state, meta["config"], console)
     else:
         if run.config.exists():
@@ -108,14 +106,14 @@ def amend(
     """Notes, and says, what is changed of a run's config from this step on."""
     step, changes = int(state.step), amended(stored, setup.identity["config"])
     for name, (old, new) in changes.items():
-        console.print(f"  from step {step} on: {name} {old} -> {new}", soft_wrap=True, markup=False, highlight=False)
+        say(console, f"  from step {step} on: {name} {old} -> {new}")
     before = dataclasses.replace(setup.recipe, budget=from_json(Budget, stored["budget"]))
     rates = [float(rate_now(each, state)) for each in (dataclasses.replace(setup, recipe=before), setup)]
     if abs(rates[1] - rates[0]) > 0.01 * rates[0]:
-        console.print(
+        say(
+            console,
             f"  the learning rate goes from {rates[0]:.3g} to {rates[1]:.3g} here: its schedule is now that of the"
             " other budget, and no run that had this budget from the beginning comes to the same",
-            soft_wrap=True,
         )
     if processes.is_first():
         drop_lines_after(run.amendments, step - 1)  # of a start at this very step that came to no checkpoint

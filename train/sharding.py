@@ -15,7 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from models.axes import Kernels, Placement
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import Range, UserError, check_numbers
 
 MESH_AXES = ("replica", "fsdp", "tensor", "sequence")
 
@@ -54,6 +54,7 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         sizes = dataclasses.astuple(self)
+        check_numbers(self, "mesh.", **dict.fromkeys(MESH_AXES, Range(least=-1, most=2**31 - 1)))
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise UserError(
                 f"mesh {dict(zip(MESH_AXES, sizes))}: every axis is at least 1, and at most one of them is -1 (all that"

@@ -10,6 +10,7 @@ import rich.console
 
 from data.coverage import coverage
 from tokenizer_lab.files import read_json
+from train.console import say
 from train.optimizer import from_limbs
 from train.run.folder import RunFolder
 from train.setup import Setup, count_parameters
@@ -45,11 +46,11 @@ def describe(setup: Setup, compile_seconds: float, console: rich.console.Console
         if budget.seconds
         else f"{budget.bytes:,} bytes of text"
     )
-    console.print(
+    say(
+        console,
         f"{setup.representation.kind}, {setup.representation.vocab_size:,} ids; {parameters:,} parameters;"
         f" {setup.flops_per_step:.3g} FLOPs a step of {setup.tokens_per_step:,} positions; {length}; {setup.mesh.size}"
         f" x {jax.devices()[0].device_kind}; compiled in {compile_seconds:.1f} s",
-        soft_wrap=True,
     )
 
 

@@ -245,8 +245,8 @@ def test_flops_of_the_small_size_are_near_the_published_ones():
     [
         ({"form": "xlnet"}, "model.form is 'xlnet'; it is one of modern, bert"),
         ({"dropout": 0.1}, "model.form 'modern', which has none"),
-        ({"form": "bert", "dropout": 1.0}, "at least 0 and less than 1"),
-        ({"table_dim": -1}, "must be at least 0 and 1"),
+        ({"form": "bert", "dropout": 1.0}, "must be less than 1"),
+        ({"table_dim": -1}, "model.table_dim is -1; it must be at least 0"),
     ],
 )
 def test_bad_shapes_are_refused(wrong, message):

@@ -1,11 +1,13 @@
 """Tables in a terminal: whole names at any usual width."""
 
 import io
+import pathlib
+import re
 
 import pytest
 import rich.console
 
-from train.console import NamedRows
+from train.console import NamedRows, say
 
 NAMES = ("demo_subword", "demo_equal_info", "a_name_of_just_thirty_letters_")
 
@@ -22,6 +24,24 @@ def numbers(names=NAMES, **options) -> NamedRows:
     for name in names:
         table.add_row(name, "2.330", "2.182–2.470", "32,768", *(f"1.3{n} MB" for n in range(5)))
     return table
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_line_is_printed_as_it_is(is_terminal):
+    line = "byte[/x]\tagreement[plural] [bold]:cat:[/bold] 1e-3 'quoted' {a} " + "a long path/" * 20
+    console = rich.console.Console(width=30, file=io.StringIO(), force_terminal=is_terminal)
+    say(console, line)
+    say(console, "[red]", end="", style="bold")
+    assert console.file.getvalue() == line + "\n" + ("\x1b[1m[red]\x1b[0m" if is_terminal else "[red]")
+
+
+def test_no_text_goes_through_markup():
+    """Rich takes a str for markup: nothing but tables may be given to it."""
+    sources = {path: path.read_text() for path in (pathlib.Path(__file__).parents[2] / "train").rglob("*.py")}
+    printed = [call for text in sources.values() for call in re.findall(r"onsole\.print\((.*)", text)]
+    assert len(printed) > 5 and not [call for call in printed if not re.match(r"\w+_table\(|rich.segment", call)]
+    columns = [call for text in sources.values() for call in re.findall(r"TextColumn\((.*)\),\n", text)]
+    assert len(columns) > 2 and all(call.endswith("markup=False") for call in columns)
 
 
 @pytest.mark.parametrize("width", [60, 80])

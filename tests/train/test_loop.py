@@ -117,7 +117,8 @@ class Ticking(Stopwatch):
 @pytest.mark.usefixtures("one_device")
 def test_a_budget_of_seconds_counts_training_and_goes_on_with_its_clock(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "Stopwatch", Ticking)
-    recipe = dataclasses.replace(recipe, budget=Budget(seconds=9.0))
+    off = dataclasses.replace(recipe.evaluation, every_steps=0)
+    recipe = dataclasses.replace(recipe, budget=Budget(seconds=9.0), evaluation=off)
     with stopped_after(2):
         assert train(recipe, tmp_path / "run", CONSOLE, make_judge) == STOPPED
     assert json.loads(RunFolder(tmp_path / "run").summary.read_text())["steps"] < 9
@@ -133,21 +134,22 @@ def test_a_budget_of_seconds_counts_training_and_goes_on_with_its_clock(recipe, 
         train(recipe, tmp_path / "run", CONSOLE, make_judge) == FINISHED
         and len(read_lines(RunFolder(tmp_path / "run").metrics)) == 9
     ), "nothing is left to do"
+    assert [line["step"] for line in read_lines(RunFolder(tmp_path / "run").evaluations)] == [9], "only at the end"
 
 
 def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:
     """Trains to the end; every batch that was read."""
     batches, open_batches = [], loop.open_batches
 
+    @contextlib.contextmanager
     def recording(*arguments):
-        next_batch = open_batches(*arguments)
-
         def record():
             batch = next_batch()
             batches.append({name: np.asarray(value) for name, value in batch.items()})
             return batch
 
-        return record
+        with open_batches(*arguments) as next_batch:
+            yield record
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "open_batches", recording)

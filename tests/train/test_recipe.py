@@ -4,9 +4,11 @@ import pathlib
 
 import pytest
 
+from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from train.hosts.watchdog import Deadlines
-from train.optimizer import Budget
+from train.objectives import ClusteredSubstitution, Masked, Replaced
+from train.optimizer import Budget, total_steps
 from train.recipe import (
     DataConfig,
     EvaluationConfig,
@@ -68,6 +70,58 @@ def test_what_may_and_may_not_change_when_a_run_goes_on(recipe):
     assert refused_changes(to_json(recipe), to_json(changed)) == ["data.sequence_length: 32 -> 64", "seed: 0 -> 3"]
 
 
+SECTIONS = ("data", "model", "objective", "optimizer", "mesh", "checkpoint", "evaluation", "logging", "deadlines")
+ENCODER = {"model": EncoderConfig(form="bert"), "data": DataConfig(corpora=("c",))}
+KINDS = [
+    {},
+    *(ENCODER | {"objective": kind()} for kind in (Masked, Replaced, ClusteredSubstitution)),
+    *({"budget": budget} for budget in (Budget(bytes=1), Budget(flops=1.0), Budget(seconds=1.0))),
+]
+MAY_BE_0 = {
+    "data.piece_length", "data.prefetch_batches", "evaluation.every_steps", "seed",
+    "model.table_dim", "model.dropout", "optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay",
+    "optimizer.warmup_share", "optimizer.decay_share", "optimizer.final_share",
+    "objective.z_loss", "objective.masked_share", "objective.random_share", "objective.detection_weight",
+    "objective.sharpness",
+}  # fmt: skip
+MAY_BE_LARGE = {"evaluation.max_bytes": 10**18, "budget.bytes": 10**18, "budget.flops": 1e30, "budget.seconds": 1e30}
+
+
+@pytest.mark.parametrize("change", KINDS, ids=lambda change: str([type(part).__name__ for part in change.values()]))
+def test_every_number_of_a_recipe_has_its_range(recipe, change):
+    recipe, tried = dataclasses.replace(recipe, **change), 0
+    sections = {name: getattr(recipe, name) for name in (*SECTIONS, "budget")} | {"": recipe}
+    for section, part in sections.items():
+        for field in dataclasses.fields(part):
+            if type(before := getattr(part, field.name)) not in (int, float):
+                continue
+            name, tried = f"{section}.{field.name}".lstrip("."), tried + 1
+
+            def changed(value, section=section, part=part, field=field):
+                one = dataclasses.replace(part, **{field.name: value})
+                return one if section == "" else dataclasses.replace(recipe, **{section: one})
+
+            large = 10**20 if type(before) is int else float("inf")
+            for value in (large, -large, float("nan"), -7, "8", True, *([] if name in MAY_BE_0 else [0])):
+                with pytest.raises(UserError) as error:
+                    changed(value)
+                message = str(error.value)
+                assert "\n" not in message and section in message and field.name in message, (name, value)
+            if name in MAY_BE_0:
+                changed(type(before)(0))
+            if name in MAY_BE_LARGE:
+                changed(MAY_BE_LARGE[name])
+            if type(before) is int:
+                with pytest.raises(UserError, match="must be a whole number"):
+                    changed(1.5)
+    assert tried > 30
+
+
+def test_a_budget_of_more_steps_than_a_counter_holds_is_refused():
+    with pytest.raises(UserError, match="budget.flops 1e[+]30 pays for 1e[+]20 steps; a run has less than 2.31"):
+        total_steps(Budget(flops=1e30), 1e10)
+
+
 def test_kernels_are_the_ones_there_are(recipe):
     with pytest.raises(UserError, match="^kernels is 'triton'; it is one of auto, reference$"):
         dataclasses.replace(recipe, kernels="triton")
@@ -125,8 +179,8 @@ def test_importing_a_recipe_by_name_never_leaves_configs():
         ("evaluation", "every_steps", -1, "evaluation.every_steps is -1; it must be at least 0"),
         ("evaluation", "max_bytes", 0, "evaluation.max_bytes is 0; it must be at least 1"),
         ("evaluation", "batch_rows", 0, "evaluation.batch_rows is 0; it must be at least 1"),
-        (None, "seed", 12345678901234567890, "seed is 12345678901234567890; a seed is from 0 to 4294967295"),
-        (None, "seed", -1, "seed is -1; a seed is from 0 to 4294967295"),
+        (None, "seed", 12345678901234567890, "seed is 12345678901234567890; it must be at most 4294967295"),
+        (None, "seed", -1, "seed is -1; it must be at least 0"),
     ],
 )
 def test_values_that_nothing_can_be_done_with_are_refused(recipe, change, section, name, value, message):

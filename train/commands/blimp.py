@@ -4,6 +4,7 @@ import rich.console
 
 from train.commands.options import parse
 from train.commands.terminal import progress_bar
+from train.console import say
 from train.evaluate.minimal_pairs import MinimalPairsOptions, score_minimal_pairs
 
 
@@ -12,9 +13,8 @@ def run(arguments: list[str]) -> None:
     with progress_bar(console, "blimp", of_bytes=False) as update:
         result = score_minimal_pairs(options, update)
     for paradigm, share in result["by_paradigm"].items():
-        console.print(f"{options.run}  {paradigm:56} {share:.3f}", soft_wrap=True, highlight=False)
-    console.print(
+        say(console, f"{options.run}  {paradigm:56} {share:.3f}")
+    say(
+        console,
         f"{options.run}  {'all':56} {result['accuracy']:.3f}  {result['num_pairs']:,} pairs, by {result['score']}",
-        soft_wrap=True,
-        highlight=False,
     )

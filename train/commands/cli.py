@@ -4,12 +4,16 @@ This module imports nothing but the standard library, so that the handler is in 
 interrupt while libraries initialize their native code can crash the interpreter.
 """
 
+import atexit
+import contextlib
 import ctypes
 import importlib.util
+import io
 import os
 import pathlib
 import signal
 import sys
+from typing import NoReturn
 
 from train.exits import interruptible_import, stop
 
@@ -23,9 +27,21 @@ def main() -> None:
     leave_out_absent_tpus()
     if sys.argv[1:2] in (["train"], ["finetune"]) and not accelerator_vendors():
         keep_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a name that is no UTF-8 comes out as it went in
     with interruptible_import():
         from train.commands import command_line
-    sys.exit(command_line.run(sys.argv[1:]))
+    leave(command_line.run(sys.argv[1:]))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process as Python does, but for taking the interpreter apart: a library's native thread that asks for it
+    meanwhile would abort the process, after all is done and in one run of many."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it, or there is none
+            stream.flush()
+    os._exit(code)
 
 
 def leave_out_absent_tpus() -> None:

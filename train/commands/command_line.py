@@ -63,8 +63,20 @@ def run(arguments: Sequence[str]) -> int:
         if (reason := out_of_memory(error)) is not None:
             print(f"toklab: out of memory ({reason}); {REMEDIES[name]}", file=sys.stderr)
             return EXIT_USER_ERROR
+        if scheme := _unknown_scheme(error):
+            print(
+                f"toklab: {scheme} is no object store; give gs://BUCKET/FOLDER or a path of this machine",
+                file=sys.stderr,
+            )
+            return EXIT_USER_ERROR
         traceback.print_exc()  # ours: everything that can be seen of it
         return EXIT_BUG
+
+
+def _unknown_scheme(error: Exception) -> str | None:
+    """What etils, which all paths go through, does not know, e.g. "foo://"."""
+    scheme = error.args[0] if isinstance(error, KeyError) and error.args else None
+    return scheme if isinstance(scheme, str) and scheme.endswith("://") else None
 
 
 def usage() -> str:

@@ -10,6 +10,7 @@ import tyro
 from data.engines import EngineOptions
 from train.commands.options import parse
 from train.commands.terminal import progress_bar
+from train.console import say
 
 
 def run_on_engine(command: str, options_class: type, work: Callable[..., Any], arguments: list[str]) -> None:
@@ -25,4 +26,4 @@ def run_on_engine(command: str, options_class: type, work: Callable[..., Any], a
     parsed, console = parse(both, arguments, command), rich.console.Console()
     with parsed.engine.open() as engine, progress_bar(console, command, of_bytes=True) as update:
         result = work(parsed.options, update, engine)
-    console.print(str(result), soft_wrap=True)
+    say(console, str(result))

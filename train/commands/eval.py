@@ -10,6 +10,7 @@ from etils import epath
 from tokenizer_lab.errors import UserError
 from train.commands.options import parse
 from train.commands.terminal import progress_bar
+from train.console import say
 from train.exits import interruptible_import
 
 
@@ -98,7 +99,7 @@ def run(arguments: list[str]) -> None:
     if options.noise:
         lines += evaluate_noise(options, console)
     for line in lines:
-        console.print(f"{options.run}  {line}", soft_wrap=True, highlight=False)
+        say(console, f"{options.run}  {line}")
 
 
 def evaluate_noise(options: EvalOptions, console: rich.console.Console) -> list[str]:
@@ -134,18 +135,16 @@ def evaluate_exact_bytes(options: EvalOptions, console: rich.console.Console) ->
         )
     size = f"{result['num_documents']:,} documents, {result['num_bytes']:,} bytes"
     for run in result["runs"]:
-        console.print(
+        say(
+            console,
             f"{run['run']}  {run['bits_per_byte']:.4f} bits/byte by exact bytes  {run['bits_per_byte_of_ids']:.4f} by"
             f" ids  {size}",
-            soft_wrap=True,
-            highlight=False,
         )
     if options.ensemble:
-        console.print(
+        say(
+            console,
             f"ensemble of {len(result['runs'])}  {result['ensemble_bits_per_byte']:.4f} bits/byte by exact bytes "
             f" {size}",
-            soft_wrap=True,
-            highlight=False,
         )
 
 
@@ -158,11 +157,10 @@ def evaluate_tasks(options: EvalOptions, tasks: pathlib.Path, console: rich.cons
         result = run_tasks(str(options.run), tasks, update, options.batch_rows)
     for task, values in result["results"].items():
         for metric, value in values.items():
-            console.print(f"{options.run}  {task:24} {metric:32} {value:.4f}", soft_wrap=True, highlight=False)
+            say(console, f"{options.run}  {task:24} {metric:32} {value:.4f}")
     if result["num_cut"]:
-        console.print(
+        say(
+            console,
             f"{options.run}  {result['num_cut']:,} of {result['num_requests']:,} requests have more ids than the"
             f" {result['trained_length']:,} that the run was trained on at a time, and were cut from the left",
-            soft_wrap=True,
-            highlight=False,
         )

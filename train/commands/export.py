@@ -3,6 +3,7 @@
 import rich.console
 
 from train.commands.options import parse
+from train.console import say
 from train.export.hugging_face import ExportOptions, export_run
 
 
@@ -11,26 +12,23 @@ def run(arguments: list[str]) -> None:
     with console.status("exporting"):
         result = export_run(options)
     for folder, architecture in result.architectures.items():
-        console.print(f"{options.out / folder}  {architecture}", soft_wrap=True, highlight=False)
+        say(console, f"{options.out / folder}  {architecture}")
     if result.checked is not None:
         same, total = result.checked
-        console.print(
+        say(
+            console,
             f"{options.out}  the tokenizer gives the same ids for {same:,} of {total:,} documents of the corpus"
             + ("" if same == total else "; in the others it changes text, which is spelled in bytes here"),
-            soft_wrap=True,
-            highlight=False,
         )
     if result.missing_corpora:
-        console.print(
+        say(
+            console,
             f"{options.out}  the tokenizer was not checked on the run's text, which is not in"
             f" {', '.join(result.missing_corpora)} any more; to check it, put the text back there and export again",
-            soft_wrap=True,
-            highlight=False,
         )
     if result.needs_code:
-        console.print(
+        say(
+            console,
             f"{options.out}  its tokenizer is a Python file in the folder: AutoTokenizer.from_pretrained(...,"
             " trust_remote_code=True)",
-            soft_wrap=True,
-            highlight=False,
         )

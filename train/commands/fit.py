@@ -17,6 +17,7 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import KINDS, fit_options
 from train.commands.options import parse
 from train.commands.terminal import STOPPED_AND_SAVED, heartbeat, progress_bar
+from train.console import say
 from train.exits import EXIT_STOPPED, interruptible_import
 from train.nearest import nearest
 
@@ -62,14 +63,13 @@ def run(arguments: list[str]) -> int:
             representation = options.options.fit(counted(sampled), corpus.content_hash, *byte_lm, update)
     representation.save(options.out)
     measured = "".join(f", {name} {value:.4g}" for name, value in representation.statistics.items())
-    console.print(
+    say(
+        console,
         f"{options.out}: {kind}, {representation.vocab_size:,} ids{measured}, fingerprint"
         f" {representation.fingerprint[:12]}",
-        soft_wrap=True,
-        highlight=False,
     )
     if (spelled := metrics.spelled(representation, fixed_subset(documents, SAMPLE_BYTES))) is not None:
-        console.print(f"{options.out}: {spelled}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"{options.out}: {spelled}")
     return 0
 
 
@@ -83,7 +83,7 @@ def byte_language_model(options: Any, console: rich.console.Console) -> Any:
     if run_dir is None:
         run_dir = options.out.with_name(f"{options.out.name}-lm")
         recipe, why = choose_recipe(options.options.lm_recipe, options.corpus)
-        console.print(f"training the byte language model {recipe.name} into {run_dir}{why}", soft_wrap=True)
+        say(console, f"training the byte language model {recipe.name} into {run_dir}{why}")
         if not train_byte_lm(recipe, options.corpus, run_dir, console):
             print(STOPPED_AND_SAVED, file=sys.stderr)
             return None

@@ -4,6 +4,7 @@ import rich.console
 
 from train.commands.options import parse
 from train.commands.terminal import progress_bar
+from train.console import say
 from train.inspect.inspection import console_table, inspect
 from train.inspect.options import InspectOptions
 
@@ -12,6 +13,6 @@ def run(arguments: list[str]) -> None:
     options, console = parse(InspectOptions, arguments, "inspect"), rich.console.Console()
     with progress_bar(console, "inspect", of_bytes=True) as update:
         inspection = inspect(options, update)
-    console.print(inspection.about, soft_wrap=True, highlight=False, markup=False)
+    say(console, inspection.about)
     console.print(console_table(inspection))
-    console.print(f"{options.out / 'index.html'}", soft_wrap=True)
+    say(console, f"{options.out / 'index.html'}")

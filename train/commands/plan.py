@@ -11,6 +11,7 @@ import tyro
 from tokenizer_lab.errors import UserError
 from train.commands.options import parse_with_recipe
 from train.commands.terminal import progress_bar
+from train.console import say
 from train.plan.plan import make_plan
 from train.plan.pod import Pod
 from train.plan.representations import compare_by_arithmetic, compared, find_ids
@@ -57,7 +58,7 @@ def run(arguments: list[str]) -> int:
         with console.status(f"compiling the training step for {pod}"):
             result["plan"] = make_plan(recipe, pod, ids, str(options.hlo) if options.hlo else None)
         for line in plan_lines(result["plan"]):
-            console.print(line, soft_wrap=True, highlight=False)
+            say(console, line)
     console.print(arithmetic_table(result["representations"]))
     if options.compare_representations:
         result["compared"], pairs = [], list(compared(recipe, ids))

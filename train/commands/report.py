@@ -3,6 +3,7 @@
 import rich.console
 
 from train.commands.options import parse
+from train.console import say
 from train.report.report import ReportOptions, console_table, write_report
 
 
@@ -10,4 +11,4 @@ def run(arguments: list[str]) -> None:
     options, console = parse(ReportOptions, arguments, "report"), rich.console.Console()
     result = write_report(options.runs, options.out)
     console.print(console_table(result))
-    console.print(f"{options.out / 'index.html'}", soft_wrap=True)
+    say(console, f"{options.out / 'index.html'}")

@@ -1,6 +1,7 @@
 """`toklab sample RUN`: draws text from a run."""
 
 import dataclasses
+import os
 import sys
 
 import rich.console
@@ -42,8 +43,9 @@ def run(arguments: list[str]) -> None:
 
     draw = Draw(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
     with console.status("sampling"):
-        text, told = sample_run(str(options.run), options.prompt, options.max_tokens, draw, options.exact_bytes)
+        drawn, told = sample_run(str(options.run), options.prompt, options.max_tokens, draw, options.exact_bytes)
     if told:
         print(f"toklab: {told}", file=sys.stderr)
-    console.print(options.prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    before, after = (b"\x1b[1m", b"\x1b[0m") if console.is_terminal else (b"", b"")  # the prompt in bold
+    sys.stdout.buffer.write(before + os.fsencode(options.prompt) + after + drawn + b"\n")
+    sys.stdout.flush()

@@ -9,6 +9,8 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from train.console import say
+
 STOPPED_AND_SAVED = "toklab: stopped by a signal; the state is saved, the same command goes on from there"
 
 
@@ -16,7 +18,7 @@ STOPPED_AND_SAVED = "toklab: stopped by a signal; the state is saved, the same c
 def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar that is drawn on a terminal; yields `update(done, total)`."""
     columns = [
-        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TextColumn("{task.description}", markup=False),
         rich.progress.BarColumn(),
         rich.progress.TaskProgressColumn(),
     ]
@@ -39,7 +41,7 @@ def heartbeat(console: rich.console.Console, what: str, every_seconds: float = 3
         start_seconds = time.monotonic()
         while not ended.wait(every_seconds):
             seconds = time.monotonic() - start_seconds
-            console.print(f"{what}, {seconds:.0f} s so far", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"{what}, {seconds:.0f} s so far")
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -56,5 +58,5 @@ def show_config(config: dict[str, Any], console: rich.console.Console) -> None:
     for name, value in config.items():
         if isinstance(value, dict):
             value = "  ".join(f"{field}={'' if part is None else part}" for field, part in value.items())
-        console.print(f"[bold]{name:14}[/bold] ", end="", highlight=False)
-        console.print(value, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{name:14} ", end="", style="bold")
+        say(console, str(value))

@@ -9,7 +9,7 @@ from train.compare.resolve import Measured
 from train.compare.results import Decision
 from train.compare.run_plan import Plan, known_sum
 from train.compare.run_state import CUT_OFF, DONE, MISSING, UNSCORED
-from train.console import NamedRows, duration
+from train.console import NamedRows, duration, say
 from train.experiment import Experiment
 from train.report.page import NOTHING, fixed, si
 
@@ -18,7 +18,7 @@ def show(experiment: Experiment, plan: Plan, measured: Mapping[str, Measured], c
     """Prints the plan: a line for each arm of a size, then the sums."""
     console.print(plan_table(experiment, plan, measured))
     for line in (_sums(experiment, plan), *(f"note: {note}" for note in plan.notes)):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        say(console, line)
 
 
 def plan_table(experiment: Experiment, plan: Plan, measured: Mapping[str, Measured]) -> NamedRows:
@@ -74,7 +74,7 @@ def show_decision(decision: Decision, console: rich.console.Console) -> None:
     if decision.rankings:
         console.print(decision_table(decision))
     for line in supported(decision):
-        console.print(f"- {line}", highlight=False, markup=False)
+        say(console, f"- {line}")
 
 
 def decision_table(decision: Decision) -> NamedRows:

@@ -13,6 +13,7 @@ from train.compare.decision_report import write_decision
 from train.compare.results import Design
 from train.compare.run_plan import Plan, PlannedRun
 from train.compare.run_state import DONE, UNSCORED, state_of
+from train.console import say
 from train.exits import EXIT_STOPPED, EXIT_USER_ERROR
 from train.optimizer import Budget
 from train.recipe import Recipe, to_json
@@ -26,7 +27,7 @@ def try_out(plan: Plan, out: epath.Path, console: rich.console.Console) -> bool:
     """Trains the first missing run for a few steps, to measure this machine's speed. Returns False if a signal stopped
     it."""
     run = next(planned.run for planned in plan.runs if planned.state != DONE)
-    console.print(f"{_TRIAL_STEPS} steps of {run.recipe.name}, to estimate the time", soft_wrap=True)
+    say(console, f"{_TRIAL_STEPS} steps of {run.recipe.name}, to estimate the time")
     trial = dataclasses.replace(
         run.recipe,
         budget=Budget(steps=_TRIAL_STEPS),
@@ -47,14 +48,10 @@ def run_all(plan: Plan, design: Design, out: epath.Path, target: Target, console
     failed, done = [], []
     for number, planned in enumerate(plan.runs, 1):
         if planned.state != DONE:
-            console.print(
-                f"run {number} of {len(plan.runs)}: {planned.run.recipe.name} ({planned.state})",
-                soft_wrap=True,
-                highlight=False,
-            )
+            say(console, f"run {number} of {len(plan.runs)}: {planned.run.recipe.name} ({planned.state})")
             code = do(planned, out, target, console)
             if code == EXIT_STOPPED:
-                console.print("stopped; what was trained is saved, the same command goes on from there", soft_wrap=True)
+                say(console, "stopped; what was trained is saved, the same command goes on from there")
                 return EXIT_STOPPED
             if code != EXIT_DONE:
                 failed.append(planned.run.recipe.name)
@@ -66,16 +63,16 @@ def run_all(plan: Plan, design: Design, out: epath.Path, target: Target, console
             [planned.folder.path for planned in done], out / "report", dataclasses.replace(design, places=places)
         )
         show_decision(decision, console)
-        console.print(str(report.index), soft_wrap=True)
+        say(console, str(report.index))
     if failed:
         raise UserError(
             f"{len(failed)} of {len(plan.runs)} runs failed, for the reasons above: {', '.join(failed)}; mend that and"
             f" run the same command again; the report is of the {len(done)} that are done"
         )
     if missing := len(plan.runs) - len(done):
-        console.print(
+        say(
+            console,
             f"{missing} runs are handed over and not done yet; the same command, later, evaluates and reports them",
-            soft_wrap=True,
         )
     return EXIT_DONE
 
@@ -92,7 +89,7 @@ def do(planned: PlannedRun, out: epath.Path, target: Target, console: rich.conso
             return EXIT_DONE
         return subprocesses.toklab(["eval", str(folder.path), "--noise"], folder.logs / "eval", console)
     except UserError as error:
-        console.print(f"{recipe.name}: {error}", soft_wrap=True, markup=False)
+        say(console, f"{recipe.name}: {error}")
         return EXIT_USER_ERROR
 
 

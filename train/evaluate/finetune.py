@@ -58,6 +58,7 @@ class FinetuneOptions:
     """Runs, whose median and range are given; published results are of 10."""
     num_epochs: int = 3
     batch_rows: int = 32
+    """Examples of a step; more where the devices do not divide them, and the result says so."""
     sequence_length: int = 128
     """Positions an example has at most; the longer of a pair is cut first."""
     learning_rate: float = 1e-4
@@ -153,7 +154,8 @@ def finetune(
         ),
         "settings": {
             key: value for key, value in dataclasses.asdict(options).items() if key not in ("run", "task", "dev")
-        },
+        }
+        | {"batch_rows": batch_rows},
     }
     write_json(RunFolder(options.run).finetuned / f"{name}.json", result)
     return result

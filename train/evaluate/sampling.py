@@ -14,18 +14,18 @@ import math
 import jax
 import numpy as np
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import SEED, UserError
 from tokenizer_lab.files import read_json, write_json
 from train.evaluate.byte_probabilities import END, NUM_NEXT, ByteModel, byte_model
 from train.evaluate.generation import Continuation, Draw, Sampler, draw_id
-from train.recipe import check_seed
 from train.run.folder import RunFolder
 from train.setup import load_run
 
 
 def check_sampling(max_tokens: int, draw: Draw) -> None:
     """Raises UserError for options that no text can be drawn with."""
-    check_seed("--seed", draw.seed)
+    if complaint := SEED.complaint(draw.seed):
+        raise UserError(f"--seed is {draw.seed}; it must {complaint}")
     if max_tokens < 1:
         raise UserError(f"--max-tokens is {max_tokens}; it must be at least 1")
     if not 0 <= draw.temperature < math.inf:
@@ -55,8 +55,9 @@ def sample_bytes(model: ByteModel, prompt: bytes, max_bytes: int, draw: Draw) ->
 
 def sample_run(
     run_dir: str, prompt: str, max_tokens: int, draw: Draw, exact_bytes: bool = False
-) -> tuple[str, str | None]:
-    """Continues a prompt with a run's newest checkpoint and adds the text to the run's `samples.json`.
+) -> tuple[bytes, str | None]:
+    """Continues a prompt with a run's newest checkpoint and adds the text to the run's `samples.json`, where what is no
+    UTF-8 is replaced.
 
     Args:
       run_dir: the run's folder.
@@ -66,7 +67,7 @@ def sample_run(
       exact_bytes: byte by byte (`sample_bytes`), at most `max_tokens` bytes.
 
     Returns:
-      The text, and what a person should know about how it came about.
+      What was drawn, and what a person should know about how it came about.
 
     Raises:
       UserError: an option is out of range, or the folder is no run of a decoder.
@@ -86,18 +87,17 @@ def sample_run(
         sampler = Sampler.of_run(loaded)
         [drawn], [how] = sampler.draw([prompt_bytes], max_tokens, draw)
         told = _what_was_not_seen(how, sampler.length)
-    text = drawn.decode("utf-8", "replace")
     file = RunFolder(run_dir).samples
     earlier = read_json(file, "run's samples") if file.exists() else []
     sample = {
         "prompt": prompt_bytes.decode("utf-8", "replace"),
-        "text": text,
+        "text": drawn.decode("utf-8", "replace"),
         **dataclasses.asdict(draw),
         "exact_bytes": exact_bytes,
         "step": loaded.counters["step"],
     }
     write_json(file, [*earlier, sample])
-    return text, told
+    return drawn, told
 
 
 def _what_was_not_seen(how: Continuation, length: int) -> str | None:

@@ -117,13 +117,20 @@ CHIPS = {
     ),
 }
 
-# bf16 FLOP/s of one device as JAX names it (`device_kind`), dense, from the vendors' data sheets.
+# bf16 FLOP/s of one device as JAX names it (`device_kind`), dense. NVIDIA's data sheets (A100, H100, H200, DGX B200 and
+# GB200 NVL72) give figures with sparsity from H100 on, of which these are half; AMD's of the MI300X gives both.
 PEAK_FLOPS_PER_SECOND = {chip.device_kind: chip.peak_flops_per_second for chip in CHIPS.values()} | {
     "TPU v4": 275e12,
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GB200": 2500e12,
+    "AMD Instinct MI300X": 1307e12,
 }
 
 

@@ -53,6 +53,18 @@ class Cluster:
     named_by: str
     join_options: dict[str, Any]
     """Of `jax.distributed.initialize`."""
+    num_processes: int | None = None
+    """How many there are with this one, where its environment says so."""
+    is_first: bool = True
+    """Unless its environment says that another one is."""
+
+    def waits_for(self, seconds: float) -> str:
+        """What is about to happen, for people: a process that was started alone by mistake waits for nobody."""
+        others = "the others" if self.num_processes is None else f"the {self.num_processes - 1} others"
+        return (
+            f"joining the processes named by {self.named_by}: waiting up to {seconds:g} s for {others}"
+            " (--deadlines.start-seconds); set TOKLAB_NUM_PROCESSES=1 to train on this host alone"
+        )
 
 
 def recognize(environment: Mapping[str, str]) -> Cluster | None:
@@ -64,9 +76,14 @@ def recognize(environment: Mapping[str, str]) -> Cluster | None:
     if any(name in environment for name in _OURS):
         return _told_by_variables(environment)
     if all(name in environment for name in _SLURM):
-        return Cluster("SLURM", {"cluster_detection_method": "slurm"}) if environment["SLURM_NTASKS"] != "1" else None
-    if environment.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
-        return Cluster("Open MPI", {"cluster_detection_method": "ompi"})
+        return _step_of_slurm(environment)
+    if (count := environment.get("OMPI_COMM_WORLD_SIZE", "1")) != "1":
+        return Cluster(
+            "Open MPI",
+            {"cluster_detection_method": "ompi"},
+            _number(count),
+            _is_first(environment, "OMPI_COMM_WORLD_RANK"),
+        )
     workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if workers or "TPU_PROCESS_ADDRESSES_PATH" in environment:
         several = "," in (workers or ",") or environment.get("MEGASCALE_NUM_SLICES", "1") != "1"
@@ -78,6 +95,28 @@ def recognize(environment: Mapping[str, str]) -> Cluster | None:
     if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
         return Cluster("a Kubernetes Job", {"cluster_detection_method": "k8s"})
     return None
+
+
+def _step_of_slurm(environment: Mapping[str, str]) -> Cluster | None:
+    """The tasks of a step. SLURM_NTASKS alone may be those of the whole allocation: in the shell that salloc opens it
+    is, and that shell is alone."""
+    count = _number(environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"]))
+    if count == 1:
+        return None
+    return Cluster(
+        "SLURM",
+        {"cluster_detection_method": "slurm", "num_processes": count},
+        count,
+        _is_first(environment, "SLURM_PROCID"),
+    )
+
+
+def _is_first(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "0") == "0"
+
+
+def _number(count: str) -> int | None:
+    return int(count) if count.isdecimal() else None
 
 
 def _told_by_variables(environment: Mapping[str, str]) -> Cluster | None:
@@ -107,6 +146,8 @@ def _told_by_variables(environment: Mapping[str, str]) -> Cluster | None:
             "process_id": int(number),
             "cluster_detection_method": "deactivate",
         },
+        int(count),
+        int(number) == 0,
     )
 
 
@@ -159,6 +200,9 @@ def _join(cluster: Cluster, deadlines: Deadlines) -> None:
     jax.config.update(
         "jax_enable_preemption_service", False
     )  # it would take SIGTERM from the loop, which asks the others itself
+
+    if cluster.is_first:
+        print(cluster.waits_for(deadlines.start_seconds), flush=True)
 
     def initialize() -> None:
         jax.distributed.initialize(

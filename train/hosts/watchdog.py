@@ -3,14 +3,13 @@ again."""
 
 import dataclasses
 import faulthandler
-import math
 import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import Range, check_numbers
 from train.exits import EXIT_HUNG
 
 _TICK_SECONDS = 0.5
@@ -35,9 +34,8 @@ class Deadlines:
     """A host that the others have not heard of for so long is lost."""
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not (math.isfinite(value) and value >= 1):
-                raise UserError(f"deadlines.{name} is {value}; it must be a finite number of seconds, at least 1")
+        at_least_1 = Range(least=1, most=2**31 - 1)
+        check_numbers(self, "deadlines.", **{field.name: at_least_1 for field in dataclasses.fields(self)})
 
 
 class Watchdog:

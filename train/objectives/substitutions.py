@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.encoder import Encoder, EncoderConfig, Heads
-from tokenizer_lab.errors import UserError
+from models.encoder import Encoder, Heads
 from tokenizer_lab.representation import Representation
 from train.objectives.chosen_positions import OnChosenPositions, masked_or_random
 from train.objectives.clusters import cluster_of_id
@@ -68,14 +67,6 @@ class ClusteredSubstitution(RandomSubstitution):
     num_clusters: int = 100
     sharpness: float = 2.0
     """Of the softmax over clusters (the paper's beta); 0: all clusters are equally likely."""
-
-    def check(self, model: EncoderConfig, sequence_length: int) -> None:
-        super().check(model, sequence_length)
-        if self.num_clusters < 1 or self.sharpness < 0:
-            raise UserError(
-                f"objective.num_clusters is {self.num_clusters} and sharpness {self.sharpness}; they are at least 1 and"
-                " 0, e.g. 100 and 2"
-            )
 
     @property
     def heads(self) -> Heads:

@@ -279,7 +279,7 @@ def read_run(folder: epath.PathLike) -> RunRead:
         training=_by_step(_read_lines(folder / "metrics.jsonl", _POINT, unfinished)),
         evaluation=evaluation,
         samples=_read(folder / "samples.json", _SAMPLES) if (folder / "samples.json").exists() else [],
-        finetuned=[_read(path, _FINETUNED) for path in sorted((folder / "finetune").glob("*.json"))],
+        finetuned=[_read(path, _FINETUNED) for path in files.matching(folder / "finetune", "*.json")],
         minimal_pairs=_read(folder / "blimp.json", _MINIMAL_PAIRS) if (folder / "blimp.json").exists() else None,
         order=_order(recipe),
         documents=read_hashes(folder / "documents"),

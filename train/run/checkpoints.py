@@ -4,7 +4,8 @@ Orbax writes a checkpoint under a temporary name while training goes on. Once th
 process 0 reads them back, writes their checksums beside them and renames the folder, all in the background; only then
 are older checkpoints removed. A folder that still has a temporary name after a crash is no checkpoint and is removed by
 the next run. An object store cannot rename: there a last file, `commit_success.txt`, takes the place of the name. So
-what is committed has checksums, and they are checked before anything is read from it. The state's parts are one unit:
+what is committed has checksums, and they are checked before anything is read from it; and every array in it was opened
+once, so that it can be read at all. The state's parts are one unit:
 
     params             the weights alone, which is all that evaluation and sampling read
     rest               optimizer, counters, random key and the data's cursors
@@ -15,18 +16,19 @@ what is committed has checksums, and they are checked before anything is read fr
 import asyncio
 import contextlib
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint._src.serialization import types as serialization_types  # as Orbax's own documentation has it
 
-from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, is_remote, remote_errors
+from tokenizer_lab.errors import POSITIVE, UserError, check_numbers
+from tokenizer_lab.files import cannot_write, is_remote, matching, remote_errors
 from train.hosts import processes
 from train.hosts.memory import MemoryGrowth
 from train.run.checksums import find_damage, write_checksums
@@ -35,6 +37,7 @@ _COMMIT_FILE = ocp.path.atomicity.COMMIT_SUCCESS_FILE  # comes last and says not
 _SAVE_SECONDS = 3600  # in the background, checksums and all; Orbax would give up after 600
 
 _POLL_SECONDS = 0.01
+_PARTS = ("params", "rest")
 
 
 class _Dataclass(Protocol):
@@ -57,11 +60,16 @@ class CheckpointConfig:
     written."""
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.host_gigabytes > 0:
-            raise UserError(f"checkpoint.host_gigabytes is {self.host_gigabytes}; it must be more than 0")
+        check_numbers(self, "checkpoint.", host_gigabytes=POSITIVE)
+
+
+class _Folder(epath.gpath.PosixGPath):
+    """The path that Orbax is given: it finds by `glob` what the processes have written, which in etils takes the names
+    of the folders above for patterns too."""
+
+    def glob(self, pattern: str) -> Iterator[Self]:
+        *folders, name = pattern.split("/")
+        yield from map(type(self), matching(self.joinpath(*folders), name))
 
 
 class _WithChecksums(ocp.path.atomicity_types.TemporaryPath):
@@ -75,6 +83,7 @@ class _WithChecksums(ocp.path.atomicity_types.TemporaryPath):
             await asyncio.to_thread(self._checkpoint_metadata_store.wait_until_finished)
             self._checkpoint_metadata_store = None  # no time of commit is written into a file that has its checksum
         if self.get_final().name.isdecimal():  # a step's folder; each part in it is committed before, in the same way
+            await asyncio.to_thread(_open_all_arrays, self.get())
             await asyncio.to_thread(write_checksums, self.get(), {_COMMIT_FILE})
         await super().finalize()
 
@@ -128,7 +137,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.PathLike, keep: int = 2, host_gigabytes: float = 32, *, read_only: bool = False):
-        self.folder, self._host_gigabytes, self._memory = epath.Path(folder), host_gigabytes, MemoryGrowth()
+        self.folder = epath.Path(folder) if is_remote(folder) else _Folder(folder).absolute()
+        if "\\" in os.fspath(self.folder):
+            raise UserError(
+                f"{self.folder}: checkpoints cannot lie below a name with a backslash; choose another --run-dir"
+            )
+        self._host_gigabytes, self._memory = host_gigabytes, MemoryGrowth()
         self._transfers = _Transfers()
         arrays = ocp.type_handlers.create_type_handler_registry(
             (jax.Array, ocp.type_handlers.ArrayHandler(callback=self._transfers))
@@ -137,7 +151,7 @@ class Checkpoints:
             name: ocp.PyTreeCheckpointHandler(
                 save_device_host_concurrent_gb=host_gigabytes / 2, type_handler_registry=arrays
             )
-            for name in ("params", "rest")
+            for name in _PARTS
         }
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -152,9 +166,7 @@ class Checkpoints:
         try:
             with remote_errors(self.folder):
                 self._manager = _Manager(
-                    self.folder if is_remote(self.folder) else self.folder.absolute(),
-                    options=options,
-                    item_handlers=parts | {"meta": ocp.JsonCheckpointHandler()},
+                    self.folder, options=options, item_handlers=parts | {"meta": ocp.JsonCheckpointHandler()}
                 )
         except OSError as error:
             raise UserError(f"cannot use {self.folder} for checkpoints: {error}; choose another --run-dir") from error
@@ -184,8 +196,8 @@ class Checkpoints:
                     damage = find_damage(self.folder / str(step), {_COMMIT_FILE})
             except OSError as error:
                 raise UserError(
-                    f"cannot read {self.folder / str(step)}: {error.strerror or error}; mend that, or remove the folder"
-                    " to go on from the checkpoint before"
+                    f"cannot read {self.folder / str(step)}: {error.strerror or error}; mend that,"
+                    f" {self._instead_of(step)}"
                 ) from error
             if damage is None:
                 for number, reason in damaged.items():
@@ -198,8 +210,8 @@ class Checkpoints:
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(
-                f"no checkpoint in {self.folder} is whole ({reasons}); put a copy in its place, or remove that folder"
-                " to train anew"
+                f"no checkpoint in {self.folder} is whole ({reasons}); put a copy of one in its place, or train anew in"
+                " another --run-dir"
             )
         return None
 
@@ -292,9 +304,16 @@ class Checkpoints:
         except (ValueError, OSError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"checkpoint {self.folder / str(step)} cannot be read: {reason}; remove that folder to go on from the"
-                " one before"
+                f"checkpoint {self.folder / str(step)} cannot be read: {reason}; put a copy in its place,"
+                f" {self._instead_of(step)}"
             ) from error
+
+    def _instead_of(self, step: int) -> str:
+        """What helps where a step cannot be read and will not be; nobody is told to remove the only one there is."""
+        earlier = max((number for number in self._manager.all_steps() if number < step), default=None)
+        if earlier is None:
+            return "or train anew in another --run-dir; there is none before it, keep it"
+        return f"or move that folder out of {self.folder} to go on from step {earlier}"
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -313,6 +332,12 @@ class Checkpoints:
                 f"saving a checkpoint in {self.folder} failed: {reason}; {kept}; mend that and run the same command"
                 " again"
             ) from error
+
+
+def _open_all_arrays(folder: epath.Path) -> None:
+    """Raises ValueError where an array that a checkpoint names is not in its files."""
+    for part in _PARTS:
+        ocp.PyTreeCheckpointHandler().metadata(folder / part)
 
 
 def _restored_as(target: Any) -> ocp.args.PyTreeRestore:

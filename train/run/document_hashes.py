@@ -12,7 +12,7 @@ import collections
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_json, write_json
+from tokenizer_lab.files import matching, read_json, write_json
 
 Hashes = dict[int, dict[int, str]]  # row -> documents it has finished -> their running hash
 
@@ -47,7 +47,7 @@ class DocumentHashes:
 def read_hashes(folder: epath.Path) -> Hashes:
     """The notes of all processes that a run ever had, none where there is no folder. Raises UserError."""
     hashes: Hashes = {}
-    for path in sorted(folder.glob("*.json")) if folder.exists() else []:
+    for path in matching(folder, "*.json"):
         for row, noted in _read_file(path).items():
             hashes.setdefault(row, {}).update(noted)
     return hashes

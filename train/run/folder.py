@@ -10,6 +10,7 @@ documents/       a file a process: running hashes of what its rows have read  tr
 times/           a file a process: its time, what on, which steps             train
 summary.json     what the run was and what it cost, once it ends or stops     train
 tensorboard/     the same metrics for TensorBoard                             train
+wandb.json       the id of its run at Weights & Biases, if it has one there   train
 profile/         traces of steps, where `--profile` asked for them            train
 eval.json        bits per byte over all held-out text                         eval
 eval_documents.json  the same, document by document                           eval
@@ -55,6 +56,7 @@ class RunFolder:
         self.profile = self.path / "profile"
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
+        self.wandb = self.path / "wandb.json"
         self.evaluation = self.path / "eval.json"
         self.evaluated_documents = self.path / "eval_documents.json"
         self.noise = self.path / "noise.json"

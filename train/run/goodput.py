@@ -10,12 +10,13 @@ A step that a later process took again, because the run went on from a checkpoin
 """
 
 import time
+import uuid
 from typing import Any
 
 from etils import epath
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import read_json, write_json
+from tokenizer_lab.files import matching, read_json, write_json
 from train.run.logs import Stopwatch
 
 _EVERY_SECONDS = 10.0
@@ -34,9 +35,8 @@ class Timekeeper:
     def __init__(self, folder: epath.Path | None, clock: Stopwatch, first_step: int):
         self._clock, self._first_step = clock, first_step
         self._started = time.time() - clock.total_seconds
-        self._path = (
-            folder / f"{len(list(folder.glob('*.json'))) if folder.exists() else 0:05}.json" if folder else None
-        )
+        # In an object store there is no lock: two processes that start at once have a file each all the same.
+        self._path = folder / f"{_next_number(folder):05}-{uuid.uuid4().hex[:8]}.json" if folder else None
         self.write(first_step)
 
     def note(self, step: int) -> None:
@@ -94,6 +94,12 @@ def account(folder: epath.Path) -> dict[str, Any]:
     }
 
 
+def _next_number(folder: epath.Path) -> int:
+    """Behind the last record's, whichever of those before are still there."""
+    numbers = [path.stem.partition("-")[0] for path in matching(folder, "*.json")]
+    return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
+
+
 def _by_part(record: dict[str, Any]) -> dict[str, float]:
     parts: dict[str, float] = {}
     for part, seconds in record["seconds_by_part"].items():
@@ -104,7 +110,7 @@ def _by_part(record: dict[str, Any]) -> dict[str, float]:
 def _records(folder: epath.Path) -> list[dict[str, Any]]:
     """In the order of their processes. What cannot be read is time that the run was down."""
     records = []
-    for path in sorted(folder.glob("*.json")):
+    for path in matching(folder, "*.json"):
         try:
             record = read_json(path, "record of a run's time")
             numbers = [

@@ -12,12 +12,13 @@ import jax
 import rich.console
 import rich.progress
 from etils import epath
-from tensorboardX import SummaryWriter
 
-from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, is_remote, remote_errors, write_bytes
+from tokenizer_lab.errors import check_numbers
+from tokenizer_lab.files import cannot_write, is_remote, write_bytes
+from train.console import say
 from train.hosts.hardware import model_flops_utilization
 from train.run.folder import RunFolder
+from train.run.trackers import Tracker, tensorboard, weights_and_biases
 
 Figures = Callable[[dict[str, float], int], dict[str, float | None]]
 
@@ -30,6 +31,9 @@ class LoggingConfig:
     tensorboard: bool = True
     wandb_project: str | None = None
     """Also log to this Weights & Biases project (pip install 'tokenizer-lab[wandb]')."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "logging.")
 
 
 class Stopwatch:
@@ -100,7 +104,8 @@ class _LineFile:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written has been told of by `write`
+                self._file.close()
 
 
 class RunLog:
@@ -112,6 +117,7 @@ class RunLog:
       config: the resolved recipe as JSON, for Weights & Biases.
       figures: of the objective, (sums over steps, source bytes) -> what they stand for.
       console: where lines and bar go.
+      first_step: where this process goes on from.
     """
 
     def __init__(
@@ -121,21 +127,18 @@ class RunLog:
         config: dict[str, Any],
         figures: Figures,
         console: rich.console.Console,
+        first_step: int,
     ):
         self._every, self._console, self._name, self._figures = options.every_steps, console, config["name"], figures
-        self._files = {}
-        try:
-            self._files = {"metrics": _LineFile(run.metrics), "evaluations": _LineFile(run.evaluations)}
-            with remote_errors(run.tensorboard):
-                self._tensorboard = SummaryWriter(str(run.tensorboard)) if options.tensorboard else None
-        except OSError as error:
-            raise cannot_write(run.path, error) from error
-        self._wandb = _start_wandb(options.wandb_project, config, run) if options.wandb_project else None
+        self._run, self._options, self._config, self._first_step = run, options, config, first_step
+        self._files: dict[str, _LineFile] = {}
+        self._trackers: list[Tracker] = []
+        self._opened = contextlib.ExitStack()
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
             rich.progress.TaskProgressColumn(),
-            rich.progress.TextColumn("{task.fields[figures]}"),
+            rich.progress.TextColumn("{task.fields[figures]}", markup=False),
             rich.progress.TimeRemainingColumn(),
             console=console,
             transient=False,
@@ -146,20 +149,27 @@ class RunLog:
         self._data_seconds = self._logged_data_seconds = 0.0
 
     def __enter__(self) -> "RunLog":
-        if self._console.is_terminal:
-            self._bar.start()
+        with contextlib.ExitStack() as stack:  # whatever fails, what was opened before is closed
+            self._open(stack)
+            self._opened = stack.pop_all()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        run = self._run
+        try:
+            for name, path in (("metrics", run.metrics), ("evaluations", run.evaluations)):
+                self._files[name] = stack.enter_context(contextlib.closing(_LineFile(path)))
+            if self._options.tensorboard:
+                self._trackers.append(stack.enter_context(tensorboard(run, self._first_step)))
+        except OSError as error:
+            raise cannot_write(run.path, error) from error
+        if project := self._options.wandb_project:
+            self._trackers.append(stack.enter_context(weights_and_biases(run, project, self._config)))
         if self._console.is_terminal:
-            self._bar.stop()
-        for file in self._files.values():
-            with contextlib.suppress(OSError):  # what could not be written has been told of by `_write`
-                file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+            stack.enter_context(self._bar)
+
+    def __exit__(self, *raised: Any) -> None:
+        self._opened.__exit__(*raised)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -216,10 +226,10 @@ class RunLog:
         shown = f"step {line['step']}  {shown_figure(first, line[first], 3)}  {line['bytes_per_second'] / 1e3:.1f} kB/s"
         self._bar.update(self._task, figures=shown)
         if not self._console.is_terminal:
-            self._console.print(
+            say(
+                self._console,
                 f"{self._name}  {last['share']:6.1%}  {shown}  loss {_figure(line['loss'], '.4f')}  "
                 f"lr {line['learning_rate']:.2e}  {line['step_seconds']:.3f} s/step",
-                soft_wrap=True,
             )
         self._pending, self._since, self._logged_data_seconds = [], time.perf_counter(), self._data_seconds
 
@@ -231,19 +241,16 @@ class RunLog:
             for name, value in line.items()
             if name not in ("step", "bytes_seen", "flops", "num_bytes")
         ]
-        self._console.print(
+        say(
+            self._console,
             f"{self._name}  step {line['step']}  held-out {'  '.join(figures)} over {line['num_bytes']:,} bytes",
-            soft_wrap=True,
         )
 
     def _write(self, name: str, line: dict[str, Any], prefix: str = "") -> None:
         self._files[name].write(json.dumps(line) + "\n")
         numbers = {prefix + key: value for key, value in line.items() if key != "step" and value is not None}
-        if self._tensorboard is not None:
-            for key, value in numbers.items():
-                self._tensorboard.add_scalar(key, value, line["step"])
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=line["step"])
+        for track in self._trackers:
+            track(line["step"], numbers)
 
 
 def shown_figure(name: str, value: float | None, digits: int) -> str:
@@ -257,16 +264,3 @@ def shown_figure(name: str, value: float | None, digits: int) -> str:
 
 def _figure(value: float | None, form: str) -> str:
     return "not finite" if value is None else format(value, form)
-
-
-def _start_wandb(project: str, config: dict[str, Any], run: RunFolder) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            "logging.wandb_project is set but wandb is not installed; pip install 'tokenizer-lab[wandb]' or leave"
-            " it out"
-        ) from error
-    return wandb.init(
-        project=project, name=config["name"], dir=str(run.path), config=config, id=config["name"], resume="allow"
-    )

@@ -11,6 +11,7 @@ from etils import epath
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import copy_folder
+from train.console import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,8 @@ class Profiler:
     def __exit__(self, *_: Any) -> None:
         self._stop()
         if self._steps and not self._traced:
-            self._console.print(
-                f"no trace: this process did not take steps {self._steps.first} to {self._steps.end - 1}",
-                soft_wrap=True,
+            say(
+                self._console, f"no trace: this process did not take steps {self._steps.first} to {self._steps.end - 1}"
             )
 
     def reach(self, step: int, state: Any) -> None:
@@ -75,8 +75,8 @@ class Profiler:
         with self._tracing as folder:
             copy_folder(epath.Path(folder), self._folder)
         self._tracing, self._traced = None, True
-        self._console.print(
+        say(
+            self._console,
             f"{self._folder}: a trace of steps {self._steps.first} to {self._steps.end - 1}; 'xprof --logdir"
             f" {self._folder}' shows it",
-            soft_wrap=True,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import rich.console
 
 from tokenizer_lab.errors import UserError
+from train.console import say
 
 try:
     import kubernetes
@@ -139,7 +140,7 @@ def follow(cluster: Cluster, name: str, worker: str, console: rich.console.Conso
                 f"JobSet {name} was deleted; the same command creates it again and goes on from its newest checkpoint"
             )
         if (now := state(jobset)) != shown:
-            console.print(f"{name}: {now}", soft_wrap=True, highlight=False)
+            say(console, f"{name}: {now}")
             shown = now
         more = output.show(cluster.newest_pod(worker))
         if (ended := outcome(jobset)) == "Failed":

@@ -14,6 +14,7 @@ import rich.console
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, read_json, write_json
+from train.console import say
 from train.hosts.processes import code_fingerprint
 from train.recipe import Recipe, flatten, recipe_names, refused_changes, to_json
 from train.run.folder import RunFolder
@@ -143,10 +144,10 @@ def record(job: Job, target: str, console: rich.console.Console) -> None:
     if run.config.exists():
         refuse_another_config(str(run.path), read_json(run.config, "run's config"), job.config)
     if before and before.get("code") != job.code:
-        console.print(
+        say(
+            console,
             f"{run.path}: the code is another than at the submission before, {str(before.get('code'))[:12]} ->"
             f" {job.code[:12]}",
-            soft_wrap=True,
         )
     write_json(
         run.job,
@@ -169,10 +170,7 @@ def record_from_afar(job: Job, target: str, console: rich.console.Console) -> No
     except (
         Exception
     ) as error:  # whatever the library behind the store raises where it is not installed or lets nobody in
-        console.print(
-            f"{job.run_dir} cannot be read from here ({type(error).__name__}); the hosts compare the configs",
-            soft_wrap=True,
-        )
+        say(console, f"{job.run_dir} cannot be read from here ({type(error).__name__}); the hosts compare the configs")
     else:
         record(job, target, console)
 

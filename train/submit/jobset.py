@@ -16,6 +16,7 @@ import yaml
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote
+from train.console import say
 from train.exits import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 from train.recipe import flatten
 from train.submit.cluster import WORKER, Cluster, follow, outcome
@@ -58,19 +59,19 @@ class JobSet(OnPod):
         if is_remote(job.run_dir):
             record_from_afar(job, "jobset", console)
         if start(cluster, job, wanted):
-            console.print(f"{job.name}: created in namespace {self.namespace}", soft_wrap=True)
+            say(console, f"{job.name}: created in namespace {self.namespace}")
         else:
-            console.print(f"{job.name}: runs already, as asked for", soft_wrap=True)
+            say(console, f"{job.name}: runs already, as asked for")
         remarks = (
             f"follow it: the same command again, or kubectl logs --namespace {self.namespace} --follow --selector"
             f" {worker_zero(job.name)}\nend it:    kubectl delete jobset {job.name} --namespace {self.namespace}"
         )
-        console.print(remarks, soft_wrap=True, highlight=False)
+        say(console, remarks)
         if self.follow:
             try:
                 follow(cluster, job.name, worker_zero(job.name), console)
             except KeyboardInterrupt:
-                console.print(f"\n{job.name} goes on; {remarks}", soft_wrap=True, highlight=False)
+                say(console, f"\n{job.name} goes on; {remarks}")
                 return EXIT_INTERRUPTED
         return 0
 

@@ -23,6 +23,7 @@ import rich.console
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write, is_remote
+from train.console import say
 from train.exits import EXIT_STOPPED, EXIT_USER_ERROR, stop_signals_to
 from train.recipe import Recipe
 from train.run.folder import RunFolder, lock
@@ -152,10 +153,10 @@ def launch(
                     f" {log_file(logs, ended.process)} has what it wrote; mend that, or raise --max-restarts, and run"
                     " the same command again"
                 )
-            console.print(
+            say(
+                console,
                 f"process {ended.process} {ended.how}; starting all again (restart {restarts} of {options.max_restarts}"
                 " at most)",
-                soft_wrap=True,
             )
 
 
@@ -317,6 +318,4 @@ def tell_last_line(ended: Ended, logs: pathlib.Path, console: rich.console.Conso
     """The complaint of a process whose output is not shown."""
     if ended.code == EXIT_USER_ERROR and ended.process != 0:
         lines = log_file(logs, ended.process).read_text(errors="replace").splitlines()
-        console.print(
-            f"process {ended.process}: {lines[-1] if lines else 'it said nothing'}", soft_wrap=True, markup=False
-        )
+        say(console, f"process {ended.process}: {lines[-1] if lines else 'it said nothing'}")

@@ -9,6 +9,7 @@ import rich.console
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_bytes
+from train.console import say
 from train.recipe import Recipe
 from train.submit.job import Job, check_name, check_reachable_recipe, environment, record_from_afar, shell_values
 from train.submit.pod import OnPod, check_shared_run_dir
@@ -90,9 +91,8 @@ class QueuedResource(OnPod):
         record_from_afar(job, "queued-resource", console)
         file = pathlib.Path(f"{job.name}.sh")
         write_bytes(file, script.encode())
-        console.print(
+        say(
+            console,
             f"{file} is written; start the job with: bash {file}, and give the TPUs back with: bash {file} delete",
-            soft_wrap=True,
-            highlight=False,
         )
         return 0

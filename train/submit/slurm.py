@@ -1,18 +1,23 @@
 """`toklab submit --to slurm`: the batch script of a job on a SLURM cluster, whose folders all of its nodes see."""
 
 import dataclasses
+import math
 import os
 import pathlib
+import re
 import sys
 
 import rich.console
 
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, write_bytes
+from train.console import say
 from train.recipe import Recipe
 from train.submit.job import Job, check_name, environment, record, shell_values
 
 _BODY = pathlib.Path(__file__).with_name("slurm.sh")
+_PLAIN = re.compile(r"[\w./:@%+=,-]*")  # sbatch takes this as it is; a space or # would end it outside of quotes
+_MAX_SIGNAL_SECONDS = 65_535  # of sbatch's --signal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,8 @@ class Slurm:
     cpus_per_task: int | None = None
     """Of a process."""
     time: str = "24:00:00"
-    """Limit of one allocation; the job asks for the next one by itself."""
+    """Limit of one allocation, as sbatch takes it: minutes, [days-]hours:minutes:seconds, ...; the job asks for the
+    next one by itself."""
     partition: str | None = None
     account: str | None = None
     max_restarts: int = 3
@@ -43,6 +49,12 @@ class Slurm:
         for name, least in (("nodes", 1), ("gpus_per_node", 0), ("max_restarts", 0), ("grace_seconds", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        limit_seconds = seconds_of(self.time)
+        if self.grace_seconds > (most := min(_MAX_SIGNAL_SECONDS, limit_seconds - 1)):
+            raise UserError(
+                f"--grace-seconds is {self.grace_seconds} and --time {self.time}: saving begins so long before the"
+                f" limit and has to lie in the job; give at most {most:.0f}, or a longer --time"
+            )
         recipe.check_devices(self.nodes * self.tasks_per_node)
         return recipe
 
@@ -60,14 +72,14 @@ class Slurm:
             "partition": self.partition,
             "account": self.account,
             "signal": f"B:TERM@{self.grace_seconds}",
-            "output": f"{self.log_folder(job)}/slurm-%j.log",
+            "output": f"{self.log_folder(job).replace('%', '%%')}/slurm-%j.log",  # %j is the job's number
             "open-mode": "append",
         }
         for name, value in given.items():
             if any(character in str(value) for character in '"\n\\`$'):
                 raise UserError(f"--{name} {value!r}: sbatch takes no quotes, backslashes, dollars and line ends there")
         directives = [
-            f'#SBATCH --{name}="{value}"' if " " in str(value) else f"#SBATCH --{name}={value}"
+            f"#SBATCH --{name}={value}" if _PLAIN.fullmatch(str(value)) else f'#SBATCH --{name}="{value}"'
             for name, value in given.items()
             if value is not None
         ]
@@ -89,9 +101,25 @@ class Slurm:
         pathlib.Path(self.log_folder(job)).mkdir(parents=True, exist_ok=True)  # SLURM does not make it
         file = pathlib.Path(f"{job.name}.sbatch")
         write_bytes(file, script.encode())
-        console.print(f"{file} is written; start the job with: sbatch {file}", soft_wrap=True, highlight=False)
+        say(console, f"{file} is written; start the job with: sbatch {file}")
         return 0
 
     @staticmethod
     def log_folder(job: Job) -> str:
         return f"toklab-logs/{job.name}" if is_remote(job.run_dir) else f"{job.run_dir.rstrip('/')}/logs"
+
+
+def seconds_of(limit: str) -> float:
+    """Of a time limit as sbatch takes it. Raises UserError."""
+    if limit.upper() in ("INFINITE", "UNLIMITED"):
+        return math.inf
+    days, dash, clock = limit.rpartition("-")
+    parts = clock.split(":")
+    if not (len(parts) <= 3 and all(part.isdecimal() for part in parts) and (days.isdecimal() or not dash)):
+        raise UserError(
+            f"--time {limit!r} is no time limit; give minutes, minutes:seconds, hours:minutes:seconds, or days- before"
+            " hours, hours:minutes or hours:minutes:seconds"
+        )
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)  # of the first part and those behind it
+    seconds = 86_400 * int(days or 0) + sum(unit * int(part) for unit, part in zip(units, parts))
+    return seconds or math.inf  # 0 is none

@@ -74,6 +74,25 @@ print(page_faults() - before)
     assert done.returncode == 0 and int(done.stdout) < 5 * 16_384, done  # of ten times as many pages
 
 
+def test_the_process_ends_at_once_with_its_code_and_all_it_has_said():
+    """Whatever native threads still run, and whether anybody reads what it says."""
+    program = """
+import atexit, sys, threading, time
+from train.commands.cli import leave
+atexit.register(print, "tidied up")
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+sys.stdout.write("done, ")
+leave(75)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "done, tidied up\n", "")
+    reader, writer = os.pipe()
+    os.close(reader)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # so that it is noticed at the end
+    closed = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, env=buffered)
+    assert (closed.returncode, closed.stderr) == (75, b"")
+
+
 def test_unknown_words_name_the_nearest(capsys, recipe_file):
     assert "no command 'tran', did you mean train?" in refused(capsys, "tran")
     assert "no representation 'bite', did you mean byte?" in refused(capsys, "fit", "bite")
@@ -91,6 +110,13 @@ def test_unknown_words_name_the_nearest(capsys, recipe_file):
     )
 
 
+def test_a_sample_is_written_byte_for_byte(capsysbinary, monkeypatch):
+    drawn = b"\tif [x]:\r\n\x0c[bold]\xff\xc3 :cat: " + 40 * b"a long line "
+    monkeypatch.setattr("train.evaluate.sampling.sample_run", lambda *_: (drawn, None))
+    assert command_line.run(["sample", "run", "--prompt", "[/x]\t\udcff"]) == 0  # as Python has a byte 255 of the shell
+    assert capsysbinary.readouterr().out == b"[/x]\t\xff" + drawn + b"\n"
+
+
 def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
     assert "--model.num-layers" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "four")
     assert "model.num_layers is 0" in refused(capsys, "train", recipe_file, "--run-dir", "x", "--model.num-layers", "0")
@@ -105,6 +131,48 @@ def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
     assert "is not a run" in refused(capsys, "eval", str(tmp_path))
     assert "is not a run" in refused(capsys, "sample", str(tmp_path), "--prompt", "x")
     assert "--max-tokens is 0" in refused(capsys, "sample", str(tmp_path), "--prompt", "x", "--max-tokens", "0")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("eval", "foo://bar"),
+        ("train", "demo_byte", "--run-dir", "foo://bar"),
+        ("ingest", "embedded", "--out", "://bar"),
+        ("fit", "byte", "--corpus", "a://b", "--out", "c"),
+    ],
+)
+def test_an_object_store_that_nobody_knows_is_one_line(capsys, words):
+    assert "is no object store; give gs://BUCKET/FOLDER or a path of this machine" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("value", ["1" + 400 * "0", "-7", "nan", "inf"])
+@pytest.mark.parametrize(
+    "command, option",
+    [
+        ("sample run --prompt x", "seed"),
+        ("sample run --prompt x", "max-tokens"),
+        ("sample run --prompt x", "temperature"),
+        ("sample run --prompt x", "top-k"),
+        ("eval run", "max-bytes"),
+        ("blimp run --pairs p", "max-pairs"),
+        ("finetune run --task t", "num-seeds"),
+        ("finetune run --task t", "weight-decay"),
+        ("inspect a --corpus c --out o", "max-bytes"),
+        ("ingest s --out o", "test-fraction"),
+        ("ingest s --out o", "max-document-bytes"),
+        ("fit subword --corpus c --out o", "vocab-size"),
+        ("train demo_byte --run-dir x", "seed"),
+        ("train demo_byte --run-dir x", "optimizer.learning-rate"),
+        ("plan demo_byte --topology v5e:2x2", "slices"),
+        ("submit demo_byte --to slurm --run-dir x", "nodes"),
+        ("submit demo_byte --to local --run-dir x", "grace-seconds"),
+    ],
+)
+def test_numbers_that_no_option_takes_are_one_line(capsys, tmp_path, monkeypatch, command, option, value):
+    monkeypatch.chdir(tmp_path)
+    complaint = refused(capsys, *command.split(), f"--{option}={value}")
+    assert option in complaint.replace("_", "-"), complaint
 
 
 def test_a_vocab_larger_than_the_corpus_supports_is_refused(capsys, corpus, tmp_path):
@@ -157,7 +225,7 @@ def whole_path(text: pathlib.Path, recipe_file: str) -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("one_device")
-def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tmp_path):
+def test_the_whole_path_from_text_to_report(capsysbinary, monkeypatch, recipe_file, tmp_path):
     text = tmp_path / "text"
     text.mkdir()
     for number in range(60):
@@ -167,8 +235,8 @@ def test_the_whole_path_from_text_to_report(capsys, monkeypatch, recipe_file, tm
     steps = whole_path(text, recipe_file)
     monkeypatch.chdir(tmp_path)
     for arguments in steps:
-        assert command_line.run(arguments) == 0, capsys.readouterr().err
-    shown = capsys.readouterr().out
+        assert command_line.run(arguments) == 0, capsysbinary.readouterr().err
+    shown = capsysbinary.readouterr().out.decode(errors="replace")  # a model that has learned little gives any bytes
     assert "num_layers=1" in shown and "bits/byte" in shown and "report/index.html" in shown
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (stored["model"]["num_layers"], stored["name"], stored["data"]["corpora"]) == (1, "mine", ["corpus"])

@@ -212,7 +212,7 @@ def test_limits_that_leave_one_choice_are_kept_whatever_the_model_likes(model):
         ({"temperature": float("nan")}, "--temperature is nan"),
         ({"temperature": float("inf")}, "--temperature is inf"),
         ({"top_k": -1}, "--top-k is -1"),
-        ({"seed": 12345678901234567890}, "--seed is 12345678901234567890; a seed is from 0 to 4294967295"),
+        ({"seed": 12345678901234567890}, "--seed is 12345678901234567890; it must be at most 4294967295"),
         ({"top_p": 0.0}, "--top-p is 0.0"),
         ({"top_p": 1.5}, "--top-p is 1.5"),
     ],

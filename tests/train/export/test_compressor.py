@@ -114,7 +114,7 @@ def test_a_language_model_is_trained_beside_the_artifact_and_charged_to_it(workp
 
 
 @pytest.mark.slow
-def test_the_whole_path_to_a_report(workplace, fitted, capsys):
+def test_the_whole_path_to_a_report(workplace, fitted, capsysbinary):
     for name in fitted:
         run = f"run-{name}"
         assert workplace.train(name, run) == 0
@@ -132,7 +132,7 @@ def test_the_whole_path_to_a_report(workplace, fitted, capsys):
         assert 0 < text["unigram_bits_per_byte"] <= text["uniform_bits_per_byte"]
     out = workplace.folder / "report"
     runs = [str(workplace.folder / f"run-{name}") for name in fitted]
-    assert command_line.run(["report", *runs, "--out", str(out)]) == 0, capsys.readouterr().err
+    assert command_line.run(["report", *runs, "--out", str(out)]) == 0, capsysbinary.readouterr().err
     arms = json.loads((out / "report.json").read_text())["arms"]
     rows = {pathlib.Path(arm["folder"]).name: arm for arm in arms}
     for name in fitted:

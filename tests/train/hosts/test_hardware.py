@@ -40,7 +40,17 @@ def test_what_the_user_has_chosen_stays(monkeypatch, chosen):
     assert jax.config.jax_compilation_cache_dir == chosen
 
 
-@pytest.mark.parametrize("kind, peak", [("TPU v4", 275e12), ("NVIDIA H100 80GB HBM3", 989e12), ("TPU v6 lite", 918e12)])
+@pytest.mark.parametrize(
+    "kind, peak",
+    [
+        ("TPU v4", 275e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA B200", 2250e12),
+        ("AMD Instinct MI300X", 1307e12),
+        ("TPU v6 lite", 918e12),
+    ],
+)
 def test_utilization_is_of_the_peak_of_all_devices(kind, peak):
     devices = lambda count: [SimpleNamespace(device_kind=kind)] * count
     assert model_flops_utilization(0.4 * peak, devices(1)) == pytest.approx(0.4)

@@ -29,6 +29,8 @@ SLURM = {
         (SLURM | {"TOKLAB_NUM_PROCESSES": "1"}, None),
         (SLURM, "SLURM"),
         (SLURM | {"SLURM_NTASKS": "1"}, None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),  # the shell of salloc: SLURM_NTASKS is the allocation's
+        (SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM"),
         (
             {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"},
             None,
@@ -45,6 +47,21 @@ SLURM = {
 def test_clusters_are_known_by_their_variables(environment, named_by):
     cluster = recognize(ALONE | environment)
     assert (cluster and cluster.named_by) == named_by
+
+
+def test_a_process_says_whom_it_waits_for_and_how_to_go_alone():
+    cluster = recognize(ALONE | SLURM | {"SLURM_NTASKS": "32", "SLURM_STEP_NUM_TASKS": "4"})
+    assert cluster.join_options["num_processes"] == 4
+    assert "named by SLURM: waiting up to 900 s for the 3 others" in (line := cluster.waits_for(900.0))
+    assert "--deadlines.start-seconds" in line and line.endswith(
+        "set TOKLAB_NUM_PROCESSES=1 to train on this host alone"
+    )
+    assert "for the 3 others" in recognize(ALONE | OURS).waits_for(1)
+    assert not recognize(ALONE | OURS).is_first and recognize(ALONE | OURS | {"TOKLAB_PROCESS_ID": "0"}).is_first
+    assert not recognize(ALONE | SLURM).is_first and recognize(ALONE | SLURM | {"SLURM_PROCID": "0"}).is_first
+    assert "for the 1 others" in recognize(ALONE | {"OMPI_COMM_WORLD_SIZE": "2"}).waits_for(1)
+    assert "for the others" in recognize({"TPU_WORKER_HOSTNAMES": "a,b"}).waits_for(1)
+    assert recognize(ALONE | SLURM | {"TOKLAB_NUM_PROCESSES": "1"}) is None
 
 
 def test_a_machine_with_tpus_is_asked_for_its_neighbours_unless_it_is_told_to_compute_elsewhere():

@@ -81,5 +81,5 @@ def test_a_watchdog_that_is_not_needed_any_more_is_gone():
 
 @pytest.mark.parametrize("wrong", [{"step_seconds": 0}, {"save_seconds": float("inf")}, {"heartbeat_seconds": -1}])
 def test_deadlines_that_are_none_are_refused(wrong):
-    with pytest.raises(UserError, match="must be a finite number of seconds, at least 1"):
+    with pytest.raises(UserError, match="must be (a finite number|at least 1)$"):
         Deadlines(**wrong)

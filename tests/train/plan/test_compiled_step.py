@@ -65,7 +65,8 @@ def test_memory_is_what_is_allocated(make_recipe):
     setup = set_up(recipe)
     found = compile_step(recipe, setup.representation.vocab_size, jax.devices())
     state = setup.program.init(jax.random.key_data(jax.random.key(0)))
-    batch = open_batches(setup, state, lambda *_: None)()
+    with open_batches(setup, state, lambda *_: None) as next_batch:
+        batch = next_batch()
     for device in jax.devices()[:2]:
         assert on_device(device, state) == found["bytes"]["state"]
         assert on_device(device, state.params) == found["bytes"]["parameters"]

@@ -269,3 +269,51 @@ def test_a_state_larger_than_the_hosts_memory_may_take_is_copied_in_portions(
             dict.fromkeys(large, one_device),
         )
         assert all((np.asarray(weights[name]) == int(name)).all() for name in large)
+
+
+PRINTABLE = "".join(chr(code) for code in range(32, 127) if chr(code) not in "/\\")
+
+
+@pytest.mark.parametrize("name", [PRINTABLE, "[a]", "*", "-x", "~", "%41 {b}#?", "a//b", "日本 ü\u0301", "line\nend"])
+def test_a_folder_of_any_name_holds_checkpoints_that_can_be_read(tmp_path, name):
+    folder = f"{tmp_path}/{name}/checkpoints"
+    with opened(folder) as checkpoints:
+        for step in (5, 10):
+            checkpoints.save(step, state_of(step), {"name": name})
+        checkpoints.wait()
+    with opened(folder, read_only=True) as checkpoints:
+        assert checkpoints.newest_whole(pytest.fail) == 10 and checkpoints.read_meta(10) == {"name": name}
+        assert_saved(restored(checkpoints, 10), 10)
+
+
+def test_a_name_that_tensorstore_refuses_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(UserError, match="backslash; choose another --run-dir"):
+        Checkpoints(tmp_path / "a\\b" / "checkpoints")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_read_is_not_committed(tmp_path, monkeypatch):
+    with opened(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(5, state_of(5), {})
+        checkpoints.wait()
+        monkeypatch.setattr(checkpoints_module._Folder, "glob", lambda *_: iter(()))  # Orbax finds nothing to merge
+        checkpoints.save(10, state_of(10), {})
+        with pytest.raises(UserError, match="saving a checkpoint .* failed: .*; the newest there is of step 5; "):
+            checkpoints.wait()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()] == ["5"]
+
+
+def test_nobody_is_told_to_remove_the_only_checkpoint(two_saved, tmp_path):
+    other_shapes, one_device = {"other": jax.ShapeDtypeStruct((3,), jnp.float32)}, jax.local_devices()[0]
+    sharding = {"other": jax.sharding.SingleDeviceSharding(one_device)}
+    with opened(two_saved, read_only=True) as checkpoints:
+        with pytest.raises(UserError, match=f"move that folder out of {two_saved} to go on from step 5$"):
+            checkpoints.restore_params(10, other_shapes, sharding)
+        with pytest.raises(UserError, match="cannot be read: .* put a copy in its place, or .*; .* keep it$") as error:
+            checkpoints.restore_params(5, other_shapes, sharding)
+        assert "remove" not in str(error.value).replace(str(two_saved), "")
+    shutil.copytree(two_saved / "5", tmp_path / "5")
+    remove(tmp_path / "5" / "meta" / "metadata", random.Random())
+    with opened(tmp_path, read_only=True) as checkpoints, pytest.raises(UserError, match="is whole") as error:
+        checkpoints.newest_whole(pytest.fail)
+    assert "remove" not in str(error.value).replace(str(tmp_path), "")

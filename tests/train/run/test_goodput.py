@@ -96,7 +96,8 @@ def test_a_process_writes_its_time_down_while_it_runs(tmp_path, monkeypatch):
     clock = Stopwatch()
     now[0] += 3
     times = Timekeeper(epath.Path(tmp_path / "times"), clock, first_step=7)
-    read = lambda: json.loads((tmp_path / "times" / "00000.json").read_text())
+    [file] = (tmp_path / "times").iterdir()
+    read = lambda: json.loads(file.read_text())
     assert (read()["started"], read()["seconds"], read()["step"]) == (1997.0, 3.0, 7)
     with clock("step"):
         now[0] += 9
@@ -113,8 +114,20 @@ def test_a_process_writes_its_time_down_while_it_runs(tmp_path, monkeypatch):
         "finished": False,
     }
     Timekeeper(epath.Path(tmp_path / "times"), Stopwatch(), first_step=9).write(10, finished=True)
-    assert sorted(path.name for path in (tmp_path / "times").iterdir()) == ["00000.json", "00001.json"]
+    assert sorted(path.name[:5] for path in (tmp_path / "times").iterdir()) == ["00000", "00001"]
     Timekeeper(None, clock, first_step=0).write(1)  # where another process writes
+
+
+def test_no_record_is_written_over_by_a_process_that_starts_at_once_or_after_one_was_removed(tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path / "[times]")
+    write_record(folder, 0)
+    write_record(folder, 4)
+    Timekeeper(folder, Stopwatch(), first_step=0)
+    monkeypatch.setattr("train.run.goodput.matching", lambda *_: [folder / "00004.json"])  # as a second one saw it
+    Timekeeper(folder, Stopwatch(), first_step=0)
+    assert sorted(path.name[:5] for path in folder.iterdir()) == ["00000", "00004", "00005", "00005"]
+    monkeypatch.undo()
+    assert account(folder)["starts"] == 4
 
 
 @pytest.mark.usefixtures("one_device")

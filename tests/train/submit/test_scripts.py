@@ -18,7 +18,7 @@ from train.recipe import load_recipe, recipe_names
 from train.submit import target_class
 from train.submit.job import Job, default_name, make_job, overrides
 from train.submit.queued_resource import QueuedResource
-from train.submit.slurm import Slurm
+from train.submit.slurm import Slurm, seconds_of
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
 SHELLCHECK = shutil.which(
@@ -367,6 +367,9 @@ def test_a_given_name_never_leaves_the_folder(recipe):
         ),
         ("slurm", {"nodes": 0}, "r", None, "--nodes is 0"),
         ("slurm", {"nodes": 3}, "r", None, "cannot be split into 3 devices"),
+        ("slurm", {"time": "30", "grace_seconds": 1800}, "r", None, "--grace-seconds is 1800 and --time 30: .* 1799,"),
+        ("slurm", {"time": "UNLIMITED", "grace_seconds": 65_536}, "r", None, "give at most 65535"),
+        ("slurm", {"time": "a day"}, "r", None, "--time 'a day' is no time limit"),
         ("slurm", {"partition": 'a"b'}, "r", None, "--partition .* sbatch takes no quotes"),
         ("local", {"num_processes": 3, "devices_per_process": 1}, "r", None, "cannot be split into 3 devices"),
     ],
@@ -375,6 +378,21 @@ def test_what_does_not_go_together_is_refused(kind, options, run_dir, name, comp
     with pytest.raises(UserError, match=complaint):
         target, base = target_class(kind)(**options), load_recipe("decoder_8b")
         target.render(make_job("decoder_8b", base, target.place(base), run_dir, name))
+
+
+@pytest.mark.parametrize(
+    "limit, seconds",
+    [("90", 5400), ("90:30", 5430), ("1:00:05", 3605), ("2-12", 216_000), ("1-0:30", 88_200), ("0-0:0:9", 9)],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(limit, seconds):
+    assert seconds_of(limit) == seconds and seconds_of("infinite") == seconds_of("0") == float("inf")
+
+
+def test_names_stay_themselves_in_a_batch_script(monkeypatch):
+    base = load_recipe("decoder_8b")
+    script = Slurm(nodes=4).render(make_job("decoder_8b", base, base, "/data/50% [a]#1/it's", "job"))
+    assert '#SBATCH --output="/data/50%% [a]#1/it\'s/logs/slurm-%j.log"' in script.splitlines()
+    assert """--run-dir '/data/50% [a]#1/it'"'"'s'""" in script
 
 
 def test_a_mesh_that_does_not_fit_the_chips_is_refused():
