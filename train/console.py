@@ -11,9 +11,13 @@ import rich.table
 import rich.text
 
 
-def say(console: rich.console.Console, line: str, end: str = "\n", style: str | None = None) -> None:
-    """Prints a line as it is: what a person has named is no markup, nothing is wrapped, and tabs stay tabs."""
-    text = rich.segment.Segment(line + end, console.get_style(style) if style else None)
+def say(console: rich.console.Console, what: "str | NamedRows", end: str = "\n", style: str | None = None) -> None:
+    """Prints a table, or a line as it is: what a person has named is no markup, nothing is wrapped, and tabs stay
+    tabs."""
+    if isinstance(what, NamedRows):
+        console.print(what)
+        return
+    text = rich.segment.Segment(what + end, console.get_style(style) if style else None)
     console.print(rich.segment.Segments([text]), end="", soft_wrap=True)
 
 

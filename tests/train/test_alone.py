@@ -43,51 +43,53 @@ def moved(tmp_path_factory, make_corpus, make_recipe, change):
     return folder / "now" / "run", folder / "now" / "corpus"
 
 
-def toklab(capsys, *arguments, code=0):
+def toklab(capsysbinary, *arguments, code=0):
     """What a command says, on one line; it ends with `code`."""
     found = command_line.run([*map(str, arguments)])
-    captured = capsys.readouterr()
-    said = " ".join((captured.out + captured.err).split())
+    captured = capsysbinary.readouterr()
+    said = " ".join((captured.out + captured.err).decode(errors="replace").split())
     assert found == code, said
     return said
 
 
-def test_it_is_sampled_from_however_long_the_prompt(moved, one_device, capsys):
+def test_it_is_sampled_from_however_long_the_prompt(moved, one_device, capsysbinary):
     options = "--max-tokens", 5
-    assert "the of" in toklab(capsys, "sample", moved[0], "--prompt", "the of", *options)
-    assert "the prompt has" in toklab(capsys, "sample", moved[0], "--prompt", "the of and" * 40, *options)
-    toklab(capsys, "sample", moved[0], "--prompt", "", *options)
-    toklab(capsys, "sample", moved[0], "--prompt", "the o", "--exact-bytes", *options)
+    assert "the of" in toklab(capsysbinary, "sample", moved[0], "--prompt", "the of", *options)
+    assert "the prompt has" in toklab(capsysbinary, "sample", moved[0], "--prompt", "the of and" * 40, *options)
+    toklab(capsysbinary, "sample", moved[0], "--prompt", "", *options)
+    toklab(capsysbinary, "sample", moved[0], "--prompt", "the o", "--exact-bytes", *options)
 
 
-def test_it_is_exported_and_says_what_could_not_be_checked(moved, tmp_path, one_device, capsys):
-    said = toklab(capsys, "export", moved[0], "--to", "hf", "--out", tmp_path / "hf")
+def test_it_is_exported_and_says_what_could_not_be_checked(moved, tmp_path, one_device, capsysbinary):
+    said = toklab(capsysbinary, "export", moved[0], "--to", "hf", "--out", tmp_path / "hf")
     assert "was not checked on the run's text" in said and (tmp_path / "hf" / "model.safetensors").exists()
 
 
-def test_it_is_fine_tuned_and_scored_on_pairs(moved, tmp_path, one_device, capsys):
+def test_it_is_fine_tuned_and_scored_on_pairs(moved, tmp_path, one_device, capsysbinary):
     examples = [{"label": label, "sentence": f"{word} of"} for label, word in [("a", "the"), ("b", "and")] * 8]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
     pair = {"sentence_good": "the of and", "sentence_bad": "and of the"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
     task, once = tmp_path / "task.jsonl", ("--num-seeds", 1, "--num-epochs", 1, "--batch-rows", 8)
-    assert "accuracy" in toklab(capsys, "finetune", moved[0], "--task", task, "--dev", task, *once)
-    assert "log-likelihood" in toklab(capsys, "blimp", moved[0], "--pairs", tmp_path / "pairs.jsonl")
+    assert "accuracy" in toklab(capsysbinary, "finetune", moved[0], "--task", task, "--dev", task, *once)
+    assert "log-likelihood" in toklab(capsysbinary, "blimp", moved[0], "--pairs", tmp_path / "pairs.jsonl")
 
 
 @pytest.mark.parametrize("way", [(), ("--exact-bytes", "--max-bytes", 40), ("--noise",)])
-def test_an_evaluation_says_that_the_text_is_missing_and_takes_it_from_where_it_is(moved, way, one_device, capsys):
+def test_an_evaluation_says_that_the_text_is_missing_and_takes_it_from_where_it_is(
+    moved, way, one_device, capsysbinary
+):
     run, corpus = moved
-    said = toklab(capsys, "eval", run, *way, code=2)
+    said = toklab(capsysbinary, "eval", run, *way, code=2)
     assert "before/corpus any more; give --corpus CORPUS" in said and len(said) < 400
-    said = toklab(capsys, "eval", run, *way, "--corpus", corpus)
+    said = toklab(capsysbinary, "eval", run, *way, "--corpus", corpus)
     assert "bits/byte" in said and ("not looked at" in said) == ("--exact-bytes" not in way)
 
 
-def test_a_report_says_that_a_run_has_no_evaluation(moved, tmp_path, capsys):
+def test_a_report_says_that_a_run_has_no_evaluation(moved, tmp_path, capsysbinary):
     run = shutil.copytree(moved[0], tmp_path / "run")
     (run / "eval.json").unlink(missing_ok=True)
-    toklab(capsys, "report", run, "--out", tmp_path / "report")
+    toklab(capsysbinary, "report", run, "--out", tmp_path / "report")
     assert f"toklab eval {run}" in (tmp_path / "report" / "index.html").read_text()
 
 

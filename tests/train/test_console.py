@@ -37,9 +37,10 @@ def test_a_line_is_printed_as_it_is(is_terminal):
 
 def test_no_text_goes_through_markup():
     """Rich takes a str for markup: nothing but tables may be given to it."""
-    sources = {path: path.read_text() for path in (pathlib.Path(__file__).parents[2] / "train").rglob("*.py")}
+    train = pathlib.Path(__file__).parents[2] / "train"
+    sources = {path: path.read_text() for path in train.rglob("*.py") if path != train / "console.py"}
     printed = [call for text in sources.values() for call in re.findall(r"onsole\.print\((.*)", text)]
-    assert len(printed) > 5 and not [call for call in printed if not re.match(r"\w+_table\(|rich.segment", call)]
+    assert len(printed) > 5 and not [call for call in printed if not re.match(r"\w+_table\(", call)]
     columns = [call for text in sources.values() for call in re.findall(r"TextColumn\((.*)\),\n", text)]
     assert len(columns) > 2 and all(call.endswith("markup=False") for call in columns)
 

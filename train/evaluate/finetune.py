@@ -155,7 +155,7 @@ def finetune(
         "settings": {
             key: value for key, value in dataclasses.asdict(options).items() if key not in ("run", "task", "dev")
         }
-        | {"batch_rows": batch_rows},
+        | {"batch_rows": batch_rows, "fields": list(options.fields)},
     }
     write_json(RunFolder(options.run).finetuned / f"{name}.json", result)
     return result

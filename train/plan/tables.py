@@ -17,7 +17,7 @@ _KINDS = (
 )
 
 
-def plan_lines(plan: dict[str, Any]) -> Iterator[Any]:
+def plan_lines(plan: dict[str, Any]) -> Iterator[str | NamedRows]:
     """A plan, a section after the other."""
     ids, mesh = plan["representation"], " ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     yield (

@@ -8,16 +8,18 @@ import jax
 import pytest
 import rich.console
 
-from train.run import logs
+from train.run import logs, trackers
 from train.run.folder import RunFolder
 from train.run.logs import LoggingConfig, RunLog
 
 
 class Board:
-    """TensorBoard's writer; keeps what it is given."""
+    """TensorBoard's writer; keeps what all of them are given."""
+
+    points: list[tuple[str, float, int]] = []
 
     def __init__(self, *_, **__):
-        self.points = []
+        self.points.clear()
 
     def add_scalar(self, name, value, step):
         self.points.append((name, value, step))
@@ -37,12 +39,12 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def log(tmp_path, monkeypatch, clock):
-    monkeypatch.setattr(logs, "SummaryWriter", Board)
+    monkeypatch.setattr(trackers, "SummaryWriter", Board)
     figures = lambda sums, num_bytes: {"bits_per_byte": sums["nats"] / num_bytes}
     run = RunFolder(tmp_path / "run")
     (tmp_path / "run").mkdir()
     options, console = LoggingConfig(every_steps=2), rich.console.Console(file=io.StringIO())
-    with RunLog(run, options, {"name": "tiny"}, figures, console) as log:
+    with RunLog(run, options, {"name": "tiny"}, figures, console, 0) as log:
         yield log
 
 
@@ -103,8 +105,8 @@ def test_every_number_goes_to_tensorboard_under_its_step(log, clock, tmp_path):
     [line], [evaluation] = lines_of(tmp_path, "metrics.jsonl"), lines_of(tmp_path, "eval.jsonl")
     expected = {name: value for name, value in line.items() if name != "step"}
     expected |= {f"held_out/{name}": value for name, value in evaluation.items() if name != "step"}
-    assert {name: value for name, value, _ in log._tensorboard.points} == expected
-    assert {step for _, _, step in log._tensorboard.points} == {8}
+    assert {name: value for name, value, _ in Board.points} == expected
+    assert {step for _, _, step in Board.points} == {8}
 
 
 def test_a_figure_that_is_not_finite_is_null_and_no_point_of_tensorboard(log, clock, tmp_path):
@@ -113,4 +115,4 @@ def test_a_figure_that_is_not_finite_is_null_and_no_point_of_tensorboard(log, cl
         log.step(numbers(step, grad_norm=float("nan")), data_seconds=0.0)
     [line] = lines_of(tmp_path, "metrics.jsonl")
     assert line["grad_norm"] is None
-    assert "grad_norm" not in {name for name, _, _ in log._tensorboard.points}
+    assert "grad_norm" not in {name for name, _, _ in Board.points}
