@@ -28,9 +28,10 @@ def counters(setup: Setup, state: TrainState) -> dict[str, Any]:
 
 def documents_read(setup: Setup, state: TrainState) -> list[dict[str, float]]:
     """Of each corpus, the shares of its train documents that the run has read never, once and more than once."""
-    cursors_everywhere = jax.jit(lambda cursors: cursors, out_shardings=replicated(setup.mesh))
-    whole = state.cursors.is_fully_addressable
-    finished = np.asarray(state.cursors if whole else cursors_everywhere(state.cursors))[:, : len(setup.corpora)]
+    cursors = state.cursors
+    if not cursors.is_fully_addressable:
+        cursors = jax.jit(lambda cursors: cursors, out_shardings=replicated(setup.mesh))(cursors)
+    finished = np.asarray(cursors)[:, : len(setup.corpora)]
     counts = [sum(shard.num_documents for shard in corpus.shards_of("train")) for corpus in setup.corpora]
     return [coverage(of_corpus, count) for of_corpus, count in zip(finished.T, counts)]
 

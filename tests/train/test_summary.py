@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
 from tokenizer_lab.byte import ByteRepresentation
@@ -39,7 +40,7 @@ def test_utilization_is_of_the_model_alone_and_the_budget_of_everything(setup, r
 
 
 def test_rates_and_shares_are_of_the_time_without_evaluations(setup):
-    state = SimpleNamespace(step=10, bytes_seen=(0, 5000), skipped_steps=1)
+    state = SimpleNamespace(step=10, bytes_seen=(0, 5000), skipped_steps=1, cursors=jnp.zeros((8, 3), jnp.int32))
     parts = {"step": 6.0, "data": 1.0, "evaluation": 2.0, "last evaluation": 50.0}
     summary = summarize(setup, state, FINISHED, 4, 2000, 10.0, parts)
     assert summary["outside_step_share"] == pytest.approx(0.25), "2 of 8 seconds"
