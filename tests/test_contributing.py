@@ -33,11 +33,14 @@ def test_there_is_an_example_for_each_part():
     assert list(SECTIONS) == ["A representation", "An objective", "A model", "A kernel"]
 
 
-def test_the_changes_fit_the_source(source):
+def test_the_changes_fit_the_source_and_its_contract_of_imports(source):
     for section in SECTIONS:
         follow(section, source, lambda line: None)
     for path in source.rglob("*.py"):
         compile(path.read_text(), path, "exec")
+    command = [pathlib.Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"]
+    done = subprocess.run(command, cwd=source, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

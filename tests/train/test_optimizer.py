@@ -26,6 +26,7 @@ from train.optimizer import (
     make_meter,
     make_optimizer,
     scale_by_uncorrected_adam,
+    sum_in_limbs,
     total_steps,
 )
 
@@ -99,6 +100,15 @@ def test_limbs_hold_any_count_in_two_int32(number):
     pair = np.array(limbs(number), np.int64)
     assert (pair >= 0).all() and (pair < 2**31).all() and pair[1] < 2**LIMB_BITS
     assert from_limbs(pair.astype(np.int32)) == number
+
+
+@pytest.mark.parametrize("of_a_row", [0, 1, 4_700_000, 2**31 - 1])
+@pytest.mark.parametrize("rows", [1, 7, 256, 1 << 10])
+def test_bytes_of_a_step_are_added_up_exactly(rows, of_a_row):
+    counts = np.full(rows, of_a_row, np.int64)
+    counts[:: 1 + rows // 3] //= 3
+    total = sum_in_limbs(jnp.asarray(counts, jnp.int32))
+    assert total.dtype == jnp.int32 and tuple(total.tolist()) == limbs(int(counts.sum()))
 
 
 @settings(deadline=None, max_examples=200)

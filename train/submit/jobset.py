@@ -119,8 +119,8 @@ def refuse_other_options(job: Job, stored: dict[str, Any], notes: dict[str, str]
 def worker_zero(name: str) -> str:
     """The label selector of the first slice's first host."""
     return (
-        f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={SLICE},jobset.sigs.k8s.io/job-index=0,"
-        "batch.kubernetes.io/job-completion-index=0"
+        f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name={SLICE},"
+        "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
     )
 
 
