@@ -296,39 +296,36 @@ def evaluate_run(
     num_left_out = len(held_out_documents(corpora)) - len(documents)
     scored = f" below {loaded.scored_below}" if num_left_out else ""
     content = {"corpus_content_hash": corpora_hash(corpora) + scored}
+    advance = lambda num_bytes: on_progress(num_bytes, total_bytes)
     if recipe.objective.layout is CausalRow:
-        scores = score_run_documents(
-            setup,
-            documents,
-            make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels),
-            loaded.params,
-            on_progress=lambda num_bytes: on_progress(num_bytes, total_bytes),
-        )
-        domains, scripts = (
-            [of(number) for number in range(len(documents))] for of in (documents.domain, documents.script)
-        )
-        result = loaded.counters | summarize(scores, domains) | content
-        write_json(
-            RunFolder(run_dir).evaluated_documents,
-            {
-                "step": loaded.counters["step"],
-                **content,
-                "nats": scores.nats.tolist(),
-                "num_bytes": scores.num_bytes.tolist(),
-                "domains": domains,
-                "scripts": scripts,
-            },
-        )
-        id_counts, num_bytes = scores.id_counts, int(scores.num_bytes.sum())
+        result, id_counts, num_bytes = _score_causal(loaded, documents, RunFolder(run_dir), content, advance)
     else:
-        result = encoders.summarize(
-            setup, documents, loaded.params, lambda num_bytes: on_progress(num_bytes, total_bytes)
-        )
+        result = encoders.summarize(setup, documents, loaded.params, advance)
         id_counts, num_bytes = result.pop("id_counts"), result["num_bytes"]
-        result = loaded.counters | result | content
+    result = loaded.counters | result | content
     result["text"] = text_statistics(id_counts, num_bytes, setup.representation.eod_id)
     result["costs"] = costs(setup, result["text"]["bytes_per_id"])
     result["num_documents_in_training"] = count_in_training(documents, RunFolder(run_dir), loaded.scored_below)
     result["num_documents_left_out"] = num_left_out
     write_json(RunFolder(run_dir).evaluation, result)
     return result
+
+
+def _score_causal(
+    loaded: LoadedRun, documents: HeldOut, run: RunFolder, content: dict[str, str], advance: Callable[[int], None]
+) -> tuple[dict[str, Any], np.ndarray, int]:
+    """The summary of a decoder's scores, how often each id came, and the bytes; writes `eval_documents.json`."""
+    setup = loaded.setup
+    score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
+    scores = score_run_documents(setup, documents, score, loaded.params, on_progress=advance)
+    domains, scripts = ([of(number) for number in range(len(documents))] for of in (documents.domain, documents.script))
+    by_document = {
+        "step": loaded.counters["step"],
+        **content,
+        "nats": scores.nats.tolist(),
+        "num_bytes": scores.num_bytes.tolist(),
+        "domains": domains,
+        "scripts": scripts,
+    }
+    write_json(run.evaluated_documents, by_document)
+    return summarize(scores, domains), scores.id_counts, int(scores.num_bytes.sum())

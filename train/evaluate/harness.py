@@ -36,35 +36,8 @@ def evaluate_tasks(
     """
     if not tasks.exists():
         raise UserError(f"{tasks} does not exist; give a task's .yaml file, or a folder of them")
-    # The harness and its data sets would otherwise ask servers; its own processes for intervals would be forked from
-    # this one.
-    os.environ |= {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_EVALUATE_OFFLINE": "1",
-        "DISABLE_MULTIPROC": "1",
-        "TQDM_DISABLE": "1",
-    }
-    try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise UserError("tasks need the harness: pip install 'tokenizer-lab[lm-eval]'") from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=str(tasks if tasks.is_dir() else tasks.parent), include_defaults=False)
-    names = manager.all_subtasks if tasks.is_dir() else [str(tasks)]
-    if not names:
-        raise UserError(
-            f"{tasks} has no tasks; a task is a .yaml file with 'task', 'dataset_path: json' and what else the harness"
-            " needs"
-        )
-    try:
-        made = list(manager.load(names)["tasks"].values())
-    except Exception as error:  # of the harness and of what reads its data, which have many kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(
-            f"the harness cannot read {tasks}: {reason}; a task's data files are named as seen from the current folder"
-        ) from error
+    lm_eval = _harness()
+    manager, made = _read_tasks(tasks)
     answers = Answers(load_run(run_dir, batch_rows), on_progress)
     found = lm_eval.simple_evaluate(
         model=language_model(answers),
@@ -89,6 +62,45 @@ def evaluate_tasks(
     }
     write_json(RunFolder(run_dir).tasks, result)
     return result
+
+
+def _harness() -> Any:
+    """The module `lm_eval`; it asks no server and starts no process."""
+    # The harness and its data sets would otherwise ask servers; its own processes for intervals would be forked from
+    # this one.
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_EVALUATE_OFFLINE": "1",
+        "DISABLE_MULTIPROC": "1",
+        "TQDM_DISABLE": "1",
+    }
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise UserError("tasks need the harness: pip install 'tokenizer-lab[lm-eval]'") from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return lm_eval
+
+
+def _read_tasks(tasks: pathlib.Path) -> tuple[Any, list[Any]]:
+    """The harness's manager of a file's or folder's tasks, and the tasks."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(tasks if tasks.is_dir() else tasks.parent), include_defaults=False)
+    names = manager.all_subtasks if tasks.is_dir() else [str(tasks)]
+    if not names:
+        raise UserError(
+            f"{tasks} has no tasks; a task is a .yaml file with 'task', 'dataset_path: json' and what else the harness"
+            " needs"
+        )
+    try:
+        return manager, list(manager.load(names)["tasks"].values())
+    except Exception as error:  # of the harness and of what reads its data, which have many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"the harness cannot read {tasks}: {reason}; a task's data files are named as seen from the current folder"
+        ) from error
 
 
 class Answers:

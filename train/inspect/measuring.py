@@ -5,6 +5,7 @@ import pathlib
 import platform
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizer_lab import metrics
 from tokenizer_lab.representation import Representation
@@ -69,23 +70,27 @@ def measure(
     if representation.is_lossless:
         row["uniform_bits_per_byte"] = metrics.uniform_bits_per_byte(text.id_counts, text.num_bytes)
         row["unigram_bits_per_byte"] = metrics.unigram_bits_per_byte(text.id_counts, text.num_bytes)
-    reasons = {
-        "uniform_bits_per_byte": NOT_LOSSLESS,
-        "unigram_bits_per_byte": NOT_LOSSLESS,
-        "fertility": NO_WORDS,
-        "renyi_efficiency": FEW_IDS,
-        "premium_median": EMPTY_PIVOT if premium else None,
-        "morph_score": None if not texts.words else NO_UNITS if text.units is None else NO_SPLIT_WORDS,
-    }
-    why = {name: reason for name, reason in reasons.items() if row[name] is None and reason}
     return Inspected(
         row=row,
-        why=why,
+        why=_why(row, texts, has_premium=bool(premium), has_units=text.units is not None),
         premium=premium,
         morph_score=scores,
         spelled=str(spelled) if spelled and spelled.reasons else None,
         pieces=shown_pieces(representation, texts.shown),
     )
+
+
+def _why(row: dict[str, Any], texts: Texts, has_premium: bool, has_units: bool) -> dict[str, str]:
+    """By metric, why it has no value."""
+    reasons = {
+        "uniform_bits_per_byte": NOT_LOSSLESS,
+        "unigram_bits_per_byte": NOT_LOSSLESS,
+        "fertility": NO_WORDS,
+        "renyi_efficiency": FEW_IDS,
+        "premium_median": EMPTY_PIVOT if has_premium else None,
+        "morph_score": None if not texts.words else NO_SPLIT_WORDS if has_units else NO_UNITS,
+    }
+    return {name: reason for name, reason in reasons.items() if row[name] is None and reason}
 
 
 def shown_pieces(representation: Representation, text: bytes) -> list[tuple[list[int], bytes]]:
