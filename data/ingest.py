@@ -105,8 +105,9 @@ class IngestResult:
         for domain in sorted({domain for domain, _ in self.num_documents}) if 0 < self.test_fraction < 1 else ():
             splits = {"train", "test"} - {split for name, split in self.num_documents if name == domain}
             lines += [
-                f"  warning: {domain} has no {split} documents, because a document is in one split as a whole; split"
-                r" plain text with --separator, e.g. --separator '\n\n', into a new --out"
+                f"  warning: {domain} has no {split} documents, because a document is in one split as a whole; give"
+                r" more documents (split plain text with --separator, e.g. --separator '\n\n', or '\r\n\r\n' where"
+                r" lines end in \r\n) or another --test-fraction, into a new --out"
                 for split in sorted(splits)
             ]
         return "\n".join(lines)

@@ -204,12 +204,12 @@ def _read_csv(stream: Readable, path: pathlib.Path, column: str, max_bytes: int)
     """Yields (row number from 1, text in `column`), of which the first line has the names."""
     lines = (line for _, line in _split(_Text(stream, path), path, b"\n", max_bytes))
     decode = lambda line: line.decode(errors="surrogateescape") + "\n"
-    first = decode(next(lines).removeprefix(codecs.BOM_UTF8))
     csv.field_size_limit(min(max_bytes, 2**31 - 1))
-    delimiter = next((mark for mark in ",;\t" if column in next(csv.reader([first], delimiter=mark), [])), ",")
-    rows = csv.reader(itertools.chain([first], map(decode, lines)), delimiter=delimiter, strict=True)
     number = 0
     try:
+        first = decode(next(lines).removeprefix(codecs.BOM_UTF8))
+        delimiter = next((mark for mark in ",;\t" if column in next(csv.reader([first], delimiter=mark), [])), ",")
+        rows = csv.reader(itertools.chain([first], map(decode, lines)), delimiter=delimiter, strict=True)
         names = next(rows, [])
         _check_name(names, path, column)
         for number, row in enumerate(filter(None, rows), 1):

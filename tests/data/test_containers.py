@@ -349,6 +349,7 @@ def test_files_with_marks_that_were_put_together(ingest_from, stored, write_file
         ("a.json", b"[]", "a.json has no records"),
         ("a.csv", b'id,text\n0,one\n1,"two', "a.csv cannot be read on as CSV after record 1: unexpected end of data"),
         ("a.csv", b"id,text\n0,one\n1,two,three\n", "a.csv, record 2, has 3 values for 2 names"),
+        ("a.csv", b"id,text\r0,one\r", "a.csv cannot be read on as CSV after record 0: new-line character seen"),
         ("a.csv", b"id,body\n0,one\n", "a.csv has no single column 'text'; choose --field from 'id', 'body'"),
         ("a.csv", b"text,text\n0,one\n", "a.csv has no single column 'text'; there are no other fields"),
         ("a.csv", b"text\n\0\1\2\3\n", "a.csv is no plain text"),
