@@ -70,9 +70,7 @@ class Corpus:
         """The shards of a split. Raises UserError if there are none."""
         shards = tuple(shard for shard in self.shards if shard.split == split)
         if not shards:
-            raise UserError(
-                f"{self.folder} has no {split} documents; ingest more, or use another --test-fraction with a new --out"
-            )
+            raise UserError(f"{self.folder} has no {split} documents; ingest more documents, into a new --out")
         return shards
 
     @property
