@@ -1,6 +1,7 @@
 """One rule says what a run holds out, over all of its corpora, and whatever corpus it is judged by."""
 
 import collections
+import hashlib
 import itertools
 
 import numpy as np
@@ -128,6 +129,13 @@ def test_another_corpus_is_scored_where_the_run_holds_it_out(corpora, share):
 def test_a_corpus_of_which_the_run_holds_nothing_out_is_refused(corpora):
     with pytest.raises(UserError, match="none of the .* test documents .* is surely new to the run.*--whole-corpus"):
         held_out_documents([corpora[0.5]], 1e-9)
+
+
+@pytest.mark.parametrize("text", TEXTS[:5])
+def test_a_document_is_held_out_where_its_place_is_below_the_share(text):
+    place = int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64
+    assert not is_held_out(text.encode(), place - 1e-12) and is_held_out(text.encode(), place + 1e-12)
+    assert is_held_out(text.encode(), 1.0) and not is_held_out(text.encode(), 0.0)
 
 
 def test_a_run_that_begins_from_another_keeps_to_the_split_of_both():

@@ -46,6 +46,15 @@ def test_one_process_with_nothing_lost(tmp_path):
     assert parts_of(tmp_path / "times") == {"step": 60, "repeated": 0, "data": 10, "other": 30, "starts": 1}
 
 
+def test_the_last_evaluation_is_an_evaluation(tmp_path):
+    write_record(tmp_path / "times", 0, seconds_by_part={"step": 60.0, "evaluation": 5.0, "last evaluation": 7.0})
+    assert parts_of(tmp_path / "times") == {"step": 60, "repeated": 0, "evaluation": 12, "other": 28, "starts": 1}
+
+
+def test_a_run_without_records_has_no_share(tmp_path):
+    assert account(epath.Path(tmp_path)) == {"seconds": 0, "starts": 0, "share": None, "seconds_by_part": {}}
+
+
 def test_after_a_crash_what_was_taken_again_and_the_pause_are_lost(tmp_path):
     write_record(tmp_path / "times", 0)  # up to step 60, in a second each
     write_record(tmp_path / "times", 1, started=1130.0, first_step=40, step=100)
