@@ -20,6 +20,7 @@ from train.optimizer import (
     Budget,
     OptimizerConfig,
     _is_matrix,
+    add_limbs,
     from_limbs,
     learning_rate,
     limbs,
@@ -89,6 +90,9 @@ def test_total_steps():
     assert total_steps(Budget(flops=9.0), 3.0) == 3
     assert total_steps(Budget(flops=0.1), 3.0) == 1
     assert total_steps(Budget(bytes=10), 3.0) is None
+    assert total_steps(Budget(flops=2.0**31 - 1), 1.0) == 2**31 - 1
+    with pytest.raises(UserError, match="a run has less than 2.31, lower it"):
+        total_steps(Budget(flops=2.0**31), 1.0)
 
 
 @given(st.integers(0, 2**60))
@@ -99,6 +103,16 @@ def test_limbs_hold_any_count_in_two_int32(number):
     pair = np.array(limbs(number), np.int64)
     assert (pair >= 0).all() and (pair < 2**31).all() and pair[1] < 2**LIMB_BITS
     assert from_limbs(pair.astype(np.int32)) == number
+
+
+def test_limbs_are_thirty_bits_as_checkpoints_hold_them():
+    assert limbs(5 * 2**30 + 7) == (5, 7) and from_limbs((5, 7)) == 5 * 2**30 + 7
+
+
+@pytest.mark.parametrize("one, other", [(2**30 - 1, 1), (2**30 - 1, 2**30 - 1), (3 * 2**30 + 5, 2**31 + 6), (0, 0)])
+def test_the_sum_of_limbs_carries(one, other):
+    pairs = [jnp.array(limbs(number), jnp.int32) for number in (one, other)]
+    assert tuple(map(int, add_limbs(*pairs))) == limbs(one + other)
 
 
 @settings(deadline=None, max_examples=200)
@@ -203,6 +217,11 @@ def test_past_the_end_the_rate_stays(schedule, share):
 def test_a_schedule_that_cannot_be_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         OptimizerConfig(**options)
+
+
+def test_warm_up_and_decay_may_be_the_whole_run_and_overlap_only_where_there_is_no_decay():
+    assert OptimizerConfig(schedule="wsd", warmup_share=0.5, decay_share=0.5).decay_share == 0.5
+    assert OptimizerConfig(schedule="cosine", warmup_share=0.6, decay_share=0.5).warmup_share == 0.6
 
 
 # Update rules.
