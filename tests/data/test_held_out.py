@@ -151,7 +151,7 @@ def test_a_run_that_begins_from_another_keeps_to_the_split_of_both():
 
 def test_the_share_that_is_left_of_a_train_split():
     assert kept_share(0.5, 1 / 16) == 1.0 and kept_share(0.0, 0.25) == 0.75
-    assert kept_share(0.5, 0.75) == pytest.approx(0.5)
+    assert kept_share(0.5, 0.75) == pytest.approx(0.5) and kept_share(1.0, 1.0) == 1.0
 
 
 # ---- Fixed parts of it
