@@ -48,7 +48,7 @@ THEIRS = """ARTIFACT BUCKET CORPORA CORPUS DEV DIR EXPORT FILE FILE_OR_FOLDER FO
 FILLED |= {word: word.lower() for word in THEIRS.split()}
 KIND = {"fit": "byte", "submit": "local"}
 # Programs that are not ours, in commands that are.
-OTHERS = set("cd chromium cp done for head ln mkdir sha256sum source split tail xprof xz".split())
+OTHERS = set("cd chromium cosmic-ray cp cr-report done for head ln mkdir sha256sum source split tail xprof xz".split())
 
 
 def blocks(page: pathlib.Path) -> list[tuple[str, str]]:

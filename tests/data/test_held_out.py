@@ -1,6 +1,7 @@
 """One rule says what a run holds out, over all of its corpora, and whatever corpus it is judged by."""
 
 import collections
+import hashlib
 import itertools
 
 import numpy as np
@@ -130,6 +131,13 @@ def test_a_corpus_of_which_the_run_holds_nothing_out_is_refused(corpora):
         held_out_documents([corpora[0.5]], 1e-9)
 
 
+@pytest.mark.parametrize("text", TEXTS[:5])
+def test_a_document_is_held_out_where_its_place_is_below_the_share(text):
+    place = int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64
+    assert not is_held_out(text.encode(), place - 1e-12) and is_held_out(text.encode(), place + 1e-12)
+    assert is_held_out(text.encode(), 1.0) and not is_held_out(text.encode(), 0.0)
+
+
 def test_a_run_that_begins_from_another_keeps_to_the_split_of_both():
     assert run_split([1 / 16, 0.01]) == RunSplit(1 / 16, 1 / 16)
     assert run_split([1 / 16], start_scored_below=0.01) == RunSplit(trained_from=1 / 16, scored_below=0.01)
@@ -143,7 +151,7 @@ def test_a_run_that_begins_from_another_keeps_to_the_split_of_both():
 
 def test_the_share_that_is_left_of_a_train_split():
     assert kept_share(0.5, 1 / 16) == 1.0 and kept_share(0.0, 0.25) == 0.75
-    assert kept_share(0.5, 0.75) == pytest.approx(0.5)
+    assert kept_share(0.5, 0.75) == pytest.approx(0.5) and kept_share(1.0, 1.0) == 1.0
 
 
 # ---- Fixed parts of it

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from models import attention
+from models import attention, flops
 from models.decoder import DecoderConfig
+from models.encoder import EncoderConfig
 from tokenizer_lab.kernels.linear_cross_entropy import linear_cross_entropy
 
 # Wide enough for the matrix products to dwarf everything elementwise. Nothing of this size is ever run.
@@ -147,3 +148,33 @@ def test_attention_scores_are_within_2_percent_of_xla():
 def test_causal_attention_is_counted_at_half():
     scores = CONFIG.training_flops_per_token(VOCAB, LENGTH)["attention_scores"]
     assert scores * LENGTH == 3 * CONFIG.num_layers * sum(4 * 4 * 128 * (position + 1) for position in range(LENGTH))
+
+
+@pytest.mark.parametrize("form", ["decoder", "bert"])
+def test_layers_by_hand(form):
+    """Queries and outputs are 10 x 24 numbers, keys and values 10 x 12, a matrix of the MLP 10 x 14."""
+    shape = dict(num_layers=3, embed_dim=10, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=14)
+    published = form == "bert"
+    config = EncoderConfig(form="bert", **shape) if published else DecoderConfig(**shape)
+    projections = 2 * 240 + 2 * 120
+    matrices = 2 if published else 3
+    biases = {"attention": 24 + 12 + 12 + 10, "mlp": 14 + 10}
+    norms = 2 * (10 + 10) if published else 10 + 10 + 6 + 6
+    parameters = {"attention": projections, "mlp": matrices * 140}
+    if published:
+        parameters = {name: count + biases[name] for name, count in parameters.items()}
+    assert flops.layer_parameters(config) == {name: 3 * n for name, n in (parameters | {"norm": norms}).items()}
+    assert flops.layer_flops(config, seen=7) == {
+        "attention_projections": 3 * 2 * projections,
+        "attention_scores": 3 * 2 * (24 * 7 + 7 * 24),  # scores, and what is seen weighed by them
+        "mlp": 3 * 2 * matrices * 140,
+    }
+
+
+def test_training_is_three_forward_passes_and_a_lookup():
+    assert flops.training_flops({"a": 1.0, "b": 2.5}, lookups=5) == {
+        "a": 3.0,
+        "b": 7.5,
+        "embedding": 5.0,
+        "total": 15.5,
+    }

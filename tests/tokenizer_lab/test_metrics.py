@@ -1,5 +1,6 @@
 """Metrics by hand on texts of a few bytes, and what holds of them whatever the text."""
 
+import itertools
 import math
 
 import hypothesis.strategies as st
@@ -221,3 +222,32 @@ def test_progress_tells_all_bytes():
     told = []
     metrics.round_trip_share(metrics.encode(BYTES, [b"abc", b"de"], told.append), told.append)
     assert told == [3, 2, 3, 2]
+
+
+@pytest.mark.parametrize("tick_seconds, num_passes", [(0.5, 7), (1.0, 5), (2.0, 3), (9.0, 1)])
+def test_a_speed_is_the_median_of_seven_passes_or_of_five_seconds(monkeypatch, tick_seconds, num_passes):
+    ticks, decoded = itertools.count(), []
+    monkeypatch.setattr("time.perf_counter", lambda: tick_seconds * next(ticks))
+    monkeypatch.setattr(ByteRepresentation, "decode", lambda self, ids: decoded.append(len(ids)))
+    found = metrics.speed(BYTES, [b"x" * 3_000, b"y" * 1_000])
+    assert found == pytest.approx((0.004 / tick_seconds, 0.004 / tick_seconds), rel=1e-9)
+    assert decoded == [3_000, 1_000] * (1 + num_passes), "one pass more that is not timed"
+
+
+def test_of_no_text_there_is_no_share_and_no_division_by_zero():
+    assert metrics.bytes_per_token(7, 0) == 7.0
+    assert metrics.Spelled(0, {}).share == 0.0 and metrics.script(b"12 \xff") == "none"
+    assert metrics.unigram_bits_per_byte(np.zeros(256, np.int64), 7) == 0.0
+
+
+def test_what_is_spelled_in_bytes_is_told_in_percent():
+    spelled = metrics.Spelled(200, {"a": 10, "b": 5})
+    assert spelled.share == 0.075
+    assert str(spelled) == "7.5 % of 200 bytes are spelled in bytes: 5.0 % as a, 2.5 % as b"
+
+
+@pytest.mark.parametrize(
+    "text, script", [("ab же", "Latin"), ("a жук", "Cyrillic"), ("東京 ab 大阪", "CJK"), ("タワー", "Katakana")]
+)
+def test_the_script_is_that_of_most_letters(text, script):
+    assert metrics.script(text.encode() * 3) == script

@@ -20,6 +20,7 @@ from train.optimizer import (
     Budget,
     OptimizerConfig,
     _is_matrix,
+    add_limbs,
     from_limbs,
     learning_rate,
     limbs,
@@ -90,6 +91,9 @@ def test_total_steps():
     assert total_steps(Budget(flops=9.0), 3.0) == 3
     assert total_steps(Budget(flops=0.1), 3.0) == 1
     assert total_steps(Budget(bytes=10), 3.0) is None
+    assert total_steps(Budget(flops=2.0**31 - 1), 1.0) == 2**31 - 1
+    with pytest.raises(UserError, match="a run has less than 2.31, lower it"):
+        total_steps(Budget(flops=2.0**31), 1.0)
 
 
 @given(st.integers(0, 2**60))
@@ -109,6 +113,16 @@ def test_bytes_of_a_step_are_added_up_exactly(rows, of_a_row):
     counts[:: 1 + rows // 3] //= 3
     total = sum_in_limbs(jnp.asarray(counts, jnp.int32))
     assert total.dtype == jnp.int32 and tuple(total.tolist()) == limbs(int(counts.sum()))
+
+
+def test_limbs_are_thirty_bits_as_checkpoints_hold_them():
+    assert limbs(5 * 2**30 + 7) == (5, 7) and from_limbs((5, 7)) == 5 * 2**30 + 7
+
+
+@pytest.mark.parametrize("one, other", [(2**30 - 1, 1), (2**30 - 1, 2**30 - 1), (3 * 2**30 + 5, 2**31 + 6), (0, 0)])
+def test_the_sum_of_limbs_carries(one, other):
+    pairs = [jnp.array(limbs(number), jnp.int32) for number in (one, other)]
+    assert tuple(map(int, add_limbs(*pairs))) == limbs(one + other)
 
 
 @settings(deadline=None, max_examples=200)
@@ -213,6 +227,11 @@ def test_past_the_end_the_rate_stays(schedule, share):
 def test_a_schedule_that_cannot_be_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         OptimizerConfig(**options)
+
+
+def test_warm_up_and_decay_may_be_the_whole_run_and_overlap_only_where_there_is_no_decay():
+    assert OptimizerConfig(schedule="wsd", warmup_share=0.5, decay_share=0.5).decay_share == 0.5
+    assert OptimizerConfig(schedule="cosine", warmup_share=0.6, decay_share=0.5).warmup_share == 0.6
 
 
 # Update rules.

@@ -121,7 +121,7 @@ def _records(folder: epath.Path) -> list[dict[str, Any]]:
                 *record["seconds_by_part"].values(),
             ]
             if all(isinstance(number, int | float) and number >= 0 for number in numbers):
-                records.append({"finished": record.get("finished") is True, **record})
+                records.append({**record, "finished": record.get("finished") is True})
         except (UserError, KeyError, TypeError, AttributeError):
             continue
     return records

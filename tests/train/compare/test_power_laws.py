@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
 
-from train.compare.power_laws import crossing, fit_power_law
+from train.compare.power_laws import PowerLaw, crossing, fit_power_law
 
 
 def law(level: float, slope: float, noise: float = 0.0, seed: int = 0):
@@ -36,6 +38,7 @@ def test_the_interval_of_an_exponent_covers_it_about_as_often_as_it_says():
 
 def test_runs_of_one_size_have_no_law():
     assert fit_power_law([1e12, 1.01e12, 1.02e12], [3.0, 3.1, 3.2]) is None
+    assert fit_power_law([100.0, 149.0], [3.0, 2.9]) is None and fit_power_law([100.0, 150.0], [3.0, 2.9]) is not None
 
 
 def test_two_runs_have_a_law_without_an_interval():
@@ -57,3 +60,29 @@ def test_a_crossing_far_out_is_not_measured():
 
 def test_lines_that_may_be_parallel_have_no_interval():
     assert crossing(law(3.0, -0.05, 0.02), law(3.01, -0.05, 0.02, seed=5)).interval == (None, None)
+
+
+@pytest.mark.parametrize("at, measured", [(5, False), (10, True), (50, True), (100, True), (500, False)])
+def test_a_crossing_is_measured_where_both_arms_have_runs(at, measured):
+    """Runs of one from 1 to 100 FLOPs, of the other from 10 to 1000; two each, so that there is nothing to draw."""
+    first = PowerLaw(1.0 + 0.25 * math.log(at), -0.5, None, 0, (1.0, 100.0001))
+    second = PowerLaw(1.0, -0.25, None, 0, (9.9999, 1000.0))
+    for point in (crossing(first, second), crossing(second, first)):
+        assert point.flops == pytest.approx(at) and point.measured == measured
+        assert point.interval == pytest.approx((at, at))
+
+
+def test_parallel_lines_meet_nowhere_and_nearly_parallel_ones_at_a_finite_number():
+    first = PowerLaw(1.0, -0.5, None, 0, (1.0, 100.0))
+    parallel = crossing(first, PowerLaw(2.0, -0.5, None, 0, (1.0, 100.0)))
+    assert (parallel.flops, parallel.interval, parallel.measured) == (None, (None, None), False)
+    far = crossing(first, PowerLaw(0.0, -0.499, None, 0, (1.0, 100.0)))
+    assert far.flops == pytest.approx(math.exp(700), rel=1e-12) and not far.measured
+
+
+def test_drawn_lines_spread_as_students_t_does():
+    """Its covariance is that of the normal times degrees / (degrees - 2)."""
+    covariance = np.array([[4.0, -1.0], [-1.0, 0.5]])
+    drawn = PowerLaw(3.0, -2.0, covariance, 12, (1.0, 10.0)).draws(np.random.default_rng(0), 100_000)
+    np.testing.assert_allclose(drawn.mean(axis=0), [3.0, -2.0], atol=0.03)
+    np.testing.assert_allclose(np.cov(drawn.T), covariance * 12 / 10, rtol=0.03)

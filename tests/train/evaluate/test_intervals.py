@@ -24,11 +24,24 @@ def test_documents_weigh_as_much_as_they_have_bytes():
     assert set(np.round(resampled_ra[:, 0], 6)) == {1.0, 2.0, round(10010 / 10000, 6)}
 
 
+def test_documents_are_drawn_equally_often():
+    """Two of as many bytes: both the first, one of each in either order, both the second."""
+    resampled_ra = resampled_bits_per_byte(np.array([[math.log(2) * 10, math.log(2) * 20]]), np.array([10, 10]))
+    values, times = np.unique(np.round(resampled_ra[:, 0], 6), return_counts=True)
+    assert values.tolist() == [1.0, 1.5, 2.0]
+    np.testing.assert_allclose(times / len(resampled_ra), [0.25, 0.5, 0.25], atol=0.05)
+
+
+def test_the_middle_leaves_a_fortieth_at_each_end():
+    assert middle_95(np.arange(1001)) == (25.0, 975.0)
+
+
 def test_draws_without_a_byte_are_left_out():
     assert len(resampled_bits_per_byte(np.ones((1, 2)), np.array([0, 5]))) < 1000
 
 
-def test_the_interval_of_three_seeds_is_students():
+def test_the_interval_of_two_or_three_seeds_is_students():
+    assert mean_interval([1.0, 3.0]) == pytest.approx((2 - 12.706205, 2 + 12.706205), rel=1e-6)
     assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx(
         (2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), rel=1e-6
     )

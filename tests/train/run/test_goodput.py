@@ -46,6 +46,15 @@ def test_one_process_with_nothing_lost(tmp_path):
     assert parts_of(tmp_path / "times") == {"step": 60, "repeated": 0, "data": 10, "other": 30, "starts": 1}
 
 
+def test_the_last_evaluation_is_an_evaluation(tmp_path):
+    write_record(tmp_path / "times", 0, seconds_by_part={"step": 60.0, "evaluation": 5.0, "last evaluation": 7.0})
+    assert parts_of(tmp_path / "times") == {"step": 60, "repeated": 0, "evaluation": 12, "other": 28, "starts": 1}
+
+
+def test_a_run_without_records_has_no_share(tmp_path):
+    assert account(epath.Path(tmp_path)) == {"seconds": 0, "starts": 0, "share": None, "seconds_by_part": {}}
+
+
 def test_after_a_crash_what_was_taken_again_and_the_pause_are_lost(tmp_path):
     write_record(tmp_path / "times", 0)  # up to step 60, in a second each
     write_record(tmp_path / "times", 1, started=1130.0, first_step=40, step=100)
@@ -77,6 +86,13 @@ def test_a_pause_before_a_longer_budget_is_not_lost(tmp_path):
     write_record(tmp_path / "times", 0, finished=True)
     write_record(tmp_path / "times", 1, started=9000.0, first_step=60, step=120)
     assert "down" not in parts_of(tmp_path / "times")
+
+
+@pytest.mark.parametrize("finished", [False, None, "no", 0])
+def test_a_pause_behind_a_record_that_does_not_say_it_has_finished_is_lost(tmp_path, finished):
+    write_record(tmp_path / "times", 0, finished=finished)
+    write_record(tmp_path / "times", 1, started=1130.0, first_step=60, step=120)
+    assert parts_of(tmp_path / "times")["down"] == 30
 
 
 def test_a_clock_that_was_set_back_and_a_record_that_is_damaged_give_no_negative_times(tmp_path):
@@ -113,6 +129,9 @@ def test_a_process_writes_its_time_down_while_it_runs(tmp_path, monkeypatch):
         "step": 9,
         "finished": False,
     }
+    now[0] += 25
+    times.note(30)
+    assert read()["step"] == 30
     Timekeeper(epath.Path(tmp_path / "times"), Stopwatch(), first_step=9).write(10, finished=True)
     assert sorted(path.name[:5] for path in (tmp_path / "times").iterdir()) == ["00000", "00001"]
     Timekeeper(None, clock, first_step=0).write(1)  # where another process writes
