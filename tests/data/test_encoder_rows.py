@@ -15,7 +15,7 @@ from tokenizer_lab.representation import CLS, SEP
 BYTES = ByteRepresentation()
 CLS_ID, SEP_ID = BYTES.vocab_size + CLS, BYTES.vocab_size + SEP
 lengths = st.integers(8, 40)
-few_examples = settings(max_examples=15, deadline=None)
+few_examples = settings(max_examples=8, deadline=None)
 # Empty documents, some of one id, some longer than a row.
 texts = st.lists(st.binary(max_size=90), min_size=1, max_size=8)
 

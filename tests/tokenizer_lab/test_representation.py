@@ -69,7 +69,7 @@ def test_each_awkward_text_comes_back_alone(representation):
 
 def in_size(representation: Representation, document: bytes) -> bytes:
     """A document cut short where a language model has to read it, a byte at a time."""
-    return document[:150] if representation.batch_documents > 1 else document
+    return document[:100] if representation.batch_documents > 1 else document
 
 
 def test_documents_longer_than_a_segment_come_back(representation, documents):

@@ -85,12 +85,13 @@ def crash_and_compare(final_state, assert_same):
     return crash_and_compare
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_process_that_is_killed_and_started_again_ends_bit_identical(
     recipe, write_recipe, tmp_path, change, crash_and_compare
 ):
     recipe = change(recipe, budget=Budget(steps=60), checkpoint={"every_steps": 7})
-    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(17, 0.0, signal.SIGKILL)])  # more of them below
+    crash_and_compare(recipe, write_recipe(recipe), tmp_path, [(17, 0.0, signal.SIGKILL)])
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ any_text = st.one_of(
     st.integers(0, 255).map(lambda byte: bytes([byte]) * 150),
     st.sampled_from([b"", b"\0", b"\0" * 40, b"the and of the and", bytes(range(256))]),
 )
-few_examples = settings(deadline=None, max_examples=12)
+few_examples = settings(deadline=None, max_examples=7)
 WIDTHS = [32, 64, 128]
 
 

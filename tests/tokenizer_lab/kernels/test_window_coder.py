@@ -288,7 +288,11 @@ def test_operands_of_other_shapes_are_refused(step):
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, which compiles for TPUs, is not installed: pip install 'tokenizer-lab[tpu]'",
 )
-@pytest.mark.parametrize("topologies", [("v5e:2x2", "v6e:2x2"), ("v5p:2x2x1", "tpu7x:2x2x1")], ids="-".join)
+@pytest.mark.parametrize(
+    "topologies",
+    [("v5e:2x2", "v6e:2x2"), pytest.param(("v5p:2x2x1", "tpu7x:2x2x1"), marks=pytest.mark.slow)],
+    ids="-".join,
+)
 def test_the_kernels_compile_for_tpus(topologies):
     """Every production shape, ahead of time and within the VMEM budget; nothing runs."""
     script = pathlib.Path(__file__).with_name("window_coder_compile.py")
