@@ -38,6 +38,11 @@ QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: tests wait for processes, deadlines and disks."""
+    return (os.cpu_count() or 1) + 1
+
+
 def write_corpus(folder: pathlib.Path, num_documents: int = 40, seed: int = 0, domain: str = "text") -> pathlib.Path:
     """A corpus store of words in random order, some documents longer than a row, some of a few bytes."""
     source, random_ = folder.parent / f"{folder.name}-source", random.Random(seed)
