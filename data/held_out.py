@@ -1,7 +1,7 @@
 """The documents of corpora that a run trains on, those that are held out, and fixed parts of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -48,9 +48,9 @@ class HeldOut:
 class _Chosen:
     """Some of a corpus's documents, read as `data.store.Documents` are."""
 
-    def __init__(self, documents: Any, numbers: Sequence[int]):
-        self._documents, self._numbers = documents, numbers
-        self.num_bytes = sum(len(documents[number]) for number in numbers)
+    def __init__(self, documents: Any, size_of: Mapping[int, int]):
+        """`size_of`: number -> bytes, of those chosen."""
+        self._documents, self._numbers, self.num_bytes = documents, list(size_of), sum(size_of.values())
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -110,14 +110,15 @@ def _held_out_part(corpus: Corpus, scored_below: float | None) -> Any:
     documents = corpus.documents("test")
     if scored_below is None or corpus.test_fraction <= scored_below:
         return documents
-    numbers = [number for number in range(len(documents)) if is_held_out(documents[number], scored_below)]
-    if not numbers:
+    texts = enumerate(map(documents.__getitem__, range(len(documents))))
+    size_of = {number: len(text) for number, text in texts if is_held_out(text, scored_below)}
+    if not size_of:
         raise UserError(
             f"none of the {len(documents):,} test documents of {corpus.folder} is surely new to the run, which may be"
             f" trained on any document but {scored_below:.3%} of them by their hashes; give more text, or score all"
             " with toklab eval --whole-corpus"
         )
-    return _Chosen(documents, numbers)
+    return _Chosen(documents, size_of)
 
 
 def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:

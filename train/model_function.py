@@ -23,6 +23,11 @@ def of_weights(
     return computed
 
 
+def padded(count: int, smallest: int = 1) -> int:
+    """The next power of two, so that there are few shapes to compile for."""
+    return max(smallest, 1 << (count - 1).bit_length() if count else 0)
+
+
 def jit_of_weights(
     function: Callable[..., Any],
     model_def: Any,

@@ -126,11 +126,21 @@ def placement(mesh: Mesh, kernels: Kernels = "auto") -> Placement:
     return Placement(mesh, ACTIVATION_AXES, kernels)
 
 
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts a mesh splits the rows of a batch."""
+    return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
+def divisible_rows(mesh: Mesh, num_rows: int) -> int:
+    """The next number of rows that a mesh splits evenly."""
+    return -(-num_rows // row_shards(mesh)) * row_shards(mesh)
+
+
 def check_batch(
     mesh: Mesh | AbstractMesh, batch_rows: int, sequence_length: int, num_microbatches: int = 1, section: str = "data"
 ) -> None:
     """Raises UserError where a global batch, whose rows a recipe's section gives, cannot be split over the mesh."""
-    shards = mesh.shape["replica"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     needed = shards * num_microbatches
     if batch_rows % needed:
         nearest = max(1, round(batch_rows / needed)) * needed

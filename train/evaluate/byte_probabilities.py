@@ -29,9 +29,10 @@ from tokenizer_lab.covers import Covers, Ids, covers_of
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from train.evaluate.bits_per_byte import bits_per_byte, held_out_text, make_scorer, score_run_documents
-from train.model_function import jit_of_weights
+from train.model_function import jit_of_weights, padded
 from train.run.folder import RunFolder
 from train.setup import LoadedRun, Setup, load_run
+from train.sharding import divisible_rows
 
 END = 256  # of the document, behind the 256 bytes
 NUM_NEXT = 257
@@ -213,7 +214,6 @@ def make_next_ids(
       kernels: as in a recipe.
     """
     length = min(piece_length or sequence_length, sequence_length)
-    shards = mesh.shape["replica"] * mesh.shape["fsdp"]
     log_next_ids = jit_of_weights(_log_next_ids, model_def, mesh, kernels)
 
     def seen(ids: Ids) -> Ids:
@@ -224,11 +224,11 @@ def make_next_ids(
 
     def next_ids(sequences: Sequence[Ids]) -> np.ndarray:
         rows, places = _shared_rows([seen(ids) for ids in sequences])
-        num_rows = -(-_padded(len(rows)) // shards) * shards
-        ids_bt, segments_bt = np.zeros((2, num_rows, _padded(max(map(len, rows)))), np.int32)
+        num_rows = divisible_rows(mesh, padded(len(rows)))
+        ids_bt, segments_bt = np.zeros((2, num_rows, padded(max(map(len, rows)))), np.int32)
         for number, row in enumerate(rows):
             ids_bt[number, : len(row)], segments_bt[number, : len(row)] = row, 1
-        places_n2 = np.zeros((_padded(len(places)), 2), np.int32)
+        places_n2 = np.zeros((padded(len(places)), 2), np.int32)
         places_n2[: len(places)] = places
         return np.asarray(log_next_ids(params, ids_bt, segments_bt, places_n2))[: len(places)]
 
@@ -250,11 +250,6 @@ def _shared_rows(sequences: Sequence[Ids]) -> tuple[list[Ids], list[tuple[int, i
             rows.append(ids)
         place_of[ids] = len(rows) - 1, len(ids) - 1
     return rows, [place_of[ids] for ids in sequences]
-
-
-def _padded(count: int) -> int:
-    """The next power of two, so that there are few shapes to compile for."""
-    return 1 << (count - 1).bit_length()
 
 
 def byte_model(loaded: LoadedRun) -> ByteModel:

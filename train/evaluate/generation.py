@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from models.axes import Kernels
 from models.decoder import Decoder
 from tokenizer_lab.representation import Representation
-from train.model_function import jit_of_weights
+from train.model_function import jit_of_weights, padded
 from train.setup import LoadedRun
+from train.sharding import divisible_rows
 
 _SMALLEST_WIDTH = 16
 
@@ -92,7 +93,7 @@ class Sampler:
     ):
         self._params, self._representation = params, representation
         self._length, self._begins_anew, self._batch_rows = length, begins_anew, batch_rows
-        self._shards = mesh.shape["replica"] * mesh.shape["fsdp"]
+        self._mesh = mesh
         self._generate = jit_of_weights(generate, model_def, mesh, kernels, static_argnames=("size", "eod_id"))
 
     @classmethod
@@ -147,10 +148,9 @@ class Sampler:
         eod_id, seen = self._representation.eod_id, [self._num_seen(text) for text in texts]
         limits = [min(text.left, self._length - count) or 1 for text, count in zip(texts, seen)]
         within = [(text.low, text.high) if not text.num_drawn else ((), ()) for text in texts]
-        rows = min(self._batch_rows, _padded(len(texts)))
-        rows = -(-rows // self._shards) * self._shards
-        width, size = _padded(max(seen), _SMALLEST_WIDTH), _padded(max(limits), _SMALLEST_WIDTH)
-        ids, limited = np.zeros((rows, width), np.int32), _padded(max(len(low) for low, _ in within), 0)
+        rows = divisible_rows(self._mesh, min(self._batch_rows, padded(len(texts))))
+        width, size = padded(max(seen), _SMALLEST_WIDTH), padded(max(limits), _SMALLEST_WIDTH)
+        ids, limited = np.zeros((rows, width), np.int32), padded(max(len(low) for low, _ in within), 0)
         numbers = np.zeros((rows, 4), np.int32)  # of ids seen, within limits, to draw, and drawn before
         numbers[:, 0] = 1
         bounds = np.zeros((rows, 2, limited), np.int32)
@@ -177,11 +177,6 @@ class Sampler:
 
     def _read(self, text: Continuation) -> bytes:
         return self._representation.decode(text.ids[1:]).removeprefix(text.prompt)
-
-
-def _padded(count: int, smallest: int = 1) -> int:
-    """The next power of two, so that there are few shapes to compile for."""
-    return max(smallest, 1 << (count - 1).bit_length() if count else 0)
 
 
 def generate(
