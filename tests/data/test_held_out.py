@@ -30,12 +30,9 @@ def corpora(tmp_path_factory, ingest_from, write_files, jsonl):
     return found
 
 
-def test_split(corpora, share, scored_below=None):
+def held_out_of(corpora, share, scored_below=None):
     held_out = held_out_documents([corpora[share]], scored_below)
     return [held_out[number] for number in range(len(held_out))]
-
-
-test_split.__test__ = False
 
 
 def rows_over(corpora, weights, **options):
@@ -56,7 +53,7 @@ def documents_of(streams, num_batches):
 @pytest.mark.parametrize("layout", [CausalRow, EncoderRow, PairRow], ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("shares", [(1 / 16, 0.01), (0.01, 1 / 16), (0.01, 0.5, 1 / 16)])
 def test_a_mixture_trains_on_nothing_that_one_of_its_corpora_holds_out(corpora, shares, layout):
-    held_out = {document for share in shares for document in test_split(corpora, share)}
+    held_out = {document for share in shares for document in held_out_of(corpora, share)}
     read = documents_of(rows_over([corpora[share] for share in shares], [1.0] * len(shares), layout=layout), 20)
     assert not held_out & read.keys()
     assert len(read) > 50
