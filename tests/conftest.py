@@ -45,7 +45,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 PROGRAMS: dict = {}  # what `remember` has seen: (a function's name, its key) -> what it gave
 
 
-def remember(module, name: str, key=lambda *arguments, **keywords: (arguments, tuple(sorted(keywords.items())))) -> None:
+def remember(
+    module, name: str, key=lambda *arguments, **keywords: (arguments, tuple(sorted(keywords.items())))
+) -> None:
     """A function of `module` gives for equal keys what it gave before: a run of a recipe that another test has trained
     is traced and lowered no second time. Only for functions whose result `key` decides."""
     function = getattr(module, name)
@@ -68,7 +70,9 @@ def layout_key(recipe: Recipe, vocab_size: int, mesh):
 
 
 remember(optimizer, "make_meter")
-remember(step, "make_train_step", lambda program, *rest, **keywords: (id(program), rest, tuple(sorted(keywords.items()))))
+remember(
+    step, "make_train_step", lambda program, *rest, **keywords: (id(program), rest, tuple(sorted(keywords.items())))
+)
 remember(setup, "lay_out", layout_key)
 remember(bits_per_byte, "make_scorer")
 remember(encoders, "make_scorer", lambda of: (id(of.program), of.recipe.objective, of.mesh, of.recipe.kernels))

@@ -5,8 +5,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from tensorboardX import SummaryWriter
-
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cache_folder, is_remote, read_json, remote_errors, write_json
 from train.run.folder import RunFolder
@@ -21,6 +19,8 @@ class Tracker(Protocol):
 @contextlib.contextmanager
 def tensorboard(run: RunFolder, first_step: int) -> Iterator[Tracker]:
     """Writes events into the run's folder; those that an earlier process wrote behind `first_step` count no more."""
+    from tensorboardX import SummaryWriter  # loads clients of object stores
+
     with remote_errors(run.tensorboard):
         writer = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1)
 
