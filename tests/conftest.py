@@ -75,7 +75,7 @@ remember(
 )
 remember(setup, "lay_out", layout_key)
 remember(bits_per_byte, "make_scorer")
-remember(encoders, "make_scorer", lambda of: (id(of.program), of.recipe.objective, of.mesh, of.recipe.kernels))
+remember(encoders, "make_scorer", lambda of: (of.program.model_def, of.recipe.objective, of.mesh, of.recipe.kernels))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -175,6 +175,14 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
 
 
+@pytest.fixture
+def new_programs():
+    """Nothing that `remember` has seen is used, nor used later: for tests that change what is traced or compiled."""
+    PROGRAMS.clear()
+    yield
+    PROGRAMS.clear()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_options() -> dict[str, bool | int]:
     """Those of QUICK_OPTIONS that this jaxlib has: from 0.12 on there are no other emitters.
@@ -214,7 +222,7 @@ def quick_compiles(quick_options):
 
 
 @pytest.fixture
-def as_shipped(quick_compiles, monkeypatch):
+def as_shipped(quick_compiles, new_programs, monkeypatch):
     """In one test programs are compiled as outside of the suite, with everything that `quick_compiles` leaves out.
 
     Only new functions are: what was compiled before stays as it is.

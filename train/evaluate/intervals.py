@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 NUM_RESAMPLES = 1000  # of every bootstrap
 Interval = tuple[float, float]
@@ -47,4 +46,6 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 def student_t(degrees: int) -> float:
     """97.5th percentile of Student's t."""
+    from scipy.special import stdtrit  # training imports this module, and has no use for it
+
     return float(stdtrit(degrees, 0.975))

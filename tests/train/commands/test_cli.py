@@ -59,7 +59,7 @@ def test_a_step_finds_the_memory_of_the_one_before():
 from train.commands.cli import keep_memory
 keep_memory()
 import resource, jax, jax.numpy as jnp
-step = jax.jit(lambda x: jnp.sin(x @ x.T).sum())  # 64 MiB in between
+step = jax.jit(lambda x: jnp.abs(x @ x.T).sum())  # 64 MiB in between
 x = jnp.ones((4096, 4))
 page_faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for number in range(30):
@@ -271,7 +271,8 @@ def test_the_whole_path_from_text_to_report(capsysbinary, monkeypatch, recipe_fi
 def toklab(*arguments: str, **keywords) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "train.commands.cli", *arguments],
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # as in conftest.py
+        # As in conftest.py.
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
