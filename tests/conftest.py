@@ -64,12 +64,17 @@ def remember(
             setattr(importer, name, remembered)
 
 
+# What of a recipe is no part of its layout; of its data two numbers are.
+BESIDE_THE_LAYOUT = "name representation data budget seed checkpoint evaluation logging deadlines".split()
+
+
 def layout_key(recipe: Recipe, vocab_size: int, mesh):
-    data = recipe.data
-    return recipe.objective, recipe.model, recipe.optimizer, data.batch_rows, len(data.corpora), vocab_size, mesh
+    parts = tuple(value for name, value in vars(recipe).items() if name not in BESIDE_THE_LAYOUT)
+    return parts, recipe.data.batch_rows, len(recipe.data.corpora), vocab_size, mesh
 
 
 remember(optimizer, "make_meter")
+# A step holds its program, so that no other one gets its id.
 remember(
     step, "make_train_step", lambda program, *rest, **keywords: (id(program), rest, tuple(sorted(keywords.items())))
 )
