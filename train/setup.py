@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +186,13 @@ def lay_out(recipe: Recipe, vocab_size: int, mesh: Mesh) -> StepProgram:
     )
 
 
+def abstract_parameters(recipe: Recipe, vocab_size: int) -> tuple[Any, Any]:
+    """Shapes of a recipe's parameters and their logical axes, as `train.sharding.parameter_shardings` takes them."""
+    objective: AnyObjective = recipe.objective
+    _, abstract = abstract_model(lambda rngs: objective.build(recipe.model, vocab_size, rngs))
+    return nnx.to_pure_dict(abstract), parameter_axes(abstract)
+
+
 def abstract_batch(recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of the batches that a recipe's rows make (`data/rows.py`, `data/encoder_rows.py`)."""
     rows, length, num_sources = recipe.data.batch_rows, recipe.data.sequence_length, len(recipe.data.corpora)
@@ -251,7 +258,6 @@ def _set_up_for_reading(recipe: Recipe, run: RunFolder, batch_rows: int) -> Setu
         data=dataclasses.replace(recipe.data, batch_rows=rows, num_microbatches=1),
         evaluation=dataclasses.replace(recipe.evaluation, batch_rows=rows),
     )
-    representation, objective = tokenizer_lab.load(recipe.representation), cast(AnyObjective, recipe.objective)
-    _, abstract = abstract_model(lambda rngs: objective.build(recipe.model, representation.vocab_size, rngs))
-    mesh = dividing_mesh(nnx.to_pure_dict(abstract), parameter_axes(abstract))
+    representation = tokenizer_lab.load(recipe.representation)
+    mesh = dividing_mesh(*abstract_parameters(recipe, representation.vocab_size))
     return _on_mesh(recipe, representation, [], mesh)

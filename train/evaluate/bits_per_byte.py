@@ -20,6 +20,7 @@ from data.scoring_rows import scoring_batches
 from data.split import is_held_out
 from data.store import Corpus, corpora_hash
 from models.axes import Kernels
+from models.next_id import NextIdConfig
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, write_json
@@ -217,7 +218,7 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
     """
     recipe, per_id = setup.recipe, setup.flops_per_token
     generation = cache = None
-    if recipe.model.family == "decoder":
+    if isinstance(recipe.model, NextIdConfig):
         generation = (
             recipe.model.generation_flops_per_token(setup.representation.vocab_size, recipe.data.sequence_length)
             + per_id["encode"]

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.axes import Kernels
-from models.decoder import Decoder
+from models.next_id import NextIdModel
 from tokenizer_lab.representation import Representation
 from train.model_function import jit_of_weights, padded
 from train.setup import LoadedRun
@@ -180,7 +180,7 @@ class Sampler:
 
 
 def generate(
-    model: Decoder,
+    model: NextIdModel,
     ids_bp: jax.Array,
     numbers_b4: jax.Array,
     bounds_b2c: jax.Array,

@@ -139,7 +139,7 @@ def test_each_layer_learns_slower_than_the_one_above():
         },
         "kernel": jax.ShapeDtypeStruct((2, 1), jnp.float32),
     }
-    rates = layer_rates(shapes, 3, 0.5)
+    rates = layer_rates(shapes, EncoderConfig(num_layers=3), 0.5)
     assert (
         rates["kernel"] == 1
         and rates["base"]["body"]["final_scale"] == 0.5
