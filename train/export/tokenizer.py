@@ -51,8 +51,8 @@ def check_tokenizer(representation: Representation) -> None:
         )
     if kind not in ("byte", "subword", "equal_info"):
         raise UserError(
-            f"there is no tokenizer of transformers for ids of kind {kind!r}; those of the kinds 'byte', 'subword' and"
-            " 'equal_info' can be exported"
+            f"there is no tokenizer of transformers for ids of kind {kind}; byte, subword and equal_info can be"
+            " exported"
         )
 
 
