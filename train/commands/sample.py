@@ -3,12 +3,15 @@
 import dataclasses
 import os
 import sys
+from typing import Annotated
 
 import rich.console
 import tyro
 from etils import epath
 
+from tokenizer_lab.errors import check_numbers
 from train.commands.options import parse
+from train.evaluate.generation import Draw
 from train.exits import interruptible_import
 
 
@@ -26,24 +29,21 @@ class SampleOptions:
     docs/byte_probabilities.md)."""
     max_tokens: int = 200
     """Ids to draw at most."""
-    temperature: float = 0.8
-    """0 takes the likeliest id."""
-    top_k: int = 0
-    """Only the k likeliest ids; 0 for all."""
-    top_p: float = 0.95
-    """Only the likeliest ids that together hold this probability."""
-    seed: int = 0
+    draw: Annotated[Draw, tyro.conf.arg(name="")] = Draw(temperature=0.8, top_p=0.95)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "--")
 
 
 def run(arguments: list[str]) -> None:
     options, console = parse(SampleOptions, arguments, "sample"), rich.console.Console()
     with interruptible_import():
-        from train.evaluate.generation import Draw
         from train.evaluate.sampling import sample_run
 
-    draw = Draw(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, seed=options.seed)
     with console.status("sampling"):
-        drawn, told = sample_run(str(options.run), options.prompt, options.max_tokens, draw, options.exact_bytes)
+        drawn, told = sample_run(
+            str(options.run), options.prompt, options.max_tokens, options.draw, options.exact_bytes
+        )
     if told:
         print(f"toklab: {told}", file=sys.stderr)
     before, after = (b"\x1b[1m", b"\x1b[0m") if console.is_terminal else (b"", b"")  # the prompt in bold

@@ -21,7 +21,7 @@ from etils import epath
 from data.encoded import encode
 from data.encoder_rows import RowBuilder
 from models.encoder import Encoder
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import FROM_0, UserError, check_numbers
 from tokenizer_lab.files import write_json
 from tokenizer_lab.representation import MASK
 from train.evaluate.bits_per_byte import make_scorer, score_run_documents
@@ -44,6 +44,9 @@ class MinimalPairsOptions:
     max_pairs: int = 0
     """Of each paradigm, its first ones; 0: all. Masking one id after the other takes as many passes as a sentence has
     ids."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "--", max_pairs=FROM_0)
 
 
 def score_minimal_pairs(

@@ -9,7 +9,7 @@ import sys
 
 import rich.console
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import FROM_0, UserError, check_numbers
 from tokenizer_lab.files import is_remote, write_bytes
 from train.console import say
 from train.recipe import Recipe
@@ -41,14 +41,14 @@ class Slurm:
     env: tuple[str, ...] = ()
     """NAME=VALUE of every process's environment."""
 
+    def __post_init__(self) -> None:
+        check_numbers(self, "--", gpus_per_node=FROM_0, max_restarts=FROM_0)
+
     @property
     def tasks_per_node(self) -> int:
         return self.gpus_per_node or 1
 
     def place(self, recipe: Recipe) -> Recipe:
-        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("max_restarts", 0), ("grace_seconds", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
         limit_seconds = seconds_of(self.time)
         if self.grace_seconds > (most := min(_MAX_SIGNAL_SECONDS, limit_seconds - 1)):
             raise UserError(
