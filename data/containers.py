@@ -4,7 +4,6 @@ import bz2
 import codecs
 import gzip
 import io
-import json
 import lzma
 import pathlib
 import re
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 import zstandard
 
+from data.json_object import loads
 from tokenizer_lab.errors import UserError
 
 Kind = Literal["text", "jsonl", "object", "json", "csv", "parquet", "arrow"]
@@ -220,7 +220,7 @@ def _is_json_lines(text: bytes, goes_on: bool, field: str) -> bool:
     if goes_on and not others:
         return re.match(rb'\{\s*"', first) is not None
     try:
-        record = json.loads(first.decode(errors="surrogateescape"))
+        record = loads(first.decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return False
     if not isinstance(record, dict):
@@ -235,13 +235,14 @@ def _utf16(head: bytes) -> str | None:
     if len(pairs) < 8 or len(CONTROL.findall(pairs)) < _UTF16_CONTROLS * len(pairs):
         return None
     is_utf8 = "\ufffd" not in pairs[:-4].decode(errors="replace")
+    found: dict[str, int] = {}
     for encoding, upper in (("UTF-16LE", pairs[1::2]), ("UTF-16BE", pairs[::2])):
-        has_controls = len(CONTROL.findall(upper)) > 0.7 * len(upper)
+        has_controls = sum(byte < 0x20 for byte in upper) > 0.7 * len(upper)
         text = pairs.decode(encoding, "replace") if has_controls or not is_utf8 else ""
         num_good = sum(c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cn", "Co", "Cs") for c in text)
         if text and num_good - text.count("\ufffd") > 0.99 * len(text) - 1:
-            return encoding
-    return None
+            found[encoding] = sum(map(text.count, " \n\u3002"))  # the order of bytes that gives more of them
+    return max(found, key=found.__getitem__, default=None)
 
 
 def _compression(head: bytes) -> str | None:

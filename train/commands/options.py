@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, reason
 
 
 def parse(options: Any, arguments: Sequence[str], command: str, **keywords: Any) -> Any:
@@ -23,7 +23,7 @@ def parse(options: Any, arguments: Sequence[str], command: str, **keywords: Any)
             raise
         lines = [line.strip(" │╭╮╰╯─") for line in complaint.getvalue().splitlines()]
         text = " ".join(line for line in lines[1:] if line and not re.fullmatch(r"[-─]+", line))
-        raise UserError(text.replace("Perhaps you meant:", "did you mean")) from None
+        raise UserError(reason(text).replace("Perhaps you meant:", "did you mean")) from None
 
 
 def parse_with_recipe(command: str, fields: Sequence[Any], usage: str, arguments: list[str]) -> Any:
