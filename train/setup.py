@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 import tokenizer_lab
 from data.encoded import bring_ids
+from data.held_out import count_seen_by_fit
 from data.manifest import MANIFEST
 from data.rows import CausalRow, cursor_width
 from data.split import RunSplit, run_split
@@ -161,8 +162,27 @@ def set_up(recipe: Recipe) -> Setup:
             f" {recipe.representation} has spent, which counts too; raise it, or give the budget in steps or bytes"
         )
     corpora = bring_ids([Corpus.open(path) for path in data.corpora], data.encoded, representation)
+    check_fit(recipe.representation, representation, corpora)
     model = _abstract(recipe, representation.vocab_size)
     return _on_mesh(recipe, representation, corpora, model, make_mesh(recipe.mesh))
+
+
+def check_fit(name: str, representation: Representation, corpora: list[Corpus]) -> None:
+    """Raises UserError where a representation was fitted on text that the run is scored on: on one corpus of several,
+    which holds out less than the others. Where that cannot be looked at, stderr says so."""
+    scored_below = run_split(corpus.test_fraction for corpus in corpora).scored_below
+    for corpus in corpora:
+        if corpus.content_hash != representation.fit_corpus_hash or corpus.test_fraction >= scored_below:
+            continue
+        held_out = f"{corpus.folder}, which holds out {corpus.test_fraction:.4g} of its text where others of the run"
+        held_out += f" hold out {scored_below:.4g}"
+        if (seen := count_seen_by_fit(corpus, corpora, scored_below)) is None:
+            print(f"toklab: {name} was fitted on {held_out}; it may have seen documents of theirs", file=sys.stderr)
+        elif seen:
+            raise UserError(
+                f"{name} was fitted on {held_out}, and has seen {seen:,} documents that the run is scored on; ingest"
+                f" {corpus.folder} anew with --test-fraction {scored_below:.17g}, or fit on another corpus of the run"
+            )
 
 
 def _on_mesh(
