@@ -49,7 +49,7 @@ _REFUSED = {  # remedy -> name of a format -> how it begins
         "a tar archive": rb".{257}ustar",
         "a 7z archive": rb"7z\xbc\xaf\x27\x1c",
         "a RAR archive": rb"Rar!\x1a\x07",
-        "an LZ4 file": rb"\x04\x22\x4d\x18",
+        "an LZ4 file": rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18",
         "a Snappy file": rb"\xff\x06\0\0sNaPpY",
         "an LZIP file": rb"LZIP\x01",
         "a file of compress": rb"\x1f[\x9d\xa0]",
@@ -58,6 +58,7 @@ _REFUSED = {  # remedy -> name of a format -> how it begins
         "a cabinet": rb"MSCF\0{4}",
     },
     _CONVERT: {
+        "a WARC file": rb"WARC/\d\.\d\r?\n",  # of the web's pages, headers between them
         "a PDF": rb"(?:\xef\xbb\xbf)?\s*%PDF-",  # of which readers take one behind blank lines
         "a PostScript file": rb"\s*%!PS-",
         "an RTF document": rb"\s*\{\\rtf",
@@ -71,10 +72,11 @@ _REFUSED = {  # remedy -> name of a format -> how it begins
         "a NumPy array": rb"\x93NUMPY",
         "a safetensors file": rb".{5}\0{3}\{\s*\"",
         "a GGUF file": rb"GGUF.\0{3}",
-        "a pickle": rb"\x80[\x02-\x05][\x80-\xffc(\]}X\x8c\x95]",
-        "an image": rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP",
+        "a pickle": rb"\([dl]p\d+\n|\x80[\x02-\x05][\x80-\xffc(\]}X\x8c\x95]",
+        "an image": rb"II\*\0|MM\0\*|\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP",
         "a sound or a film": rb"RIFF.{4}(?:WAVE|AVI )|ID3[\x02-\x04]|OggS\0|fLaC\0|\0{3}.ftyp",
-        "a program": rb"\x7fELF|\0asm|\xca\xfe\xba\xbe",
+        "a font": rb"wOF[F2]|OTTO\0|\0\x01\0{3}",
+        "a program": rb"MZ.\0.\0{3}|\x7fELF|\0asm|\xca\xfe\xba\xbe",
     },
     "convert it to UTF-8, e.g. with iconv": {
         "text in UTF-32": rb"\xff\xfe\0\0|\0\0\xfe\xff",
@@ -241,8 +243,9 @@ def _utf16(head: bytes) -> str | None:
         text = pairs.decode(encoding, "replace") if has_controls or not is_utf8 else ""
         num_good = sum(c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cn", "Co", "Cs") for c in text)
         if text and num_good - text.count("\ufffd") > 0.99 * len(text) - 1:
-            found[encoding] = sum(map(text.count, " \n\u3002"))  # the order of bytes that gives more of them
-    return max(found, key=found.__getitem__, default=None)
+            found[encoding] = sum(map(text.count, " \n\u3002"))
+    encoding = max(found, key=found.__getitem__, default="")  # the order of bytes that gives more of them
+    return encoding if found.get(encoding) else None
 
 
 def _compression(head: bytes) -> str | None:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import pickle
 import sqlite3
 import tarfile
 import zipfile
@@ -185,10 +186,14 @@ REFUSED = {
     "a PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj",
     "a PostScript file": b"%!PS-Adobe-3.0\n",
     "an ar archive": b"!<arch>\ndebian-binary   ",
+    "a WARC file": b"WARC/1.0\r\nWARC-Type: conversion\r\n\r\n",
+    "a font": b"wOF2\0\1\0\0",
     "an RTF document": rb"{\rtf1\ansi text}",
     "an old Office document": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(9),
     "an SQLite database": database(),
     "a NumPy array": archive(lambda file: np.save(file, np.arange(4))),
+    "a pickle": pickle.dumps({"text": ["a", "b"]}, protocol=0),
+    "no plain text and of no format known here: its byte 14 is 1": b"\x82\xa4text\xa3abc\xa2id\x01" * 10,
     "a safetensors file": safetensors.numpy.save({"a": np.zeros(3)}),
     "a Feather file of version 1": b"FEA1\0\0\0\0",
     "an HDF5 file": b"\x89HDF\r\n\x1a\n\0",

@@ -136,7 +136,11 @@ class SubwordRepresentation(Representation):
     def _why_other(self, group: list[int], text: str, start: int, end: int) -> str:
         """Why `text[start:end]` has ids that stand for something else."""
         special = {id_ for id_ in group if not self._token_lengths[id_]}
-        if special == {self._unknown} and text[start:end] != self._tokenizer.id_to_token(self._unknown):
+        if (
+            self._unknown is not None
+            and special == {self._unknown}
+            and text[start:end] != self._tokenizer.id_to_token(self._unknown)
+        ):
             return NO_TOKEN
         return SPECIAL_NAME if special else self._changes.why_changed(text, start, end)
 
