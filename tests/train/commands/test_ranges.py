@@ -64,7 +64,8 @@ def make(option, value):
         for field in dataclasses.fields(of)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    return of(**required | {name: value})
+    given = {"prompt": ANY} if of is SampleOptions else {}
+    return of(**required | given | {name: value})
 
 
 def complaint(option, value):
