@@ -158,13 +158,14 @@ def experiment():
 """
 
 
-def test_a_run_whose_corpus_has_moved_since_is_evaluated_where_it_is_now(recipe, change, tmp_path, monkeypatch):
+def test_a_run_whose_corpus_has_moved_since_is_evaluated_where_it_is_now(recipe, tmp_path, monkeypatch):
     folder, called = RunFolder(tmp_path / "run"), []
-    write_json(folder.config, to_json(change(recipe, data={"corpora": ("before",)})))
+    on = lambda *corpora: dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpora=corpora))
+    write_json(folder.config, to_json(on("before")))
     write_json(folder.summary, {"state": "finished", "steps": 12})
     monkeypatch.setattr(running.subprocesses, "toklab", lambda arguments, *_: called.append(arguments) or 0)
-    for corpora in (("now",), ("before",)):
-        run = types.SimpleNamespace(recipe=change(recipe, data={"corpora": corpora}))
+    for corpus in ("now", "before"):
+        run = types.SimpleNamespace(recipe=on(corpus))
         planned = types.SimpleNamespace(run=run, folder=folder, state=running.UNSCORED)
         assert running.do(planned, tmp_path, None, None) == 0
     assert [arguments[3:] for arguments in called] == [["--corpus", "now"], []]
