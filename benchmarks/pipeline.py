@@ -17,6 +17,7 @@ import tyro
 import tokenizer_lab
 from data.rows import RowStreams, Source
 from data.store import Corpus
+from train.commands.cli import leave_out_absent_tpus
 from train.run.folder import RunFolder
 
 
@@ -74,4 +75,5 @@ def measure(artifact: pathlib.Path, options: Options) -> list[float]:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

@@ -5,7 +5,6 @@ nats over its bytes, never an average of averages. The nats of end-of-document i
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data.held_out import HeldOut, held_out_documents
+from data.held_out import MAX_COMPARED_BYTES, HeldOut, digest, held_out_documents
 from data.rows import CausalRow, Documents
 from data.scoring_rows import scoring_batches
 from data.split import is_held_out
@@ -34,7 +33,6 @@ from train.run.folder import RunFolder
 from train.setup import LoadedRun, Setup, load_run
 from train.sharding import check_batch, put_batch
 
-_MAX_COMPARED_BYTES = 4 << 30  # of training text, beyond which it is not read to look for held-out documents
 _MODEL_ARRAYS = ("ids", "targets", "segment_ids", "positions")
 
 
@@ -247,26 +245,22 @@ def count_in_training(documents: HeldOut, run: RunFolder, scored_below: float | 
     """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much
     text to read, far away, or cannot be read any more, which does not concern what is evaluated."""
     paths = read_recipe(run).data.corpora
-    held_out = [_digest(documents[number]) for number in range(len(documents))]
+    held_out = [digest(documents[number]) for number in range(len(documents))]
     if any(map(is_remote, paths)):
         return None
     try:
         training = [Corpus.open(path).documents("train") for path in paths]
-        if sum(part.num_bytes for part in training) > _MAX_COMPARED_BYTES:
+        if sum(part.num_bytes for part in training) > MAX_COMPARED_BYTES:
             return None
         both = set(held_out).intersection(
-            _digest(document)
+            digest(document)
             for part in training
             for document in map(part.__getitem__, range(len(part)))
             if not is_held_out(document, scored_below or 0.0)
         )
     except UserError:
         return None
-    return sum(digest in both for digest in held_out)
-
-
-def _digest(document: bytes) -> bytes:
-    return hashlib.blake2b(document, digest_size=16).digest()
+    return sum(each in both for each in held_out)
 
 
 def evaluate_run(

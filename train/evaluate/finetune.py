@@ -28,7 +28,7 @@ from models.dropout import Dropout, no_dropout, row_dropout
 from models.encoder import Encoder, EncoderConfig, Heads
 from models.initialization import published_normal
 from models.next_id import NextIdModel
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import POSITIVE, SHARE, Range, UserError, check_numbers
 from tokenizer_lab.files import check_name, write_json
 from tokenizer_lab.representation import NUM_ENCODER_IDS
 from train.evaluate.tasks import Example, Task, metrics, read_task
@@ -71,18 +71,18 @@ class FinetuneOptions:
     """Before the head, and inside an encoder of the form "bert"."""
 
     def __post_init__(self) -> None:
-        for name in ("num_seeds", "num_epochs", "batch_rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        above_0_to_1, share_below_1 = Range(above=0, most=1), Range(least=0, below=1)
+        check_numbers(
+            self,
+            "--",
+            sequence_length=Range(least=MIN_LENGTH),
+            learning_rate=POSITIVE,
+            layer_decay=above_0_to_1,
+            warmup_share=SHARE,
+            dropout=share_below_1,
+        )
         if len(self.fields) > 2:
             raise UserError(f"--fields {' '.join(self.fields)} are {len(self.fields)}; an example has one text or two")
-        if self.sequence_length < MIN_LENGTH:
-            raise UserError(f"sequence_length is {self.sequence_length}; it must be at least {MIN_LENGTH}")
-        if not (self.learning_rate > 0 and 0 < self.layer_decay <= 1 and 0 <= self.dropout < 1):
-            raise UserError(
-                f"learning_rate {self.learning_rate}, layer_decay {self.layer_decay} and dropout {self.dropout}: the"
-                " first is more than 0, the second more than 0 and at most 1, the third at least 0 and less than 1"
-            )
 
 
 class Classifier(nnx.Module):

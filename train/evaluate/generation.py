@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from models.axes import Kernels
 from models.next_id import NextIdModel
+from tokenizer_lab.errors import FROM_0, SEED, Range, check_numbers
 from tokenizer_lab.representation import Representation
 from train.model_function import jit_of_weights, padded
 from train.setup import LoadedRun
@@ -39,6 +40,9 @@ class Draw:
     3.1)."""
     seed: int = 0
     """The same seed draws the same text, whatever other texts are drawn with it."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "--", top_k=FROM_0, top_p=Range(above=0, most=1), seed=SEED)
 
 
 @dataclasses.dataclass

@@ -248,8 +248,8 @@ def test_a_report_sets_encoders_beside_each_other(runs, task, tmp_path, capsys):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"num_seeds": 0}, "num_seeds is 0"),
-        ({"layer_decay": 0.0}, "layer_decay 0.0"),
+        ({"num_seeds": 0}, "--num-seeds is 0"),
+        ({"layer_decay": 0.0}, "--layer-decay is 0.0; it must be more than 0"),
         ({"sequence_length": 4}, "at least 8"),
     ],
 )
