@@ -10,7 +10,7 @@ from models.encoder import Clusters, EncoderConfig
 from tokenizer_lab.byte import ByteRepresentation
 from train.evaluate.bits_per_byte import make_judge
 from train.loop import train
-from train.objectives import ClusteredSubstitution, substitutions
+from train.objectives import ClusteredSubstitution, clusters, substitutions
 from train.objectives.clusters import TEXT_BYTES, cluster, cluster_of_id, neighbour_vectors
 from train.optimizer import Budget
 from train.setup import load_run
@@ -45,6 +45,15 @@ def test_only_the_beginning_is_read():
             return b"x" * 1000
 
     cluster_of_id(ByteRepresentation(), Documents(), 4)
+
+
+def test_of_a_long_document_only_the_beginning_is_read(monkeypatch):
+    text, more = b"the quick brown fox jumps over the lazy dog; " * 50, b"0123456789" * 100
+    whole = cluster_of_id(ByteRepresentation(), [text + more], 8)
+    monkeypatch.setattr(clusters, "TEXT_BYTES", len(text))
+    expected = cluster_of_id(ByteRepresentation(), [text], 8)
+    np.testing.assert_array_equal(cluster_of_id(ByteRepresentation(), [text + more, more], 8), expected)
+    assert not np.array_equal(whole, expected)
 
 
 def test_clusters_are_drawn_by_their_confusions_and_ids_uniformly():
