@@ -25,6 +25,15 @@ def test_ids_in_alike_places_are_in_one_cluster():
     assert len(set(found[:5])) == len(set(found[5:10])) == 1 and found[0] != found[5]
 
 
+def test_vectors_tell_left_from_right_and_near_from_far():
+    around = {5: (1, 2, 3, 4), 6: (1, 2, 3, 4), 7: (4, 3, 2, 1), 8: (2, 1, 4, 3)}  # two ids before and two behind
+    rows = [np.array([*places[:2], id_, *places[2:]], np.int32) for id_, places in around.items()]
+    vectors = neighbour_vectors(rows, 10)
+    alike, mirrored, near_and_far_swapped, unseen = vectors[[6, 7, 8, 9]] @ vectors[5]
+    assert alike == pytest.approx(1, abs=1e-6) and unseen == 0 and not vectors[9].any()
+    assert abs(mirrored) < 0.5 and abs(near_and_far_swapped) < 0.5
+
+
 def test_every_id_has_a_cluster_and_the_same_every_time():
     text = b"the quick brown fox jumps over the lazy dog; " * 50
     found = cluster_of_id(ByteRepresentation(), [text, b"", b"x"], 8)

@@ -101,7 +101,8 @@ def test_as_many_positions_are_chosen_as_the_share_says_and_no_marks(with_replac
             and (batch["segment_ids"][row][chosen] > 0).all()
         )
         wanted = 0 if row == ROWS - 1 else min(max(1, round(0.15 * num_real)), limit)
-        assert len(chosen) <= wanted if with_replacement else len(chosen) == wanted
+        assert set(chosen) == set(np.asarray(out["chosen"])[row, :wanted]), "each that was drawn, once"
+        assert with_replacement or len(chosen) == wanted
         np.testing.assert_array_equal(
             out["labels"][row, : len(chosen)] if not with_replacement else ids[chosen], ids[chosen]
         )
@@ -123,9 +124,9 @@ def test_draws_of_one_row_are_kept_apart(monkeypatch):
 
     for module in (chosen_positions, heads, replaced):
         monkeypatch.setattr(module, "per_row", remembering_per_row)
-    for objective in (Masked(), Replaced(generator_share=0.5), RandomSubstitution()):
+    for objective in OBJECTIVES:
         places.clear()
-        model_def, state = split(objective, BERT)
+        model_def, state = nnx.split(nnx.eval_shape(lambda: objective.build(BERT, VOCAB, nnx.Rngs(0))))
 
         def run(state, batch, objective=objective, model_def=model_def):
             model = nnx.merge(model_def, state)
@@ -250,19 +251,27 @@ def test_the_loss_is_a_mean_over_chosen_and_a_mean_over_all_positions():
 
 
 def test_the_loss_of_hidden_ids_is_what_they_cost_on_average():
-    """`score` works their nats out by itself, from all logits of a row."""
+    """`score` works their nats out by itself, from all logits of a row. By its biases the model is nearly sure of one
+    id, and surer of ids that are no text, which do not count."""
     objective, batch = Masked(), make_batch()
-    model_def, state = split(objective)
+    out = jax.device_get(drawn(objective, batch))
+    model = objective.build(MODEL, VOCAB, nnx.Rngs(0))
+    likeliest = int(out["labels"][0, 0])
+    bias = jax.random.normal(jax.random.key(0), model.vocab_head.bias.shape)
+    model.vocab_head.bias[...] = bias.at[likeliest].set(20).at[VOCAB:].set(90)
+    model_def, state = nnx.split(model)
 
     @jax.jit
-    def run(state, batch):
+    def run(state):
         model = nnx.merge(model_def, state)
-        out = objective.draw(model, batch)
-        return out["chosen_weights"], objective(model, out, None), objective.score(model, out)
+        return objective(model, out, None), objective.score(model, out)
 
-    weights, (loss, num_positions, sums), scored = jax.device_get(run(state, batch))
-    nats = scored["predicted_nats"][weights > 0]
-    assert sums["num_predicted"] == len(nats) > 10 and num_positions == (batch["segment_ids"] > 0).sum()
+    (loss, num_positions, sums), scored = jax.device_get(run(state))
+    counted = out["chosen_weights"] > 0
+    nats, right = scored["predicted_nats"][counted], scored["predicted_right"][counted]
+    np.testing.assert_array_equal(right, out["labels"][counted] == likeliest)
+    assert 0 < right.sum() < len(right) and nats[right].max() < 0.01 and 10 < nats[~right].min() < nats.max() < 40
+    assert sums["num_predicted"] == len(nats) and num_positions == (batch["segment_ids"] > 0).sum()
     assert sums["predicted_nats"] == pytest.approx(nats.sum(), rel=1e-5)
     assert loss / num_positions == pytest.approx(nats.mean(), rel=1e-5)
 
