@@ -12,10 +12,22 @@ from collections.abc import Iterable
 RULE = "test if the first 8 bytes of sha256(document), big endian, / 2^64 < test_fraction"
 
 
+KEY_BYTES = 16
+
+
+def document_key(document: bytes) -> bytes:
+    """What a corpus's documents are ordered by: the beginning of their hash, of which the beginning is their place."""
+    return hashlib.sha256(document).digest()[:KEY_BYTES]
+
+
 def is_held_out(document: bytes, fraction: float) -> bool:
     """Whether a document's place is below `fraction`: by its bytes alone, so that all its copies are on one side."""
-    first_bytes = hashlib.sha256(document).digest()[:8]
-    return int.from_bytes(first_bytes) < fraction * 2**64
+    return key_is_held_out(document_key(document), fraction)
+
+
+def key_is_held_out(key: bytes, fraction: float) -> bool:
+    """`is_held_out` of the document with this key, which is that of the whole for a part of a document."""
+    return int.from_bytes(key[:8]) < fraction * 2**64
 
 
 @dataclasses.dataclass(frozen=True)

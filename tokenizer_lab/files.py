@@ -61,7 +61,8 @@ def remote_errors(path: epath.PathLike) -> Iterator[None]:
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part. Raises UserError if it cannot."""
+    """Writes a file so that a reader sees the old content or the new, never a part, and that it is on the disk. Raises
+    UserError if it cannot."""
     path = epath.Path(path)
     if is_remote(path):  # an object appears when it is whole
         with remote_errors(path):
@@ -92,12 +93,27 @@ def _appearing_whole(path: epath.Path) -> Iterator[epath.Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            _sync(partial)
             partial.replace(path)
+            sync_folder(path.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def sync_folder(folder: epath.PathLike) -> None:
+    """Waits until the names in a folder of this machine are on its disk. Raises OSError."""
+    _sync(folder)
+
+
+def _sync(path: epath.PathLike) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def cache_folder(name: str) -> epath.Path:
