@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -41,6 +42,7 @@ RUN_BYTES = 256 << 20  # of text, which is held in memory
 _STRETCH_BYTES = 1 << 20  # of a run's text in what a worker merges, on average
 _AText = PlannedText | StoredText
 _LOCK, _CLAIMS = ".lock", ".committing"
+_HALF_WRITTEN = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{8}\.partial$")  # by a process that was killed
 _WRITES = "writes.json"  # in an ingest's folder: which shards it may have written
 
 
@@ -130,9 +132,11 @@ class Store:
         return bool(new)
 
     def clear(self) -> None:
-        """Removes what the ingest works on."""
-        remove_folder(self.partial)
-        if not is_remote(self.folder):
+        """Removes what the ingest works on, and on this machine shards that no manifest names."""
+        if is_remote(self.folder):
+            remove_folder(self.partial)
+        else:
+            _remove_ingest(self.folder, self.partial)
             with contextlib.suppress(OSError):
                 self.partial.parent.rmdir()
 
@@ -150,7 +154,7 @@ class Store:
         """Makes the shards of texts that are not there, and the hashes of the others."""
         there = {text.text for text in self._texts_there()}
         new = [text for text in planned if text.text not in there]
-        write_json(self.partial / _WRITES, [[*text.text, text.name, len(text.shards)] for text in new])
+        write_json(self.partial / _WRITES, [[*text.text, text.name, len(text.shards)] for text in new], sync=False)
         tasks = [
             MergeTask(text, tuple(shards), text.text not in there)
             for text in planned
@@ -234,20 +238,21 @@ def _files(writes: Iterable[tuple[str, Split, str, int]]) -> set[str]:
 
 
 def _clear(folder: epath.Path, ingest_id: str) -> None:
-    """Removes what other ingests have left on this machine that did not commit, or did not come to clear away."""
-    partial = folder / PARTIAL
-    if not partial.exists():
-        return
+    """Removes what others have left on this machine that did not commit, or did not come to clear away."""
+    remove(folder, [name for name in sizes_in(folder) if _HALF_WRITTEN.search(name)])
+    for left in (folder / PARTIAL).iterdir() if (folder / PARTIAL).exists() else ():
+        if left.name != ingest_id:
+            _remove_ingest(folder, left)
+
+
+def _remove_ingest(folder: epath.Path, partial: epath.Path) -> None:
     named = {shard.file for shard in Corpus.open(folder).shards} if (folder / MANIFEST).exists() else set()
-    for left in partial.iterdir():
-        if left.name == ingest_id:
-            continue
-        writes = _files(json.loads(read_if_there(left / _WRITES) or "[]")) - named
-        remove(folder, sorted(writes))
-        for domain in {os.path.dirname(name) for name in writes}:
-            with contextlib.suppress(OSError):
-                (folder / domain).rmdir()
-        remove_folder(left) if left.is_dir() else left.unlink()
+    written = _files(json.loads(read_if_there(partial / _WRITES) or "[]")) - named
+    remove(folder, sorted(written))
+    for domain in {os.path.dirname(name) for name in written}:
+        with contextlib.suppress(OSError):
+            (folder / domain).rmdir()
+    remove_folder(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

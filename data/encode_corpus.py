@@ -234,7 +234,7 @@ class Encoder:
                 file_bytes=file_bytes,
                 content_hash=digest.hexdigest(),
             )
-            write_json(_note(out, piece.file), vars(shard))
+            write_json(_note(out, piece.file), vars(shard), sync=False)
         except OSError as error:
             raise cannot_write(out, error) from error
         yield shard
@@ -298,7 +298,7 @@ def _write_shards(
     to_do = [piece for piece in pieces if piece.file not in kept]
     encoder = Encoder(os.fspath(options.corpus), os.fspath(options.artifact), os.fspath(out), origin)
     num_bytes = 0
-    write_json(out / UNFINISHED / _ORIGIN, dataclasses.asdict(origin))
+    write_json(out / UNFINISHED / _ORIGIN, dataclasses.asdict(origin), sync=False)
     try:
         with contextlib.closing(engine.stream(encoder, to_do, options.devices)) as results:
             for result in results:

@@ -220,7 +220,7 @@ class MakeRuns:
                     yield portion.num_bytes_read
             writer.close()
             made = MadeRuns(writer.runs, writer.histograms, counts, bad, writer.rule)
-            write_json(note, made.to_json())
+            write_json(note, made.to_json(), sync=False)
             yield made
         except OSError as error:
             raise cannot_write(self.options.out, error) from error

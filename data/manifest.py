@@ -14,7 +14,7 @@ from etils import epath
 from data.split import RULE
 from data.storage import sizes_in
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import check_name, read_json, sha256_of_parts, write_bytes
+from tokenizer_lab.files import check_name, is_remote, read_json, sha256_of_parts, sync_folder, write_bytes
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -208,14 +208,18 @@ def read_manifest(path: epath.Path, value: Any = None) -> Manifest:
 
 
 def write_manifest(path: epath.PathLike, value: dict[str, Any]) -> None:
-    """A manifest as JSON with a shard on each line. Raises UserError where it would be more than can be read back."""
-    content = manifest_bytes(value)
+    """Commits a store: writes its manifest, as JSON with a shard on each line, when the names of the shards are on the
+    disk. Raises OSError, or UserError where it would be more than can be read back."""
+    content, path = manifest_bytes(value), epath.Path(path)
     if len(content) > MAX_MANIFEST_BYTES:
         raise UserError(
             f"{path} would have {len(content):,} bytes for {sum(len(text['shards']) for text in value['texts']):,}"
             f" shards, and {MAX_MANIFEST_BYTES:,} can be read; divide the text among several corpora, a run takes any"
             " number of them"
         )
+    if not is_remote(path):
+        for domain in sorted({text["domain"] for text in value["texts"] if (path.parent / text["domain"]).exists()}):
+            sync_folder(path.parent / domain)
     write_bytes(path, content)
 
 

@@ -75,6 +75,8 @@ class Merge:
         try:
             for planned in task.shards:
                 yield self._kept(task, planned) or self._make(task, planned)
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename} is missing; remove {self.partial} and start again") from error
         except OSError as error:
             raise cannot_write(self.folder, error) from error
         except Damaged as error:
@@ -112,7 +114,7 @@ class Merge:
         )
         made = MadeShard(shard, hashes.num_parts, hashes.close())
         if task.write:
-            write_json(self._note(text, planned), made.to_json())
+            write_json(self._note(text, planned), made.to_json(), sync=False)
         return made
 
     def _note(self, text: PlannedText, planned: PlannedShard) -> epath.Path:

@@ -197,7 +197,7 @@ class RunWriter:
         by_text, self._waiting, self._waiting_bytes = self._waiting, {}, 0
         file = f"{self._name}-{len(self.runs):05d}.run"
         texts, table = sorted(by_text), list[tuple[int, ...]]()
-        with new_file(self._folder / file) as opened:
+        with new_file(self._folder / file, sync=False) as opened:
             units, compress = UnitFile(opened), compressor(_LEVEL)
             for number, text in enumerate(texts):
                 columns = _columns_of(by_text.pop(text)).sorted()

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from etils import epath
 
-from tokenizer_lab.files import is_remote, remote_errors, sync_folder
+from tokenizer_lab.files import is_remote, remote_errors
 
 
 class Range(NamedTuple):
@@ -75,8 +75,9 @@ def sizes_in(folder: epath.Path) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def new_file(path: epath.Path) -> Iterator[BinaryIO]:
-    """A large file to write: whole, on the disk and under its name when the block ends, and not there when it raises.
+def new_file(path: epath.Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """A large file to write: whole and under its name when the block ends, and not there when it raises. With `sync` it
+    is then on the disk, and its name is after `sync_folder`.
 
     In an object store a writer that fails may leave a part of the file under its name: whoever relies on it asks for
     something that was written after it.
@@ -90,10 +91,10 @@ def new_file(path: epath.Path) -> Iterator[BinaryIO]:
     try:
         with partial.open("wb") as file:
             yield cast(BinaryIO, file)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
-        sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

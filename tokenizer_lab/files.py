@@ -60,15 +60,15 @@ def remote_errors(path: epath.PathLike) -> Iterator[None]:
         ) from error
 
 
-def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part, and that it is on the disk. Raises
-    UserError if it cannot."""
+def write_bytes(path: epath.PathLike, content: bytes, sync: bool = True) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part; and, with `sync`, so that a machine
+    that crashes then keeps it. Raises UserError if it cannot."""
     path = epath.Path(path)
     if is_remote(path):  # an object appears when it is whole
         with remote_errors(path):
             path.write_bytes(content)
         return
-    with _appearing_whole(path) as partial:
+    with _appearing_whole(path, sync) as partial:
         partial.write_bytes(content)
 
 
@@ -86,16 +86,18 @@ def fetch(source: epath.Path, target: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def _appearing_whole(path: epath.Path) -> Iterator[epath.Path]:
+def _appearing_whole(path: epath.Path, sync: bool = True) -> Iterator[epath.Path]:
     """Where to write what becomes the local file `path` in one go. Raises UserError if it cannot."""
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
-            _sync(partial)
+            if sync:
+                _sync(partial)
             partial.replace(path)
-            sync_folder(path.parent)
+            if sync:
+                sync_folder(path.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -147,9 +149,9 @@ def copy_folder(source: epath.Path, target: epath.Path) -> None:
         write_bytes(target / name, path.read_bytes())
 
 
-def write_json(path: epath.PathLike, value: Any) -> None:
+def write_json(path: epath.PathLike, value: Any, sync: bool = True) -> None:
     """`write_bytes` of `value` as readable JSON."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(), sync)
 
 
 def read_bytes(path: epath.PathLike, what: str, max_bytes: int) -> bytes:

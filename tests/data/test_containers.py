@@ -312,7 +312,7 @@ def test_a_null_is_empty(ingest_from, stored, write_files, tmp_path, name):
     assert ingest_from(tmp_path, name, on_empty="skip").num_skipped == 3
     assert stored(tmp_path) == [b"one"]
     ingest_from(tmp_path, name, on_empty="keep", domain="kept")
-    assert stored(tmp_path)[:4] == [b"", b"one", b"", b""]
+    assert sorted(stored(tmp_path)[:4]) == [b"", b"", b"", b"one"]
 
 
 def test_a_column_of_nothing_but_nulls(ingest_from, write_files, tmp_path):
