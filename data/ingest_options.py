@@ -1,4 +1,4 @@
-"""What `toklab ingest` is told."""
+"""The options of `toklab ingest`."""
 
 import dataclasses
 from typing import Literal
@@ -6,8 +6,11 @@ from typing import Literal
 import tyro
 from etils import epath
 
+from data.manifest import Split
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import check_name
+
+_LEAST_PART_BYTES = 16  # of which half is searched for a line's end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,14 +18,19 @@ class IngestOptions:
     """Add text to a corpus."""
 
     sources: tyro.conf.Positional[tuple[str, ...]]
-    """Files, directories, globs, or "embedded": text that is in Python. Their first bytes say what files are: JSON
-    lines or arrays, CSV, parquet, Arrow, plain text; also in gzip, zstd, xz, lzma or bzip2."""
+    """Files, directories, globs, also gs://, s3://, hf:// and http(s):// ones; or "embedded": text that is in Python.
+    Their first bytes say what files are: JSON lines or arrays, CSV, parquet, Arrow, WET, plain text; also in gzip,
+    zstd, xz, lzma or bzip2."""
 
     out: epath.Path
     """The corpus folder, here or in an object store: a new one, or one that gets a further domain."""
 
     domain: str = "text"
     """Name under which these documents are counted and evaluated."""
+
+    split: Split | None = None
+    """The published split that all of these documents are. By default a document's hash decides, see
+    --test-fraction."""
 
     field: str = "text"
     """Field of a JSON record, or column of a parquet file, that is the document."""
@@ -40,18 +48,33 @@ class IngestOptions:
     on_empty: Literal["error", "skip", "keep"] = "error"
     """What to do with a document that has no bytes, such as a null, or a file without records."""
 
+    max_bad: float = 0.0
+    """Share of the records, e.g. 1e-6, that may be bad: damaged, too large, without text, empty with --on-empty error.
+    They go to a quarantine file in the corpus folder. By default the first one ends the ingest."""
+
+    max_part_bytes: int = 1 << 20
+    """A longer document is cut into parts of at most this, in order and all in one split, each a document from then on;
+    0 keeps documents whole."""
+
     max_document_bytes: int = 128 << 20
-    """A document, or a line of JSON, that is larger is an error."""
+    """A record, or a line, that is larger is bad. A file that is one document has no limit where it is cut into
+    parts."""
 
     max_window_bytes: int = 1 << 31
     """Memory that a zstd frame may ask for; one of `zstd --long=31` asks for 2 GiB."""
 
     def __post_init__(self) -> None:
         check_name(self.domain, "domain")
-        if not 0 <= self.test_fraction <= 1:
-            raise UserError(f"--test-fraction {self.test_fraction} is not a share; use a number from 0 to 1")
+        for name, share in (("--test-fraction", self.test_fraction), ("--max-bad", self.max_bad)):
+            if not 0 <= share <= 1:
+                raise UserError(f"{name} {share} is not a share; use a number from 0 to 1")
         if self.max_document_bytes < 1:
             raise UserError(f"--max-document-bytes {self.max_document_bytes} allows no document; use a positive number")
+        if self.max_part_bytes and self.max_part_bytes < _LEAST_PART_BYTES:
+            raise UserError(
+                f"--max-part-bytes {self.max_part_bytes} is too little to cut at a line's end; use at least"
+                f" {_LEAST_PART_BYTES}, or 0 for whole documents"
+            )
         if not 1 << 10 <= self.max_window_bytes <= 1 << 31:
             raise UserError(f"--max-window-bytes {self.max_window_bytes} is not from 1024 to {1 << 31}, zstd's limits")
         if self.separator is not None:
