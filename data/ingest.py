@@ -21,11 +21,12 @@ from data.corpus_writer import Sizes, open_store
 from data.engines import Engine, LocalEngine
 from data.ingest_options import IngestOptions
 from data.manifest import Rule, Split, Text
+from data.quarantine import KEPT_RECORDS, check_budget, quarantine_lines, quarantine_name
 from data.reading import Unit, find_units, read_portions
 from data.runs import Histogram, RunFile, RunWriter
 from data.storage import read_if_there
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, write_json
+from tokenizer_lab.files import cannot_write, write_bytes, write_json
 
 _MOST_RUNS = 8192
 _TASK_BYTES = 16 << 20, 256 << 20  # of input: no fewer where there are as many, and no more where few runs do
@@ -38,7 +39,7 @@ class IngestResult:
     Attributes:
       changed: False if the corpus had exactly these documents already.
       num_documents, num_bytes: (domain, split) -> how much was given; a split without documents is not there.
-      num_skipped: empty documents left out, as `on_empty` said.
+      counts: see `data.reading.Portion`.
       test_fraction: share of the documents that was to be held out.
     """
 
@@ -46,15 +47,19 @@ class IngestResult:
     changed: bool
     num_documents: dict[tuple[str, Split], int]
     num_bytes: dict[tuple[str, Split], int]
-    num_skipped: int
+    counts: dict[str, int]
     test_fraction: float
+
+    @property
+    def num_skipped(self) -> int:
+        """Empty documents left out, as `on_empty` said."""
+        return self.counts.get("skipped", 0)
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {'added' if self.changed else 'already has all of this; nothing changed'}"]
         for key, num_documents in sorted(self.num_documents.items()):
             lines.append(f"  {', '.join(key)}: {num_documents:,} documents, {self.num_bytes[key]:,} bytes")
-        if self.num_skipped:
-            lines.append(f"  {self.num_skipped:,} empty documents left out")
+        lines += self._remarks()
         for domain in sorted({domain for domain, _ in self.num_documents}) if 0 < self.test_fraction < 1 else ():
             splits = {"train", "test"} - {split for name, split in self.num_documents if name == domain}
             lines += [
@@ -64,6 +69,18 @@ class IngestResult:
                 for split in sorted(splits)
             ]
         return "\n".join(lines)
+
+    def _remarks(self) -> list[str]:
+        lines = []
+        if self.num_skipped:
+            lines.append(f"  {self.num_skipped:,} empty documents left out")
+        if num_cut := self.counts.get("cut"):
+            lines.append(
+                f"  {num_cut:,} long documents are cut into {self.counts['parts']:,} parts, see --max-part-bytes"
+            )
+        if num_bad := self.counts.get("bad"):
+            lines.append(f"  {num_bad:,} bad records left out, see {self.folder}/quarantine-*.jsonl")
+        return lines
 
 
 def ingest(
@@ -89,7 +106,8 @@ def ingest(
     with open_store(epath.Path(options.out), options.test_fraction, _ingest_id(options, sizes), sizes) as store:
         tasks = list(_tasks(units, sizes.task or _task_bytes(num_input_bytes)))
         make_runs = MakeRuns(options, store.partial, max(sizes.run, num_input_bytes // _MOST_RUNS))
-        made = _collect(engine, make_runs, tasks, lambda done: report(done // 2, num_input_bytes))
+        made = _collect(engine, make_runs, tasks, num_input_bytes, report)
+        check_budget(options.max_bad, made.counts, made.bad)
         num_text_bytes = sum(int(histogram.num_bytes.sum()) for histogram in made.histograms.values())
         if not made.histograms:
             raise UserError(
@@ -101,14 +119,16 @@ def ingest(
             report(read_bytes + (num_input_bytes - read_bytes) * done // max(1, num_text_bytes), num_input_bytes)
 
         changed = store.commit(made.runs, made.histograms, made.rule, engine, report_merged)
+        if made.bad:
+            write_bytes(store.folder / quarantine_name(options.domain), quarantine_lines(made.bad))
         report_merged(max(1, num_text_bytes))
     return IngestResult(
         folder=options.out,
         changed=changed,
         num_documents={text: int(histogram.documents.sum()) for text, histogram in made.histograms.items()},
         num_bytes={text: int(histogram.num_bytes.sum()) for text, histogram in made.histograms.items()},
-        num_skipped=made.counts["skipped"],
-        test_fraction=options.test_fraction,
+        counts=dict(made.counts),
+        test_fraction=0.0 if made.rule == "given" else options.test_fraction,
     )
 
 
@@ -165,7 +185,7 @@ class MadeRuns:
         for text, histogram in other.histograms.items():
             self.histograms.setdefault(text, Histogram.empty()).add(histogram)
         self.counts += other.counts
-        self.bad += other.bad
+        self.bad += other.bad[: KEPT_RECORDS - len(self.bad)]
         self.rule = other.rule
 
     def to_json(self) -> dict[str, Any]:
@@ -226,14 +246,22 @@ class MakeRuns:
             raise cannot_write(self.options.out, error) from error
 
 
-def _collect(engine: Engine, make_runs: MakeRuns, tasks: Sequence[ReadTask], report: Callable[[int], None]) -> MadeRuns:
-    """All runs; `report` is told the bytes of input that were read."""
+def _collect(
+    engine: Engine,
+    make_runs: MakeRuns,
+    tasks: Sequence[ReadTask],
+    num_input_bytes: int,
+    report: Callable[[int, int], None],
+) -> MadeRuns:
+    """All runs; `report` as in `ingest`. Raises UserError where too many records are bad."""
     everything, num_bytes_read = MadeRuns([], {}, collections.Counter(), [], "hash"), 0
     with contextlib.closing(engine.stream(make_runs, tasks)) as results:
         for result in results:
             if isinstance(result, MadeRuns):
                 everything.add(result)
+                share_read = min(0.99, num_bytes_read / max(1, num_input_bytes))
+                check_budget(make_runs.options.max_bad, everything.counts, everything.bad, share_read)
             else:
                 num_bytes_read += result
-                report(num_bytes_read)
+                report(num_bytes_read // 2, num_input_bytes)
     return everything

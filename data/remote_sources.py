@@ -5,6 +5,7 @@ being read is opened again where it stood.
 """
 
 import dataclasses
+import datetime
 import io
 import re
 import time
@@ -160,6 +161,7 @@ def _found(files: Any, path: str, name: str, about: Mapping[str, Any]) -> Found:
 
 def _version(about: Mapping[str, Any]) -> str:
     mark = next((about[mark] for mark in _MARKS if about.get(mark) is not None), "")
+    mark = mark.timestamp() if isinstance(mark, datetime.datetime) else mark  # a listing has numbers for some
     return f"{about.get('size')} bytes of {mark}"
 
 
