@@ -24,9 +24,11 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 from etils import epath
 
 from data.array_record_manifest import FORMAT as OLD_FORMAT
+from data.duplicates import NO_KEYS, Drops, LookAtKeys, bucket_ranges, collect
 from data.engines import Engine, LocalEngine
 from data.layout import SHARD_BYTES, PlannedText, block_documents, merged_together, plan_text
 from data.manifest import MANIFEST, Manifest, Rule, Split, StoredText, Text, shard_file, write_manifest
@@ -88,6 +90,32 @@ class Store:
         self.partial = folder / PARTIAL / ingest_id
         self._texts_there()  # which may refuse
 
+    def look_at_keys(
+        self,
+        runs: Sequence[RunFile],
+        histograms: Mapping[Text, Histogram],
+        rule: Rule,
+        engine: Engine,
+        drop: bool,
+        near: np.ndarray = NO_KEYS,
+    ) -> Drops | None:
+        """What of runs is not to be committed; None where nobody need look.
+
+        Args:
+          runs, histograms, rule, engine: as of `commit`.
+          drop: whether documents are dropped that are the same as others.
+          near: S16[n], sorted, the keys of near copies to be dropped.
+
+        Raises:
+          UserError: a document is in two splits.
+        """
+        there = tuple(text for text in self._texts_there() if text.text not in histograms)
+        if not drop and rule == "hash" and all(text.rule == "hash" for text in there):
+            return None
+        look = LookAtKeys(self.folder, there, self.partial, tuple(runs), tuple(histograms), drop, near)
+        with contextlib.closing(engine.stream(look, bucket_ranges(histograms.values(), there))) as found:
+            return collect(found, histograms)
+
     def commit(
         self,
         runs: Sequence[RunFile],
@@ -95,6 +123,7 @@ class Store:
         rule: Rule,
         engine: Engine,
         report: Callable[[int], None],
+        gone: Mapping[Text, np.ndarray] | None = None,
     ) -> bool:
         """Makes the documents of runs part of the corpus.
 
@@ -104,6 +133,7 @@ class Store:
           rule: how the documents' splits were chosen.
           engine: where shards are made.
           report: called with the bytes of text that are in shards.
+          gone: of `Drops`, what of the runs does not stay.
 
         Returns:
           False if the corpus had all of them already, and nothing changed.
@@ -117,7 +147,7 @@ class Store:
         ]
         try:
             self._check_counts(planned, self._texts_there())
-            made = self._merge(planned, runs, engine, report)
+            made = self._merge(planned, runs, engine, report, gone)
             with claimed(self.folder) if is_remote(self.folder) else contextlib.nullcontext():
                 there = self._texts_there()
                 self._check_hashes(made, there)
@@ -149,7 +179,12 @@ class Store:
         return Manifest(self.test_fraction, blocks, tuple(texts))
 
     def _merge(
-        self, planned: Sequence[PlannedText], runs: Sequence[RunFile], engine: Engine, report: Callable[[int], None]
+        self,
+        planned: Sequence[PlannedText],
+        runs: Sequence[RunFile],
+        engine: Engine,
+        report: Callable[[int], None],
+        gone: Mapping[Text, np.ndarray] | None,
     ) -> list[StoredText]:
         """Makes the shards of texts that are not there, and the hashes of the others."""
         there = {text.text for text in self._texts_there()}
@@ -162,7 +197,7 @@ class Store:
         ]
         made = collections.defaultdict[Text, list[MadeShard]](list)
         num_bytes = 0
-        merge = Merge(self.folder, self.partial, tuple(runs), self.sizes.merge)
+        merge = Merge(self.folder, self.partial, tuple(runs), self.sizes.merge, gone)
         with contextlib.closing(engine.stream(merge, tasks)) as shards:
             for shard in shards:
                 made[shard.shard.domain, shard.shard.split].append(shard)
@@ -175,14 +210,13 @@ class Store:
         for domain in sorted({text.text[0] for text in planned}):
             stored = {text.split: text for text in there if text.domain == domain}
             given = {text.text[1]: text for text in planned if text.text[0] == domain}
-            rules = {text.rule for texts in (stored, given) for text in texts.values()}
+            rules = {text.rule for texts in (there, planned) for text in texts}
             counts = lambda texts: {split: (text.num_documents, text.num_bytes) for split, text in texts.items()}
             if stored and rules == {"hash"} and counts(stored) != counts(given):
                 raise self._other(domain, stored.values(), given.values())
-            if stored and len(rules) > 1:
+            if len(rules) > 1:
                 raise _OtherDocuments(
-                    f"{self.folder} has domain {domain!r} with splits of the other kind (by hash, or given by --split);"
-                    " choose another --domain or --out"
+                    f"{self.folder} has splits of the other kind (by hash, or given by --split); choose another --out"
                 )
             for split in stored.keys() & given.keys():
                 if counts(stored)[split] != counts(given)[split]:
@@ -215,10 +249,15 @@ class Store:
                 f"{self.folder} is of a format that is only read now; make a new one of it, toklab ingest"
                 f" {self.folder} --out NEW, and add to that"
             )
+        if all(text.rule == "given" for text in corpus.manifest.texts) and self.test_fraction:
+            raise UserError(
+                f"{self.folder} has published splits, by --split, and these documents would be divided by their hashes;"
+                " give their --split too, or choose another --out"
+            )
         if (before := corpus.test_fraction) != self.test_fraction:
             raise UserError(
                 f"{self.folder} holds out {before} of its documents, not {self.test_fraction}; "
-                f"use --test-fraction {before} or another --out"
+                f"use --test-fraction {before} or another --out, also for documents with a --split"
             )
         return corpus.manifest.texts
 

@@ -17,12 +17,14 @@ from typing import Any
 
 from etils import epath
 
-from data.corpus_writer import Sizes, open_store
+from data.corpus_writer import Sizes, Store, open_store
+from data.duplicates import NO_KEYS, Drops
 from data.engines import Engine, LocalEngine
 from data.ingest_options import IngestOptions
 from data.manifest import Rule, Split, Text
+from data.near_duplicates import FindPairs, SketchFile, SketchWriter, check_installed, dropped_keys, parts_of_bands
 from data.quarantine import KEPT_RECORDS, check_budget, quarantine_lines, quarantine_name
-from data.reading import Unit, find_units, read_portions
+from data.reading import Unit, find_units, has_published_splits, read_portions
 from data.runs import Histogram, RunFile, RunWriter
 from data.storage import read_if_there
 from tokenizer_lab.errors import UserError
@@ -78,6 +80,9 @@ class IngestResult:
             lines.append(
                 f"  {num_cut:,} long documents are cut into {self.counts['parts']:,} parts, see --max-part-bytes"
             )
+        for kind, what in (("exact", "the same as others"), ("near", "near copies of others")):
+            if number := self.counts.get(kind):
+                lines.append(f"  {number:,} documents left out that are {what}")
         if num_bad := self.counts.get("bad"):
             lines.append(f"  {num_bad:,} bad records left out, see {self.folder}/quarantine-*.jsonl")
         return lines
@@ -100,15 +105,22 @@ def ingest(
     Raises:
       UserError: for input that is damaged, too large or empty, and for a corpus that cannot take or hold the documents.
     """
+    if options.drop_duplicates == "near":
+        check_installed()
     units = find_units(options)
     num_input_bytes = sum(unit.num_bytes for unit in units)
     read_bytes = num_input_bytes // 2
-    with open_store(epath.Path(options.out), options.test_fraction, _ingest_id(options, sizes), sizes) as store:
+    test_fraction = 0.0 if has_published_splits(options, units) else options.test_fraction
+    with open_store(epath.Path(options.out), test_fraction, _ingest_id(options, sizes), sizes) as store:
         tasks = list(_tasks(units, sizes.task or _task_bytes(num_input_bytes)))
         make_runs = MakeRuns(options, store.partial, max(sizes.run, num_input_bytes // _MOST_RUNS))
         made = _collect(engine, make_runs, tasks, num_input_bytes, report)
         check_budget(options.max_bad, made.counts, made.bad)
         num_text_bytes = sum(int(histogram.num_bytes.sum()) for histogram in made.histograms.values())
+        drops = _drops(options, store, made, engine)
+        if drops:
+            made.histograms = drops.histograms
+            made.counts.update(exact=drops.num_exact, near=drops.num_near)
         if not made.histograms:
             raise UserError(
                 f"no documents in {', '.join(options.sources)} ({made.counts['skipped']} empty ones left out); name"
@@ -118,7 +130,8 @@ def ingest(
         def report_merged(done: int) -> None:
             report(read_bytes + (num_input_bytes - read_bytes) * done // max(1, num_text_bytes), num_input_bytes)
 
-        changed = store.commit(made.runs, made.histograms, made.rule, engine, report_merged)
+        gone = drops.gone if drops and options.drop_duplicates else None
+        changed = store.commit(made.runs, made.histograms, made.rule, engine, report_merged, gone)
         if made.bad:
             write_bytes(store.folder / quarantine_name(options.domain), quarantine_lines(made.bad))
         report_merged(max(1, num_text_bytes))
@@ -128,8 +141,19 @@ def ingest(
         num_documents={text: int(histogram.documents.sum()) for text, histogram in made.histograms.items()},
         num_bytes={text: int(histogram.num_bytes.sum()) for text, histogram in made.histograms.items()},
         counts=dict(made.counts),
-        test_fraction=0.0 if made.rule == "given" else options.test_fraction,
+        test_fraction=test_fraction,
     )
+
+
+def _drops(options: IngestOptions, store: Store, made: "MadeRuns", engine: Engine) -> Drops | None:
+    """What of the runs does not become part of the corpus. Raises UserError where a document is in two splits."""
+    near = NO_KEYS
+    if options.drop_duplicates == "near":
+        files = [SketchFile(store.partial / name, num_documents) for name, num_documents in made.sketches]
+        with contextlib.closing(engine.stream(FindPairs(tuple(files)), parts_of_bands(files))) as pairs:
+            near = dropped_keys(files, pairs)
+    drop = options.drop_duplicates is not None
+    return store.look_at_keys(made.runs, made.histograms, made.rule, engine, drop, near)
 
 
 def _ingest_id(options: IngestOptions, sizes: Sizes) -> str:
@@ -172,6 +196,7 @@ class MadeRuns:
       counts: of records, for people.
       bad: records that could not be read, in the order of the inputs.
       rule: how the documents' splits were chosen.
+      sketches: names of files of `data/near_duplicates.py`, and how many documents they are about.
     """
 
     runs: list[RunFile]
@@ -179,6 +204,7 @@ class MadeRuns:
     counts: collections.Counter[str]
     bad: list[dict[str, Any]]
     rule: Rule
+    sketches: list[tuple[str, int]] = dataclasses.field(default_factory=list)
 
     def add(self, other: "MadeRuns") -> None:
         self.runs += other.runs
@@ -187,6 +213,7 @@ class MadeRuns:
         self.counts += other.counts
         self.bad += other.bad[: KEPT_RECORDS - len(self.bad)]
         self.rule = other.rule
+        self.sketches += other.sketches
 
     def to_json(self) -> dict[str, Any]:
         return dict(
@@ -195,6 +222,7 @@ class MadeRuns:
             counts=self.counts,
             bad=self.bad,
             rule=self.rule,
+            sketches=self.sketches,
         )
 
     @classmethod
@@ -207,6 +235,7 @@ class MadeRuns:
             counts=collections.Counter(value["counts"]),
             bad=value["bad"],
             rule=value["rule"],
+            sketches=[(name, num_documents) for name, num_documents in value["sketches"]],
         )
 
 
@@ -232,14 +261,19 @@ class MakeRuns:
                 return
             writer = RunWriter(self.partial, task.name, self.options.test_fraction, self.run_bytes)
             counts, bad = collections.Counter[str](), list[dict[str, Any]]()
+            sketches = SketchWriter(self.options.test_fraction) if self.options.drop_duplicates == "near" else None
             for unit in task.units:
                 for portion in read_portions(self.options, unit):
                     writer.add(portion.documents)
+                    if sketches:
+                        sketches.add(portion.documents)
                     counts.update(portion.counts)
                     bad += map(dataclasses.asdict, portion.bad)
                     yield portion.num_bytes_read
             writer.close()
             made = MadeRuns(writer.runs, writer.histograms, counts, bad, writer.rule)
+            if sketches:
+                made.sketches = sketches.write(self.partial, task.name)
             write_json(note, made.to_json(), sync=False)
             yield made
         except OSError as error:

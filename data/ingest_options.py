@@ -56,6 +56,10 @@ class IngestOptions:
     """A longer document is cut into parts of at most this, in order and all in one split, each a document from then on;
     0 keeps documents whole."""
 
+    drop_duplicates: Literal["exact", "near"] | None = None
+    """Leave out all but one of the documents that are the same, or also near copies (pip install
+    'tokenizer-lab[dedup]'): held-out text then has no near copy in what is trained on."""
+
     max_document_bytes: int = 128 << 20
     """A record, or a line, that is larger is bad. A file that is one document has no limit where it is cut into
     parts."""

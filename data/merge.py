@@ -8,14 +8,15 @@ import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 from etils import epath
 
+from data.duplicates import NO_KEYS, kept
 from data.layout import PlannedShard, PlannedText
-from data.manifest import Shard, StoredText, shard_file
+from data.manifest import Shard, StoredText, Text, shard_file
 from data.runs import Columns, RunFile, merged
 from data.shards import WHOLE, Damaged, DocumentFile
 from data.storage import new_file, read_if_there
@@ -63,12 +64,15 @@ class Merge:
       partial: of the runs.
       runs: all of them.
       merge_bytes: of text that is sorted at a time.
+      gone: of each text, keys of documents that do not stay, where others stay once (`data/duplicates.py`); None where
+        all stay.
     """
 
     folder: epath.Path
     partial: epath.Path
     runs: tuple[RunFile, ...]
     merge_bytes: int
+    gone: Mapping[Text, np.ndarray] | None = None
 
     def __call__(self, task: MergeTask) -> Iterator[MadeShard]:
         """Raises UserError where a run cannot be read or a shard cannot be written."""
@@ -91,6 +95,8 @@ class Merge:
         text, (domain, split) = task.text, task.text.text
         name, hashes, file_bytes = shard_file(domain, split, planned.number, text.name), BucketHashes(), 0
         columns = merged(self.partial, self.runs, text.text, planned.first_bucket, planned.end_bucket, self.merge_bytes)
+        if self.gone is not None:
+            columns = kept(columns, self.gone.get(text.text, NO_KEYS))
         if task.write:
             with new_file(self.folder / name) as opened:
                 file = DocumentFile(opened, planned.first, text.unit_documents)

@@ -103,6 +103,19 @@ def find_units(options: IngestOptions) -> list[Unit]:
     return units
 
 
+def has_published_splits(options: IngestOptions, units: Iterable[Unit]) -> bool:
+    """Whether documents bring their splits. Raises UserError where only some do."""
+    published = {unit.file is not None and unit.file.split is not None for unit in units}
+    if options.split or published == {True}:
+        return True
+    if True in published:
+        raise UserError(
+            "some sources bring their splits, by their folders, and others do not; ingest them one after the other, the"
+            " others with --split"
+        )
+    return False
+
+
 def _units_of(file: SourceFile, options: IngestOptions) -> list[Unit]:
     """The file, or stretches of it where it is large and can be read from anywhere."""
     if file.num_bytes <= STRETCH_BYTES or not is_json_lines(file, _reading(options)):

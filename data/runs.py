@@ -110,6 +110,11 @@ class Histogram:
         self.num_bytes += other.num_bytes
         self.key_sum = (self.key_sum + other.key_sum) % (1 << 128)
 
+    def subtract(self, other: "Histogram") -> None:
+        self.documents -= other.documents
+        self.num_bytes -= other.num_bytes
+        self.key_sum = (self.key_sum - other.key_sum) % (1 << 128)
+
     def count(self, columns: Columns) -> None:
         """Adds documents."""
         buckets = columns.bucket
