@@ -93,6 +93,11 @@ class Corpus:
             return ArrayRecordDocuments(self.folder, texts, cache, AGAIN)
         return Documents(self.folder, texts, self.manifest.block_documents[split], AGAIN)
 
+    @property
+    def splits(self) -> frozenset[Split]:
+        """Those that it has documents of."""
+        return frozenset(text.split for text in self.manifest.texts)
+
     def texts_of(self, split: Split) -> tuple[StoredText, ...]:
         """The domains that have a split. Raises UserError if there are none."""
         texts = tuple(text for text in self.manifest.texts if text.split == split)

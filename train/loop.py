@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 
-from data.held_out import fixed_subset, held_out_documents
+from data.held_out import fixed_subset, tuning_documents
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from train.batches import open_batches
@@ -80,7 +80,7 @@ def train(
         # 3. The data from there, and the held-out text.
         document_hashes = DocumentHashes(run.documents, processes.this_host())
         next_batch = stack.enter_context(open_batches(setup, state, document_hashes.note))
-        evaluate = make_evaluate(setup, make_judge(setup))
+        evaluate = make_evaluate(setup, make_judge(setup), console)
         # 4. The step.
         enter("compile")
         batch = next_batch()
@@ -113,7 +113,7 @@ class Work:
     document_hashes: DocumentHashes
     log: RunLog | NoLog
     profiler: Profiler
-    evaluate: Callable[[TrainState], dict[str, Any]]
+    evaluate: Callable[[TrainState], dict[str, Any]] | None
     on_clock: Callable[[TrainState], TrainState]
 
 
@@ -159,7 +159,7 @@ def take_steps(
             stopped |= bool(asked)
             over = look_at(metrics, setup, log, clock)
         work.times.note(launched - len(in_flight))
-        if evaluation_due() and not over:
+        if work.evaluate and evaluation_due() and not over:
             enter("evaluation")
             with clock("evaluation"), log.paused():
                 log.evaluation(work.evaluate(state))
@@ -191,7 +191,7 @@ def finish(work: Work, before: dict[str, Any], state: TrainState, over: bool, se
     """
     run, clock, outcome = work.run, work.clock, FINISHED if over else STOPPED
     work.log.write_pending()
-    if over:
+    if over and work.evaluate:
         work.enter("evaluation")
         with clock("last evaluation"):
             work.log.evaluation(work.evaluate(state))
@@ -299,11 +299,20 @@ def make_on_clock(setup: Setup, state: TrainState, clock: Stopwatch) -> Callable
     return lambda state: dataclasses.replace(state, seconds=shared(trained()))
 
 
-def make_evaluate(setup: Setup, judge: Judge) -> Callable[[TrainState], dict[str, Any]]:
-    """A function that scores a fixed part of the held-out text; its result is a line of eval.jsonl."""
-    held_out = fixed_subset(
-        held_out_documents(setup.corpora, setup.split.scored_below), setup.recipe.evaluation.max_bytes
-    )
+def make_evaluate(
+    setup: Setup, judge: Judge, console: rich.console.Console
+) -> Callable[[TrainState], dict[str, Any]] | None:
+    """A function that scores a fixed part of the held-out text; its result is a line of eval.jsonl. None, and says so,
+    where nothing is held out."""
+    documents = tuning_documents(setup.corpora, setup.split.scored_below)
+    if documents is None:
+        say(
+            console,
+            "no corpus holds anything out, so that nothing is scored while training; score another text"
+            " afterwards: toklab eval RUN --corpus OTHER --whole-corpus",
+        )
+        return None
+    held_out = fixed_subset(documents, setup.recipe.evaluation.max_bytes)
     return lambda state: counters(setup, state) | judge(held_out, state.params)
 
 
