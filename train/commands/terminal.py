@@ -31,8 +31,8 @@ def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool) ->
 
 
 def time_left(console: rich.console.Console, what: str, every_seconds: float = 30) -> Callable[[int, int], None]:
-    """A function `tell(done, total)`, which says from time to time how much is done and how long the rest will take, where
-    there is no terminal for a bar."""
+    """A function `tell(done, total)`, which says from time to time how much is done and how long the rest will take,
+    where there is no terminal for a bar."""
     start_seconds = said_seconds = time.monotonic()
 
     def tell(done: int, total: int) -> None:
