@@ -189,9 +189,10 @@ def _may_pass(error: Exception) -> bool:
 def _status(error: BaseException) -> int | None:
     """The number that a server has answered with, which some packages hide behind an error of their own."""
     for each in (error, error.__cause__):
-        for status in (getattr(each, "status", None), getattr(each, "code", None)):
-            if re.fullmatch("[1-5][0-9]{2}", str(status)):
-                return int(str(status))
+        status = getattr(each, "status", None)
+        status = str(getattr(each, "code", None) if status is None else status)
+        if re.fullmatch("[1-5][0-9]{2}", status):
+            return int(status)
     return None
 
 

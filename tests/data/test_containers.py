@@ -20,7 +20,7 @@ import safetensors.numpy
 import zstandard
 from hypothesis import given, settings, strategies as st
 
-from data import containers, records
+from data import containers, text_records
 from data.json_array import array_elements
 from tokenizer_lab.errors import UserError
 
@@ -229,7 +229,7 @@ def test_formats_that_only_a_name_tells(ingest_from, write_files, tmp_path):
 
 
 def test_a_byte_0_behind_much_text(ingest_from, stored, write_files, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_READ_BYTES", 100)
+    monkeypatch.setattr(text_records, "READ_BYTES", 100)
     write_files(tmp_path, {"a.txt": b"ten bytes " * 20 + b"\0"})
     ingest_from(tmp_path, "a.txt")
     assert stored(tmp_path) == [b"ten bytes " * 20 + b"\0"]

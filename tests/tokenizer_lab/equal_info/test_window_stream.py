@@ -176,7 +176,7 @@ def test_no_texts_have_no_windows(streams):
 
 
 def test_what_does_not_decode_is_a_bug_and_never_written(streams, monkeypatch):
-    stream, decode = streams[32], WindowStream.decode
+    stream, decode = streams[32], WindowStream._decode
 
     def another_text(self, numbers):
         text, lengths = decode(self, numbers)
@@ -186,10 +186,10 @@ def test_what_does_not_decode_is_a_bug_and_never_written(streams, monkeypatch):
         text, lengths = decode(self, numbers)
         return text, lengths[::-1]
 
-    monkeypatch.setattr(WindowStream, "decode", another_text)
+    monkeypatch.setattr(WindowStream, "_decode", another_text)
     with pytest.raises(AssertionError, match="do not decode to their texts"):
         stream.encode([b"text"])
-    monkeypatch.setattr(WindowStream, "decode", other_lengths)
+    monkeypatch.setattr(WindowStream, "_decode", other_lengths)
     with pytest.raises(AssertionError):
         stream.encode([b"some more text, of windows of different lengths"])
 
