@@ -2,6 +2,7 @@
 reads it."""
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -46,7 +47,7 @@ class Unit:
     @property
     def fingerprint(self) -> str:
         """Another one means that there is something else to read."""
-        return f"{self.file.version} {self.stretch}" if self.file else EMBEDDED
+        return f"{self.file.version} {self.stretch}" if self.file else f"{EMBEDDED} in {sys.version}"
 
 
 class Document(NamedTuple):

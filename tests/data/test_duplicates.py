@@ -103,10 +103,7 @@ def test_other_documents_are_no_near_copies(rensa):
 
 def test_the_hashes_are_the_same_on_every_machine(rensa):
     [first, *_] = near_duplicates.band_hashes([b"the quick brown fox jumps over the lazy dog"])[0].tolist()
-    assert first == GOLDEN, first
-
-
-GOLDEN = 0
+    assert first == 877993953502943405
 
 
 @pytest.mark.parametrize(
@@ -116,7 +113,7 @@ GOLDEN = 0
         (b"short", [b"short"]),
         (b"", [b""]),
         ("漢字仮名交じり文章です".encode(), [" ".join("漢字仮名交じり文章です"[n : n + 5]).encode() for n in range(7)]),
-        (b"\xff" * 40, [b"\xff"]),
+        (b"\xff" * 40, [b"\xff \xff \xff \xff \xff"] * 36),
     ],
 )
 def test_shingles(text, expected):

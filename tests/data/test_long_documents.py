@@ -1,11 +1,14 @@
 """Documents in parts: all of them together are the document, and its bytes alone say where each ends."""
 
 import re
+import tracemalloc
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
+from data.ingest import IngestOptions
 from data.long_documents import parts_of
+from data.reading import find_units, read_portions
 from data.split import document_key
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
@@ -76,6 +79,18 @@ def test_a_file_that_is_one_document_is_the_same_whether_it_is_compressed(
     for name in ("a.txt", "b.txt.gz", "c.txt.zst"):
         ingest_from(tmp_path, name, max_part_bytes=1000, max_document_bytes=5000)  # which is of records
     assert b"".join(stored(tmp_path)) == text
+
+
+def test_a_long_file_is_read_in_bounded_memory(compress, tmp_path):
+    text = b"some text in a line\n" * (1 << 19)
+    (tmp_path / "a.txt.gz").write_bytes(compress(".gz", text))
+    options = IngestOptions(sources=(str(tmp_path / "a.txt.gz"),), out=tmp_path / "corpus", max_part_bytes=1 << 16)
+    [unit] = find_units(options)
+    tracemalloc.start()
+    sizes = [len(document.text) for portion in read_portions(options, unit) for document in portion.documents]
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(sizes) == len(text) == 10 << 20 and peak_bytes < 6 << 20
 
 
 def test_documents_stay_whole_where_nothing_is_to_be_cut(ingest_from, stored, write_files, tmp_path):

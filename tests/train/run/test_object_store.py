@@ -332,3 +332,15 @@ def test_a_bucket_without_permission_is_one_line(recipe, tmp_path, monkeypatch, 
     assert "cannot use gs://other/run/.last_start.json: PermissionError: Forbidden" in refused(
         capsys, "train", write_recipe(recipe), "--run-dir", "gs://other/run"
     )
+
+
+def test_text_is_ingested_from_a_bucket(bucket, tmp_path):
+    folder = epath.Path(bucket) / "text"
+    for name, texts in {"a.jsonl": ["one", "two"], "b/c.jsonl": ["three"], ".hidden": ["no"]}.items():
+        (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for number, source in enumerate((folder, folder / "**/*.jsonl")):
+        out = tmp_path / f"corpus{number}"
+        ingest(IngestOptions(sources=(str(source),), out=out, test_fraction=0.0))
+        assert sorted(Corpus.open(out).documents("train")) == [b"one", b"three", b"two"]
+    with pytest.raises(UserError, match="gs://bucket/text/none.jsonl is not there"):
+        ingest(IngestOptions(sources=(f"{folder}/none.jsonl",), out=tmp_path / "none"))
