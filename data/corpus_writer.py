@@ -28,7 +28,7 @@ import numpy as np
 from etils import epath
 
 from data.array_record_manifest import FORMAT as OLD_FORMAT
-from data.duplicates import NO_KEYS, Drops, LookAtKeys, bucket_ranges, collect
+from data.duplicates import NO_KEYS, Drops, InTwoSplits, LookAtKeys, bucket_ranges, collect
 from data.engines import Engine, LocalEngine
 from data.layout import SHARD_BYTES, PlannedText, block_documents, merged_together, plan_text
 from data.manifest import MANIFEST, Manifest, Rule, Split, StoredText, Text, shard_file, write_manifest
@@ -107,14 +107,18 @@ class Store:
           near: S16[n], sorted, the keys of near copies to be dropped.
 
         Raises:
-          UserError: a document is in two splits.
+          InTwoSplits: a document is.
         """
         there = tuple(text for text in self._texts_there() if text.text not in histograms)
         if not drop and rule == "hash" and all(text.rule == "hash" for text in there):
             return None
         look = LookAtKeys(self.folder, there, self.partial, tuple(runs), tuple(histograms), drop, near)
-        with contextlib.closing(engine.stream(look, bucket_ranges(histograms.values(), there))) as found:
-            return collect(found, histograms)
+        try:
+            with contextlib.closing(engine.stream(look, bucket_ranges(histograms.values(), there))) as found:
+                return collect(found, histograms)
+        except InTwoSplits:
+            self.clear()
+            raise
 
     def commit(
         self,

@@ -168,7 +168,7 @@ def bucket_ranges(histograms: Iterable[Histogram], there: Iterable[StoredText]) 
 
 
 def collect(found: Iterable[Found], histograms: Mapping[Text, Histogram]) -> Drops:
-    """What all workers have found. Raises UserError where a document is in two splits."""
+    """What all workers have found. Raises InTwoSplits."""
     drops = Drops({text: Histogram.empty() for text in histograms}, {})
     gone: dict[Text, list[np.ndarray]] = {}
     for text, histogram in histograms.items():
@@ -187,8 +187,12 @@ def collect(found: Iterable[Found], histograms: Mapping[Text, Histogram]) -> Dro
     return drops
 
 
-def _overlap_error(one: Text, other: Text, key: bytes) -> UserError:
-    return UserError(
+class InTwoSplits(UserError):
+    """A document is in two splits, however often it is tried."""
+
+
+def _overlap_error(one: Text, other: Text, key: bytes) -> InTwoSplits:
+    return InTwoSplits(
         f"a document is in {one[1]} (domain {one[0]}) and also in {other[1]} (domain {other[0]}), the one whose SHA-256"
         f" begins with {key.hex()}; take it out of one of them, or drop it from {other[1]} with --drop-duplicates exact"
     )
