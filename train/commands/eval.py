@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 import rich.console
 import tyro
@@ -27,6 +28,8 @@ class EvalOptions:
     whole_corpus: bool = False
     """With --corpus: score all of its test documents, as of a published test set. By default those are left out that
     the run's own corpora do not hold out, of which it may have seen copies."""
+    split: Literal["valid", "test"] = "test"
+    """Which published split to score. What is tuned on is valid; what is reported is test."""
     exact_bytes: bool = False
     """Score only some of the text, byte by byte with exact probabilities (see docs/byte_probabilities.md)."""
     max_bytes: int = 4096
@@ -53,6 +56,8 @@ class EvalOptions:
             raise UserError("--ensemble averages next bytes; give --exact-bytes with it")
         if self.whole_corpus and (self.corpus is None or self.noise or self.exact_bytes):
             raise UserError("--whole-corpus goes with --corpus alone; leave out --noise and --exact-bytes")
+        if self.split != "test" and (self.noise or self.exact_bytes or self.tasks):
+            raise UserError("--split valid goes with --corpus alone; leave out --noise, --exact-bytes and --tasks")
         if self.corpus is not None and self.tasks is not None:
             raise UserError("--tasks bring their own text; give them or --corpus, not both")
 
@@ -69,7 +74,7 @@ def run(arguments: list[str]) -> None:
 
     with progress_bar(console, "eval", of_bytes=True) as update:
         corpus = str(options.corpus) if options.corpus else None
-        result = evaluate_run(str(options.run), corpus, update, options.batch_rows, options.whole_corpus)
+        result = evaluate_run(str(options.run), corpus, update, options.batch_rows, options.whole_corpus, options.split)
     lines = []
     if "encoder" in result:
         figures = "  ".join(shown_figure(name, value, 4) for name, value in result["encoder"].items())
