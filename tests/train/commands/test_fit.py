@@ -7,6 +7,7 @@ import pytest
 import rich.console
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from data.store import Corpus
 from train.commands import command_line
 from train.commands.terminal import heartbeat, time_left
 
@@ -56,7 +57,8 @@ def test_a_space_that_is_left_out_is_told(pre_tokenizer, corpus, tmp_path, capsy
 def test_a_fit_learns_from_a_sample(corpus, tmp_path, capsys):
     """Of a corpus that is larger; and says how much."""
     common = ["fit", "static_ac", "--corpus", str(corpus), "--out"]
-    for name, options in (("all", ()), ("some", ("--sample-bytes", "5000")), ("again", ("--sample-bytes", "5000"))):
+    some = ("--sample-bytes", str(Corpus.open(corpus).documents("train").num_bytes // 3))
+    for name, options in (("all", ()), ("some", some), ("again", some)):
         assert command_line.run([*common, str(tmp_path / name), *options]) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert ("the documents with the lowest hashes; --sample-bytes says" in said) == bool(options)
