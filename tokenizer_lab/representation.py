@@ -48,6 +48,21 @@ NUM_ENCODER_IDS = 3
 
 EMPTY: Mapping[str, float] = MappingProxyType({})
 
+
+class EncodedBatch(NamedTuple):
+    """Several documents' ids, one document after the other.
+
+    Attributes:
+      ids: i32[n].
+      bytes_per_id: i32[n], source bytes of each.
+      ends: i64[d]; document k is `ids[ends[k - 1]:ends[k]]`.
+    """
+
+    ids: np.ndarray
+    bytes_per_id: np.ndarray
+    ends: np.ndarray
+
+
 # Kind -> its class, in a module that also has FIT_OPTIONS. A new representation is one file beside this one and one
 # line here.
 KINDS = {
@@ -105,6 +120,16 @@ class Representation(abc.ABC):
         """Documents -> for each, what `encode` and `byte_lengths` say: i32[n] ids and i64[n] source bytes of each."""
         encoded = [self.encode(text) for text in texts]
         return [(ids, self.byte_lengths(ids)) for ids in encoded]
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedBatch:
+        """The same as `encode_many`, in arrays that one loop goes through. Any number of threads may call it."""
+        encoded = self.encode_many(texts) if texts else []
+        ids, lengths = (
+            [np.asarray(values, np.int32) for values in part] for part in (zip(*encoded) if encoded else [(), ()])
+        )
+        ends = np.cumsum([len(part) for part in ids], dtype=np.int64)
+        nothing = np.zeros(0, np.int32)
+        return EncodedBatch(np.concatenate([nothing, *ids]), np.concatenate([nothing, *lengths]), ends)
 
     def spelled_bytes(self, documents: Iterable[bytes]) -> Mapping[str, int] | None:
         """Why text has ids of single bytes instead of the tokenizer's own -> how many bytes of `documents` have. None
