@@ -126,6 +126,10 @@ class Documents(Sequence[bytes]):
         except Exception as error:  # array_record has no error type of its own
             raise UserError(f"{self.place(index)} is damaged ({error}); {self._remedy}") from error
 
+    def read_many(self, indices: Sequence[int]) -> list[bytes]:
+        """The bytes of some documents. Raises UserError, naming shard and record, if they are damaged on disk."""
+        return [Documents.__getitem__(self, index) for index in indices]
+
     def place(self, index: int) -> str:
         """Where a document is on disk, for people."""
         shard_index, record = self._locate(index)
@@ -188,7 +192,7 @@ def _open_reader(path: epath.Path, shard: Shard, remedy: str) -> ArrayRecordRead
         )
         raise UserError(f"cannot read {path}: {error.strerror}; {what_helps}") from error
     reader = ArrayRecordReader(
-        os.fspath(path), "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=32 << 10
+        os.fspath(path), "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=4 << 10
     )
     if reader.num_records() != shard.num_documents:
         raise UserError(

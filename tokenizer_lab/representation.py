@@ -63,6 +63,13 @@ class EncodedBatch(NamedTuple):
     ends: np.ndarray
 
 
+def joined(encoded: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> EncodedBatch:
+    """The ids and source bytes of documents, one document after the other."""
+    ids, lengths = ([np.zeros(0, np.int32), *(np.asarray(pair[part], np.int32) for pair in encoded)] for part in (0, 1))
+    ends = np.cumsum([len(of_document) for of_document in ids[1:]], dtype=np.int64)
+    return EncodedBatch(np.concatenate(ids), np.concatenate(lengths), ends)
+
+
 # Kind -> its class, in a module that also has FIT_OPTIONS. A new representation is one file beside this one and one
 # line here.
 KINDS = {
@@ -123,13 +130,7 @@ class Representation(abc.ABC):
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedBatch:
         """The same as `encode_many`, in arrays that one loop goes through. Any number of threads may call it."""
-        encoded = self.encode_many(texts) if texts else []
-        ids, lengths = (
-            [np.asarray(values, np.int32) for values in part] for part in (zip(*encoded) if encoded else [(), ()])
-        )
-        ends = np.cumsum([len(part) for part in ids], dtype=np.int64)
-        nothing = np.zeros(0, np.int32)
-        return EncodedBatch(np.concatenate([nothing, *ids]), np.concatenate([nothing, *lengths]), ends)
+        return joined(self.encode_many(texts) if texts else [])
 
     def spelled_bytes(self, documents: Iterable[bytes]) -> Mapping[str, int] | None:
         """Why text has ids of single bytes instead of the tokenizer's own -> how many bytes of `documents` have. None
