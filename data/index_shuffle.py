@@ -15,6 +15,7 @@ from tokenizer_lab.compiled import compiled
 _MIN_BLOCK_BITS = 16
 _ROUNDS = 4
 _BITS_32 = 0xFFFFFFFF
+_MAX_TABLE = 1 << 12  # of so few items, all of them take no longer than a handful: 2^16 steps
 
 
 def index_shuffle(indices_n: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -28,8 +29,17 @@ def index_shuffle(indices_n: np.ndarray, size: int, seed: int) -> np.ndarray:
     Returns:
       i64[n], which item is there.
     """
-    if size == 1:
-        return np.zeros_like(indices_n)
+    if size <= _MAX_TABLE:
+        return _table(size, seed)[indices_n]
+    return _encrypted(indices_n, size, seed)
+
+
+@functools.lru_cache(maxsize=256)
+def _table(size: int, seed: int) -> np.ndarray:
+    return _encrypted(np.arange(size), size, seed) if size > 1 else np.zeros(1, np.int64)
+
+
+def _encrypted(indices_n: np.ndarray, size: int, seed: int) -> np.ndarray:
     bits = (size - 2).bit_length()  # ceil(log2(the largest index)), as grain has it
     bits = max(bits + bits % 2, _MIN_BLOCK_BITS)
     return _permuted(indices_n.astype(np.uint64), np.uint64(size), np.uint64(bits // 2), _round_keys(seed))

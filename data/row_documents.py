@@ -1,5 +1,5 @@
-"""The documents that some rows have drawn and not finished, and where those rows stand: many are drawn, read, hashed and
-encoded in one go, and `data/row_loops.py` goes through them.
+"""The documents that some rows have drawn and not finished, and where those rows stand: many are drawn, read, hashed
+and encoded in one go, and `data/row_loops.py` goes through them.
 
 How many are drawn ahead changes nothing but the speed.
 """
@@ -97,7 +97,7 @@ class RowDocuments:
         self._drawn_rs = self.finished_rs.copy()
         self._drawn_hash_r = [hash_.tobytes() for hash_ in self.rows_r["hash"]]  # running, of all that is drawn
         self._notes_r: list[collections.deque[tuple[int, bytes]]] = [collections.deque() for _ in rows]
-        self._bytes_of_document = 0.0  # about, of late
+        self._ahead = -(-streams.documents_together // len(rows))
 
     def begin_sequence(self) -> None:
         for name in ("filled", "segment", "num_bytes"):
@@ -127,7 +127,7 @@ class RowDocuments:
         self._check_passed()
         count_r = self.rows_r["count"]
         needed_r = (count_r == 0).astype(np.int64)
-        wanted_r = np.maximum(needed_r, self._ahead() - count_r)
+        wanted_r = np.maximum(needed_r, self._ahead - count_r)
         try:
             self._add(self._draw(wanted_r))
         except UserError:
@@ -135,16 +135,11 @@ class RowDocuments:
                 raise
             self._add(self._draw(needed_r))
 
-    def _ahead(self) -> int:
-        """How many documents each row should have drawn."""
-        streams = self._streams
-        if streams.documents_together > 1:
-            return -(-streams.documents_together // len(self._rows))
-        if not self._bytes_of_document:
-            return 1
-        ahead = int(_AHEAD_BYTES / len(self._rows) / self._bytes_of_document)
-        block = max(order.block_documents for order in streams.orders)
-        return max(1, min(_MAX_AHEAD, -(-ahead // block) * block))
+    def _choose_ahead(self, bytes_of_document: float) -> None:
+        """How many documents each row should have drawn: more and more, unless they are encoded so many at once."""
+        if self._streams.documents_together == 1:
+            most = int(_AHEAD_BYTES / len(self._rows) / bytes_of_document)
+            self._ahead = max(1, min(2 * self._ahead, most, _MAX_AHEAD))
 
     def _draw(self, num_r: np.ndarray) -> Draws:
         streams, num_sources = self._streams, self._drawn_rs.shape[1]
@@ -205,7 +200,7 @@ class RowDocuments:
             chances = zip(self._rows[draws.row_d].tolist(), draws.draw_d.tolist())
             ends = [1 + draw_hash(streams.seed, row, draw, "piece") % streams.piece_length for row, draw in chances]
             documents_d["first_end"] = ends
-        self._bytes_of_document = max(1.0, num_bytes / len(draws.row_d))
+        self._choose_ahead(max(1.0, num_bytes / len(draws.row_d)))
         return documents_d, hashes.tolist()
 
     def _check_positions(self, row_d: np.ndarray, length_d: np.ndarray) -> None:

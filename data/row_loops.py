@@ -1,5 +1,5 @@
-"""Loops over rows, documents and ids, as machine code: what `data/rows.py` and `data/encoder_rows.py` do to many of them
-at once.
+"""Loops over rows, documents and ids, as machine code: what `data/rows.py` and `data/encoder_rows.py` do to many of
+them at once.
 
 Rows r of a worker, each with a line of documents that it has drawn and not finished, the one it is in first:
 
@@ -51,7 +51,18 @@ def is_at_document(row, finished_s, queue_q):
 
 
 @compiled
+def count_waiting(rows_r, finished_rs, queue_rq):
+    """How many rows are in no document and need more."""
+    num_waiting = 0
+    for r in range(len(rows_r)):
+        if not is_at_document(rows_r[r], finished_rs[r], queue_rq[r]):
+            num_waiting += 1
+    return num_waiting
+
+
+@compiled
 def finish_document(row, finished_s, queue_q):
+    """Moves a row behind the document it is in."""
     document = queue_q[row.head]
     finished_s[document.source] += 1
     row.hash = document.hash
@@ -62,7 +73,17 @@ def finish_document(row, finished_s, queue_q):
 
 @compiled
 def fill_causal(
-    rows_r, finished_rs, queue_rq, ids_n, lengths_n, eod_id, piece_length, out_ids, out_targets, out_segments, out_positions
+    rows_r,
+    finished_rs,
+    queue_rq,
+    ids_n,
+    lengths_n,
+    eod_id,
+    piece_length,
+    out_ids,
+    out_targets,
+    out_segments,
+    out_positions,
 ):
     """Fills what is left of each row, until its documents are used up. Returns how many rows need more of them.
 

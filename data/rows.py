@@ -145,7 +145,9 @@ class RowStreamIterator(grain.DatasetIterator):
         bounds = np.linspace(0, len(streams.rows), streams.num_workers + 1).astype(int).tolist()
         self._parts = [slice(*part) for part in zip(bounds[:-1], bounds[1:])]
         num_threads = streams.num_workers if streams.num_workers > 1 else 0
-        self._threads = [concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rows") for _ in range(num_threads)]
+        self._threads = [
+            concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rows") for _ in range(num_threads)
+        ]
         batch_bytes = sum(array.nbytes for array in self._new_batch().values())
         self._ahead = max(1, min(_MAX_BATCHES_AHEAD, _MAX_AHEAD_BYTES // batch_bytes))
         self._filling: collections.deque[tuple[Batch, list[concurrent.futures.Future[None]]]] = collections.deque()
