@@ -249,3 +249,89 @@ def _widen(bytes_n, at, width, out_n):
         for k in range(width):
             value |= np.uint32(bytes_n[at + n * width + k]) << np.uint32(8 * k)
         out_n[n] = value
+
+
+# ---- Scoring
+
+SCORING = np.dtype(
+    [
+        ("document", np.int64),  # that is scored, of those at hand
+        ("start", np.int64),  # of the piece or window of it that comes next
+        ("done", np.int64),  # positions of it that are scored
+        ("used", np.int64),  # positions of the row that several pieces share
+        ("segment", np.int64),  # the last one in it
+        ("num_rows", np.int64),  # of the batch that are filled
+    ]
+)
+
+
+@compiled
+def score_documents(state, ids_n, lengths_n, ends_d, numbers_d, eod_id, piece_length, stride, shared_at, out_art):
+    """Puts the pieces or windows of documents into rows: one that fills a row has it for itself, the others share one.
+
+    Args:
+      state: SCORING, where this stands.
+      ids_n, lengths_n, ends_d: see `EncodedBatch`.
+      numbers_d: i64[d], what `documents` says of each document.
+      eod_id: of the representation.
+      piece_length, stride: see `scoring_batches`.
+      shared_at: i32[6, T], the row that is shared, and
+      out_art: i32[6, R, T], the batch: ids, targets, segment_ids, positions, documents, target_bytes.
+
+    Returns:
+      Whether all documents are done; the batch is full otherwise.
+    """
+    num_rows, row_length = out_art.shape[1], out_art.shape[2]
+    length = min(piece_length, row_length) if piece_length else row_length
+    while state.document < len(ends_d):
+        d = state.document
+        first = ends_d[d - 1] if d > 0 else 0
+        end = ends_d[d] - first + 1
+        take = min(length, end - state.start)
+        is_whole = take == row_length
+        if is_whole or state.used + take > row_length:
+            if state.num_rows == num_rows:
+                return False
+            if not is_whole:
+                share_row(state, shared_at, out_art)
+        row_at, at, segment = shared_at, state.used, state.segment + 1
+        if is_whole:
+            row_at, at, segment = out_art[:, state.num_rows], 0, 1
+            state.num_rows += 1
+        else:
+            state.used += take
+            state.segment += 1
+        _put_scored(row_at, at, segment, ids_n[first : ends_d[d]], lengths_n[first : ends_d[d]], state, take, eod_id)
+        if piece_length:
+            row_at[0, at] = eod_id
+        for k in range(state.done, state.start + take):
+            row_at[4, at + k - state.start] = numbers_d[d]
+        state.done = state.start + take
+        state.start += stride if stride else take
+        if state.done == end:
+            state.document += 1
+            state.start = state.done = 0
+    return True
+
+
+@compiled
+def _put_scored(row_at, at, segment, ids_n, lengths_n, state, take, eod_id):
+    """Writes `take` positions of a document, from `state.start` on, to place `at` of a row."""
+    for k in range(take):
+        position = state.start + k
+        row_at[0, at + k] = ids_n[position - 1] if position else eod_id
+        row_at[1, at + k] = ids_n[position] if position < len(ids_n) else eod_id
+        row_at[2, at + k] = segment
+        row_at[3, at + k] = k
+        if state.done <= position < len(ids_n):
+            row_at[5, at + k] = lengths_n[position]
+
+
+@compiled
+def share_row(state, shared_at, out_art):
+    """Moves the row that is shared into the batch, and begins another."""
+    out_art[:, state.num_rows] = shared_at
+    shared_at[:] = 0
+    shared_at[4] = -1
+    state.num_rows += 1
+    state.used = state.segment = 0

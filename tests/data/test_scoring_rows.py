@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from data.rows import document_positions
+from data.encoded import encode
 from data.scoring_rows import scoring_batches
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
@@ -21,6 +21,13 @@ representations = st.from_type(Representation)
 documents = st.lists(st.binary(max_size=20), min_size=1, max_size=8)
 lengths = st.integers(1, 9)
 any_run = functools.partial(settings, deadline=None, max_examples=25)
+
+
+def positions_of(representation, document):
+    """All ids of a document between two that end documents, and the source bytes of each target."""
+    [(ids, lengths)] = encode(representation, [document])
+    eod = representation.eod_id
+    return np.array([eod, *ids, eod]), np.array([*lengths, 0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +66,7 @@ def test_scoring_has_every_position_and_byte_once(documents, representation, bat
     scored = pieces(batches)
     assert scored.keys() == dict(numbered).keys()
     for number, document in numbered:
-        [(ids, target_bytes)] = document_positions(representation, [document])
+        ids, target_bytes = positions_of(representation, document)
         join = lambda name: [x for piece in scored[number] for x in getattr(piece, name)]
         assert join("ids") == ids[:-1].tolist()
         assert join("targets") == ids[1:].tolist()
@@ -96,7 +103,7 @@ def test_scoring_in_pieces_has_every_byte_once(documents, representation, batch_
     options = dict(batch_rows=batch_rows, sequence_length=length, piece_length=piece_length)
     scored, eod = pieces(scoring_batches(enumerate(documents), representation, **options)), representation.eod_id
     for number, document in enumerate(documents):
-        [(ids, target_bytes)] = document_positions(representation, [document])
+        ids, target_bytes = positions_of(representation, document)
         assert [id_ for piece in scored[number] for id_ in piece.targets] == ids[1:].tolist()
         assert [count for piece in scored[number] for count in piece.target_bytes] == target_bytes.tolist()
         for piece in scored[number]:
