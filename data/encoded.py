@@ -265,7 +265,7 @@ def unpack_many(records: Sequence[bytes]) -> EncodedBatch | None:
         return None
     record_ends_d = np.cumsum(sizes_d)
     first_d = records_n[record_ends_d - sizes_d]
-    widths_d = np.stack([first_d >> 4, first_d & 15])
+    widths_d = np.stack([first_d >> 4, first_d & 15]).astype(np.int64)
     counts_d, rests_d = np.divmod(sizes_d - 1, np.maximum(1, widths_d.sum(axis=0)))
     if rests_d.any() or not np.isin(widths_d, _WIDTHS).all():
         return None

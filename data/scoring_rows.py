@@ -113,7 +113,7 @@ def _chunks(documents: Iterable[tuple[int, bytes]], together: int) -> Iterator[l
         yield chunk
         if together == 1:
             num_bytes = sum(len(document) for _, document in chunk)
-            count = max(1, min(2 * count, _CHUNK_BYTES * len(chunk) // max(1, num_bytes)))
+            count = max(1, min(count + count // 2 + 1, _CHUNK_BYTES * len(chunk) // max(1, num_bytes)))
 
 
 def _map_ahead(

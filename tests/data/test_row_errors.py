@@ -43,8 +43,8 @@ def test_a_damaged_document_stops_the_stream(damaged_documents, prefetch):
     [
         (lambda ids, lengths: (ids, lengths[:-1]), "4 ids and the bytes of 3"),
         (lambda ids, lengths: (ids, lengths - lengths), "0 bytes of a text of 4"),
-        (lambda ids, lengths: (ids + 8192, lengths), "ids from 8192 to 17190, and its vocabulary has 8193"),
-        (lambda ids, lengths: (ids - 1, lengths), "ids from -1 to"),
+        (lambda ids, lengths: (ids + 8192, lengths), r"ids from \d+ to \d+, and its vocabulary has 8193"),
+        (lambda ids, lengths: (ids - 8192, lengths), "ids from -"),
     ],
 )
 def test_ids_that_do_not_fit_their_text_are_a_bug(window_representation, change, told):
