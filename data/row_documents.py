@@ -162,21 +162,20 @@ class RowDocuments:
         fails."""
         documents_d, hashes = self._open(draws)
         self._check_positions(draws.row_d, documents_d["length"])
-        running, notes = self._drawn_hash_r.copy(), []
-        for place, (row, draw, digest) in enumerate(zip(draws.row_d.tolist(), draws.draw_d.tolist(), hashes)):
+        running = self._drawn_hash_r.copy()
+        rows = draws.row_d.tolist()
+        for place, (row, digest) in enumerate(zip(rows, hashes)):
             if digest is not None:
                 running[row] = running_hash(running[row], digest)
             hashes[place] = running[row]
-            if is_noted(draw + 1):
-                notes.append((row, draw + 1, running[row]))
         documents_d["hash"] = np.frombuffer(b"".join(hashes), np.uint64)
         count_r = np.bincount(draws.row_d, minlength=len(self._rows))
         queue_rq = np.empty((len(self._rows), int((self.rows_r["count"] + count_r).max())), DOCUMENT)
         add_documents(self.rows_r, self.queue_rq, draws.row_d, documents_d, queue_rq)
         self.queue_rq, self._drawn_hash_r = queue_rq, running
         np.add.at(self._drawn_rs, (draws.row_d, draws.source_d), 1)
-        for row, number, digest in notes:
-            self._notes_r[row].append((number, digest))
+        for place in np.flatnonzero(is_noted(draws.draw_d + 1)).tolist():
+            self._notes_r[rows[place]].append((int(draws.draw_d[place]) + 1, hashes[place]))
 
     def _open(self, draws: Draws) -> tuple[np.ndarray, list]:
         """DOCUMENT[D] but for their running hashes; and the hash of each, None where a slot has no document."""

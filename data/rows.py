@@ -176,7 +176,9 @@ class RowStreamIterator(grain.DatasetIterator):
     def _new_batch(self) -> Batch:
         streams = self._streams
         num_rows, width = len(streams.rows), cursor_width(len(streams.sources))
-        arrays = {name: np.empty((num_rows, streams.sequence_length), np.int32) for name in streams.layout.arrays}
+        names = streams.layout.arrays
+        # In one piece, which the allocator hands out again: page faults would take longer than filling them.
+        arrays = dict(zip(names, np.empty((len(names), num_rows, streams.sequence_length), np.int32)))
         chance = {"row_seeds": np.empty(num_rows, np.uint32)} if streams.layout.has_chance else {}
         numbers = {"num_bytes": np.empty(num_rows, np.int32), "cursors": np.empty((num_rows, width), np.int32)}
         return arrays | chance | numbers
