@@ -35,7 +35,7 @@ import numpy as np
 
 from data.document_hash import HASH_WORDS, NoteHash
 from data.document_order import Order, shuffle_seed
-from data.documents import Documents
+from data.documents import Documents, block_documents
 from data.encoded import EncodedDocuments
 from data.row_documents import IdsPool, Pool, RowDocuments
 from data.row_loops import fill_causal
@@ -120,7 +120,7 @@ class RowStreams(grain.IterDataset):
                 " mixture"
             )
         self.orders = [
-            Order(len(source.documents), shuffle_seed(seed, number), getattr(source.documents, "block_documents", 1))
+            Order(len(source.documents), shuffle_seed(seed, number), block_documents(source.documents))
             for number, source in enumerate(sources)
         ]
         shape = len(self.rows), cursor_width(len(sources))
