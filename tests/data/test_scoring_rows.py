@@ -111,6 +111,42 @@ def test_scoring_in_pieces_has_every_byte_once(documents, representation, batch_
             assert piece.ids == (eod, *piece.targets[:-1]) and piece.positions == tuple(range(len(piece.ids)))
 
 
+@any_run()
+@given(documents, representations, st.integers(1, 4), lengths, st.data())
+def test_a_sliding_window_scores_every_position_once_behind_enough_of_the_document(
+    documents, representation, batch_rows, length, data
+):
+    stride = data.draw(st.integers(1, length))
+    options = dict(batch_rows=batch_rows, sequence_length=length, stride=stride)
+    scored = collections.defaultdict(list)
+    for batch in scoring_batches(enumerate(documents), representation, **options):
+        for row in range(batch_rows):
+            for segment in range(1, batch["segment_ids"][row].max() + 1):
+                where = np.flatnonzero(batch["segment_ids"][row] == segment)
+                window = {name: value[row, where] for name, value in batch.items()}
+                new = np.flatnonzero(window["documents"] >= 0)
+                assert len(new) and (np.diff(new) == 1).all() and new[-1] == len(where) - 1, "the end of a window"
+                assert window["positions"].tolist() == list(range(len(where)))
+                assert window["ids"][1:].tolist() == window["targets"][:-1].tolist(), "and the rest is its context"
+                assert not window["target_bytes"][: new[0]].any()
+                [number] = set(window["documents"][new].tolist())
+                assert new[0] == (length - stride if scored[number] else 0)
+                scored[number] += zip(window["targets"][new].tolist(), window["target_bytes"][new].tolist())
+    for number, document in enumerate(documents):
+        ids, target_bytes = positions_of(representation, document)
+        assert scored[number] == list(zip(ids[1:].tolist(), target_bytes.tolist()))
+
+
+def test_a_window_that_moves_on_by_its_length_is_a_piece():
+    documents = [bytes(range(number)) for number in range(40)]
+    options = dict(batch_rows=3, sequence_length=7)
+    pieces = list(scoring_batches(enumerate(documents), ByteRepresentation(), **options))
+    windows = list(scoring_batches(enumerate(documents), ByteRepresentation(), stride=7, **options))
+    for piece, window in zip(pieces, windows, strict=True):
+        for name in piece:
+            np.testing.assert_array_equal(piece[name], window[name])
+
+
 def test_what_is_left_over_of_documents_shares_rows():
     four = enumerate([b"four"] * 3 + [b"twelve bytes"])
     [batch] = scoring_batches(four, ByteRepresentation(), batch_rows=4, sequence_length=10)
