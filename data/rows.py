@@ -20,13 +20,15 @@ It does not know how many hosts there are, how long T is, or how many workers en
 
 Together that is the cursor of a row, `i32[S + 3]`. Held-out text is cut in another way: `data/scoring_rows.py`.
 
-Each worker fills some of the rows: `data/row_documents.py` has their documents, `data/row_loops.py` the loops.
+Each worker fills some of the rows (`data/row_workers.py`): `data/row_documents.py` has their documents,
+`data/row_loops.py` the loops.
 """
 
 import abc
 import collections
-import concurrent.futures
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -39,13 +41,11 @@ from data.documents import Documents, block_documents
 from data.encoded import EncodedDocuments
 from data.row_documents import IdsPool, Pool, RowDocuments
 from data.row_loops import fill_causal
+from data.row_workers import CallersWorker, ProcessWorker, ThreadWorker, Worker, batches_ahead
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 
 Batch = dict[str, np.ndarray]
-
-_MAX_BATCHES_AHEAD = 8  # of several workers, so that one need not wait for another that reads
-_MAX_AHEAD_BYTES = 64 << 20  # of those batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,7 @@ class RowStreams(grain.IterDataset):
         cursors: np.ndarray | None = None,
         piece_length: int = 0,
         num_workers: int = 1,
+        num_processes: int = 0,
         layout: "type[Row] | None" = None,
         note_hash: NoteHash = lambda row, num_documents, digest: None,
     ):
@@ -102,8 +103,10 @@ class RowStreams(grain.IterDataset):
             none of which sees what is before it: each has a segment id of its own and begins with the end-of-document
             id.
           num_workers: threads that read and encode, each its share of the rows; changes nothing but the speed.
+          num_processes: if not 0, so many processes do that in place of threads. Sources and representation must be fit
+            to be pickled.
           layout: how rows are filled, `CausalRow` by default; those for encoders are in `data/encoder_rows.py`.
-          note_hash: told a row's running hash, by the thread that fills it, where `is_noted` says so.
+          note_hash: told a row's running hash, by any thread, where `is_noted` says so.
         """
         super().__init__()
         assert sources and batch_rows > 0 and sequence_length > 0 and num_workers > 0
@@ -126,9 +129,25 @@ class RowStreams(grain.IterDataset):
         shape = len(self.rows), cursor_width(len(sources))
         self.cursors = np.zeros(shape, np.int32) if cursors is None else np.array(cursors, np.int32)
         assert self.cursors.shape == shape, self.cursors.shape
-        # What encodes many at once has threads of its own.
-        self.num_workers = min(num_workers, len(self.rows)) if self.documents_together == 1 else 1
+        self.worker: type[Worker] = ProcessWorker if num_processes else ThreadWorker
+        self.num_workers = min(num_processes or num_workers, len(self.rows))
+        if self.documents_together > 1 or not num_processes and self.num_workers == 1:
+            self.num_workers, self.worker = 1, CallersWorker  # what encodes many at once has threads of its own
         self.piece_length, self.layout, self.note_hash = piece_length, layout or CausalRow, note_hash
+
+    def num_words(self, num_rows: int) -> int:
+        """Numbers of 32 bits in a batch of so many rows."""
+        of_positions = len(self.layout.arrays) * self.sequence_length
+        return num_rows * (of_positions + self.layout.has_chance + 1 + cursor_width(len(self.sources)))
+
+    def as_batch(self, words_n: np.ndarray, num_rows: int) -> Batch:
+        """A batch of so many rows, the arrays of which are those `num_words`, i32[n]."""
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self.layout.arrays, (num_rows, self.sequence_length))
+        shapes |= {"row_seeds": (num_rows,)} if self.layout.has_chance else {}
+        shapes |= {"num_bytes": (num_rows,), "cursors": (num_rows, cursor_width(len(self.sources)))}
+        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+        arrays = (part.reshape(shape) for part, shape in zip(np.split(words_n, ends[:-1]), shapes.values()))
+        return {name: array.view(np.uint32) if name == "row_seeds" else array for name, array in zip(shapes, arrays)}
 
     def __iter__(self) -> "RowStreamIterator":
         return RowStreamIterator(self)
@@ -139,69 +158,46 @@ class RowStreamIterator(grain.DatasetIterator):
 
     def __init__(self, streams: RowStreams):
         super().__init__()
-        self._streams = streams
-        # Each worker is a thread that fills the same rows of one batch after the other, ahead of the others. One alone
-        # is the caller's.
+        self._streams, self._cursors = streams, streams.cursors.copy()
         bounds = np.linspace(0, len(streams.rows), streams.num_workers + 1).astype(int).tolist()
-        self._parts = [slice(*part) for part in zip(bounds[:-1], bounds[1:])]
-        num_threads = streams.num_workers if streams.num_workers > 1 else 0
-        self._threads = [
-            concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rows") for _ in range(num_threads)
-        ]
-        batch_bytes = sum(array.nbytes for array in self._new_batch().values())
-        self._ahead = max(1, min(_MAX_BATCHES_AHEAD, _MAX_AHEAD_BYTES // batch_bytes))
-        self._filling: collections.deque[tuple[Batch, list[concurrent.futures.Future[None]]]] = collections.deque()
-        self._move_to(streams.cursors)
+        self._parts = [slice(*part) for part in itertools.pairwise(bounds)]  # of the rows, one of each worker
+        self.workers: list[Worker] = [streams.worker(streams, part) for part in self._parts]
+        words = streams.num_words(len(streams.rows))
+        self._ahead = batches_ahead(4 * words) if streams.worker is ThreadWorker else 1
+        self._begun: collections.deque[tuple[Batch, list[Callable[[], Any]]]] = collections.deque()
 
     def __next__(self) -> Batch:
-        if not self._threads:
-            batch = self._new_batch()
-            self._rows[0].fill(batch)
-        else:
-            while len(self._filling) < self._ahead:
-                self._filling.append(self._begin_batch())
-            batch, parts = self._filling.popleft()
-            for part in parts:
-                part.result()
+        while len(self._begun) < self._ahead:
+            self._begun.append(self._begin_batch())
+        batch, waits = self._begun.popleft()
+        for wait in waits:
+            wait()
         self._cursors = batch["cursors"].copy()
         return batch
 
-    def _begin_batch(self) -> tuple[Batch, list[concurrent.futures.Future[None]]]:
-        batch = self._new_batch()
-        return batch, [
-            thread.submit(rows.fill, {name: array[part] for name, array in batch.items()})
-            for thread, rows, part in zip(self._threads, self._rows, self._parts)
-        ]
-
-    def _new_batch(self) -> Batch:
+    def _begin_batch(self) -> tuple[Batch, list[Callable[[], Any]]]:
         streams = self._streams
-        num_rows, width = len(streams.rows), cursor_width(len(streams.sources))
-        names = streams.layout.arrays
-        # In one piece, which the allocator hands out again: page faults would take longer than filling them.
-        arrays = dict(zip(names, np.empty((len(names), num_rows, streams.sequence_length), np.int32)))
-        chance = {"row_seeds": np.empty(num_rows, np.uint32)} if streams.layout.has_chance else {}
-        numbers = {"num_bytes": np.empty(num_rows, np.int32), "cursors": np.empty((num_rows, width), np.int32)}
-        return arrays | chance | numbers
-
-    def _move_to(self, cursors: np.ndarray) -> None:
-        self._cursors = np.array(cursors, np.int32)
-        streams = self._streams
-        self._rows = [streams.layout(streams, streams.rows[part], self._cursors[part]) for part in self._parts]
+        # In one piece, which the allocator hands out again: page faults would take longer than filling it.
+        words = np.empty(streams.num_words(len(streams.rows)), np.int32)
+        batch = streams.as_batch(words, len(streams.rows))
+        parts = [{name: array[part] for name, array in batch.items()} for part in self._parts]
+        return batch, [worker.begin(part) for worker, part in zip(self.workers, parts)]
 
     def close(self) -> None:
-        """Ends the threads that encode, once they have done what they are at."""
-        super().close()
-        for thread in self._threads:
-            thread.shutdown(cancel_futures=True)
+        """Ends those who fill rows, once they have done what they are at."""
+        if not self._closed:
+            super().close()
+            for worker in self.workers:
+                worker.close()
 
     def get_state(self) -> dict[str, Any]:
         return {"cursors": self._cursors.copy()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        for part in (part for _, parts in self._filling for part in parts):
-            part.cancel()
-        self._filling.clear()
-        self._move_to(state["cursors"])
+        self._begun.clear()
+        self._cursors = np.array(state["cursors"], np.int32)
+        for worker, part in zip(self.workers, self._parts):
+            worker.move_to(self._cursors[part])
 
 
 class Row(abc.ABC):

@@ -65,7 +65,7 @@ def test_a_cursor_behind_the_end_of_its_document_is_a_bug():
 
 
 def test_a_position_that_a_cursor_cannot_hold_is_refused_and_does_not_wrap():
-    [rows] = iter(open_rows([Source([b"text"])], 1, 4))._rows
+    rows = iter(open_rows([Source([b"text"])], 1, 4)).workers[0].rows
     cursors = np.zeros((1, 4), np.int32)
     rows.documents.rows_r["position"] = 2**31 - 1
     rows.documents.write_cursors(cursors)

@@ -372,7 +372,7 @@ def test_documents_are_encoded_once_and_dropped_when_read(window_representation)
     iterator = iter(run.open(256))
     num_batches = 400
     take(iterator, num_batches)
-    [rows] = iterator._rows
+    rows = iterator.workers[0].rows
     num_ids = num_batches * 3 * 256
     assert len(rows.pool.ids) < num_ids / 2 and rows.documents.queue_rq.shape[1] <= 6
     assert sum(together.given) <= num_ids / 666 + 9

@@ -1,0 +1,181 @@
+"""Who fills rows: this thread when it is asked, a thread ahead of it, or a process ahead of it.
+
+Threads add up as far as what they do holds no interpreter lock: reading ArrayRecord and Python's own part of a document
+do. Processes add up whatever they do; each takes the time of a start of Python and the memory of the libraries.
+"""
+
+import concurrent.futures
+import copy
+import functools
+import itertools
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.shared_memory
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from tokenizer_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from data.rows import Batch, RowStreams
+
+MAX_BATCHES_AHEAD = 8  # so that none need wait for another that reads
+_MAX_AHEAD_BYTES = 64 << 20  # of those batches
+
+
+class Worker(Protocol):
+    """Fills some of the rows of one batch after the other."""
+
+    def begin(self, out: "Batch") -> Callable[[], Any]:
+        """Has the rows' next sequences written into `out`, and returns what waits until they are."""
+
+    def move_to(self, cursors: np.ndarray) -> None:
+        """Goes on from other cursors of its rows, i32[R, S + 3], with what is begun next."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+
+class CallersWorker:
+    """Fills rows when it is waited for."""
+
+    def __init__(self, streams: "RowStreams", rows: slice):
+        self._streams, self._slice = streams, rows
+        self.move_to(streams.cursors[rows])
+
+    def move_to(self, cursors: np.ndarray) -> None:
+        self.rows = self._streams.layout(self._streams, self._streams.rows[self._slice], cursors)
+
+    def begin(self, out: "Batch") -> Callable[[], Any]:
+        return functools.partial(self.rows.fill, out)
+
+    def close(self) -> None: ...
+
+
+class ThreadWorker(CallersWorker):
+    """Fills rows in a thread of its own, in the order in which they are begun."""
+
+    def __init__(self, streams: "RowStreams", rows: slice):
+        super().__init__(streams, rows)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rows")
+
+    def begin(self, out: "Batch") -> Callable[[], Any]:
+        return self._thread.submit(self.rows.fill, out).result
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+class ProcessWorker:
+    """Fills rows in a process of its own, as many batches ahead as there are places in memory that both see."""
+
+    def __init__(self, streams: "RowStreams", rows: slice):
+        self._streams = copy.copy(streams)
+        self._streams.note_hash, self._streams.rows = _no_note, streams.rows[rows]
+        self._note_hash, self._process = streams.note_hash, None
+        words = streams.num_words(len(self._streams.rows))
+        self._num_places = batches_ahead(4 * words)
+        self._memory = multiprocessing.shared_memory.SharedMemory(create=True, size=4 * words * self._num_places)
+        self._places = _places(self._streams, self._memory, self._num_places)
+        self.move_to(streams.cursors[rows])
+
+    def move_to(self, cursors: np.ndarray) -> None:
+        self._end()
+        self._streams.cursors, self._number = np.array(cursors), 0
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of this process hold
+        self._connection, of_process = context.Pipe()
+        arguments = of_process, self._memory.name, self._num_places, self._streams
+        self._process = context.Process(target=_fill_ahead, args=arguments, daemon=True)
+        self._process.start()
+        of_process.close()
+
+    def begin(self, out: "Batch") -> Callable[[], Any]:
+        return functools.partial(self._take, out)
+
+    def _take(self, out: "Batch") -> None:
+        assert self._process is not None
+        multiprocessing.connection.wait([self._connection, self._process.sentinel])
+        try:
+            notes, error = self._connection.recv()
+        except (EOFError, OSError):  # it may have sent something and died then
+            raise self._died() from None
+        if error:
+            raise error
+        for name, array in self._places[self._number % self._num_places].items():
+            out[name][:] = array
+        self._number += 1
+        for note in notes:
+            self._note_hash(*note)
+        try:
+            self._connection.send(None)  # the place is free again
+        except OSError:
+            pass  # it has died, which is told when there is nothing more of it
+
+    def _died(self) -> UserError:
+        self._process.join()
+        code = self._process.exitcode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return UserError(
+            f"a process that fills rows {how}, which is mostly for want of memory (SIGBUS: in /dev/shm); nothing is"
+            " lost, the same command goes on from the last checkpoint; give it more memory, or fewer"
+            " --data.num-processes"
+        )
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._connection.close()
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+    def close(self) -> None:
+        self._end()
+        self._places = []  # which hold the memory
+        self._memory.close()
+        self._memory.unlink()
+
+
+def batches_ahead(batch_bytes: int) -> int:
+    """How many batches of this size are made ahead."""
+    return max(2, min(MAX_BATCHES_AHEAD, _MAX_AHEAD_BYTES // batch_bytes))
+
+
+def _no_note(row: int, num_documents: int, digest: bytes) -> None: ...
+
+
+def _places(streams: "RowStreams", memory: multiprocessing.shared_memory.SharedMemory, count: int) -> list["Batch"]:
+    """The arrays of so many batches, in memory that several processes see."""
+    words = streams.num_words(len(streams.rows))
+    in_all = np.frombuffer(memory.buf, np.int32, words * count).reshape(count, words)
+    return [streams.as_batch(of_batch, len(streams.rows)) for of_batch in in_all]
+
+
+def _fill_ahead(connection: Connection, memory_name: str, num_places: int, streams: "RowStreams") -> None:
+    """What the process does, until the other end of the connection is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # which are for the process that started this one
+        signal.signal(number, signal.SIG_IGN)
+    notes: list[tuple[int, int, bytes]] = []
+    streams.note_hash = lambda *note: notes.append(note)
+    memory = multiprocessing.shared_memory.SharedMemory(memory_name)
+    places, rows = _places(streams, memory, num_places), streams.layout(streams, streams.rows, streams.cursors)
+    try:
+        for number in itertools.count():
+            if number >= num_places:
+                connection.recv()
+            try:
+                rows.fill(places[number % num_places])
+            except Exception as error:
+                if not isinstance(error, UserError):
+                    error.add_note(traceback.format_exc())  # which is not sent with it
+                connection.send(([], error))
+                return
+            connection.send((notes, None))
+            notes.clear()
+    except (EOFError, OSError):
+        os._exit(0)
