@@ -94,21 +94,28 @@ class LinesPool:
     """Documents as their lines that are not blank; their place is a key, and their length how many lines they have."""
 
     def __init__(self, representation: Representation):
-        self._representation, self._lines, self._last = representation, {}, 0
+        self._representation, self._last = representation, 0
+        self._lines: dict[int, list[Encoded]] = {}
 
-    def add(self, texts: Sequence[bytes], rows_r: np.ndarray, queue_rq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Sequence[bytes]) -> list[list[Encoded]]:
         lines = [[line for line in text.splitlines(keepends=True) if line.strip()] for text in texts]
         encoded = iter(encode(self._representation, [line for of_text in lines for line in of_text]))
-        keys = np.arange(len(texts)) + self._last
-        self._lines |= {key: [next(encoded) for _ in of_text] for key, of_text in zip(keys.tolist(), lines)}
-        self._last += len(texts)
-        return keys, np.array([len(of_text) for of_text in lines], np.int64)
+        return [[next(encoded) for _ in of_text] for of_text in lines]
+
+    def add(
+        self, encoded: Sequence[list[list[Encoded]]], rows_r: np.ndarray, queue_rq: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        lines = [of_text for of_source in encoded for of_text in of_source]
+        keys = range(self._last, self._last + len(lines))
+        self._lines |= {key: of_text for key, of_text in zip(keys, lines) if of_text}
+        self._last = keys.stop
+        return np.array(keys, np.int64), np.array([len(of_text) for of_text in lines], np.int64)
 
     def __getitem__(self, key: int) -> list[Encoded]:
-        return self._lines[key]
+        return self._lines.get(key, [])
 
     def drop(self, key: int) -> None:
-        del self._lines[key]
+        self._lines.pop(key, None)
 
 
 class PairRow(Row):

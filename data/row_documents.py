@@ -6,7 +6,7 @@ How many are drawn ahead changes nothing but the speed.
 
 import collections
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from data.encoded import EncodedTexts, encode_batch
 from data.row_loops import DOCUMENT, PASSED_OVER, ROW, add_documents, count_ids, move_ids
 from data.split import is_held_out
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.representation import Representation
+from tokenizer_lab.representation import EncodedBatch, Representation
 
 if TYPE_CHECKING:
     from data.rows import RowStreams, Source
@@ -44,9 +44,11 @@ class Draws(NamedTuple):
 class Pool(Protocol):
     """Keeps the ids of documents."""
 
-    def add(self, texts: Sequence[bytes], rows_r: np.ndarray, queue_rq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes and keeps texts. Returns i64[D], where each one's ids are, and i64[D], what `DOCUMENT.length` is of
-        each."""
+    def encode(self, texts: Sequence[bytes]) -> Any:
+        """Texts in the form that `add` takes."""
+
+    def add(self, encoded: Sequence[Any], rows_r: np.ndarray, queue_rq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keeps what is encoded. Returns i64[D], where each document's ids are, and i64[D], its `DOCUMENT.length`."""
 
 
 class IdsPool:
@@ -60,14 +62,19 @@ class IdsPool:
         self._representation = representation
         self.ids, self.lengths, self._used = np.empty(_MIN_POOL, np.int32), np.empty(_MIN_POOL, np.int32), 0
 
-    def add(self, texts: Sequence[bytes], rows_r: np.ndarray, queue_rq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        batch = encode_batch(self._representation, texts)
-        self._make_room(len(batch.ids), rows_r, queue_rq)
-        where = slice(self._used, self._used + len(batch.ids))
-        self.ids[where], self.lengths[where] = batch.ids, batch.bytes_per_id
-        lengths_d = np.diff(batch.ends, prepend=0)
-        starts_d = self._used + batch.ends - lengths_d
-        self._used += len(batch.ids)
+    def encode(self, texts: Sequence[bytes]) -> EncodedBatch:
+        return encode_batch(self._representation, texts)
+
+    def add(
+        self, encoded: Sequence[EncodedBatch], rows_r: np.ndarray, queue_rq: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        lengths_d = np.concatenate([np.diff(batch.ends, prepend=0) for batch in encoded])
+        self._make_room(int(lengths_d.sum()), rows_r, queue_rq)
+        starts_d = self._used + np.cumsum(lengths_d) - lengths_d
+        for batch in encoded:
+            where = slice(self._used, self._used + len(batch.ids))
+            self.ids[where], self.lengths[where] = batch.ids, batch.bytes_per_id
+            self._used = where.stop
         return starts_d, lengths_d
 
     def _make_room(self, num_ids: int, rows_r: np.ndarray, queue_rq: np.ndarray) -> None:
@@ -162,39 +169,41 @@ class RowDocuments:
         fails."""
         documents_d, hashes = self._open(draws)
         self._check_positions(draws.row_d, documents_d["length"])
-        running = self._drawn_hash_r.copy()
+        running, behind = self._drawn_hash_r.copy(), []
         rows = draws.row_d.tolist()
-        for place, (row, digest) in enumerate(zip(rows, hashes)):
+        for row, digest in zip(rows, hashes):
             if digest is not None:
                 running[row] = running_hash(running[row], digest)
-            hashes[place] = running[row]
-        documents_d["hash"] = np.frombuffer(b"".join(hashes), np.uint64)
+            behind.append(running[row])
+        documents_d["hash"] = np.frombuffer(b"".join(behind), np.uint64)
         count_r = np.bincount(draws.row_d, minlength=len(self._rows))
         queue_rq = np.empty((len(self._rows), int((self.rows_r["count"] + count_r).max())), DOCUMENT)
         add_documents(self.rows_r, self.queue_rq, draws.row_d, documents_d, queue_rq)
         self.queue_rq, self._drawn_hash_r = queue_rq, running
         np.add.at(self._drawn_rs, (draws.row_d, draws.source_d), 1)
         for place in np.flatnonzero(is_noted(draws.draw_d + 1)).tolist():
-            self._notes_r[rows[place]].append((int(draws.draw_d[place]) + 1, hashes[place]))
+            self._notes_r[rows[place]].append((int(draws.draw_d[place]) + 1, behind[place]))
 
-    def _open(self, draws: Draws) -> tuple[np.ndarray, list]:
+    def _open(self, draws: Draws) -> tuple[np.ndarray, list[bytes | None]]:
         """DOCUMENT[D] but for their running hashes; and the hash of each, None where a slot has no document."""
         streams, num_bytes = self._streams, 0
         documents_d, hashes = np.zeros(len(draws.row_d), DOCUMENT), np.full(len(draws.row_d), None)
+        documents_d["length"], documents_d["source"] = PASSED_OVER, draws.source_d
+        opened: list[tuple[np.ndarray, np.ndarray, Any]] = []  # of each source: which they are, if trained on, encoded
         for number in np.unique(draws.source_d).tolist():
-            place_d = np.flatnonzero(draws.source_d == number)
+            source, place_d = streams.sources[number], np.flatnonzero(draws.source_d == number)
             index_d = streams.orders[number].documents(draws.slot_d[place_d])
-            documents_d["length"][place_d], documents_d["source"][place_d] = PASSED_OVER, number
             place_d, index_d = place_d[index_d != NO_DOCUMENT], index_d[index_d != NO_DOCUMENT]
-            source = streams.sources[number]
             texts = read_many(source.documents, index_d.tolist())
             num_bytes += sum(map(len, texts))
             slots = draws.slot_d[place_d].tolist()
             hashes[place_d] = [document_hash(number, slot, text) for slot, text in zip(slots, texts)]
             texts, is_trained_d = _trained(source, texts)
-            starts_d, lengths_d = self._pool.add(texts, self.rows_r, self.queue_rq)
-            documents_d["start"][place_d] = starts_d
-            documents_d["length"][place_d] = np.where(is_trained_d, lengths_d, PASSED_OVER)
+            opened.append((place_d, is_trained_d, self._pool.encode(texts)))
+        place_d, is_trained_d = (np.concatenate(part) for part in list(zip(*opened))[:2])
+        starts_d, lengths_d = self._pool.add([encoded for _, _, encoded in opened], self.rows_r, self.queue_rq)
+        documents_d["start"][place_d] = starts_d
+        documents_d["length"][place_d] = np.where(is_trained_d, lengths_d, PASSED_OVER)
         if streams.piece_length:
             chances = zip(self._rows[draws.row_d].tolist(), draws.draw_d.tolist())
             ends = [1 + draw_hash(streams.seed, row, draw, "piece") % streams.piece_length for row, draw in chances]
@@ -204,13 +213,12 @@ class RowDocuments:
 
     def _check_positions(self, row_d: np.ndarray, length_d: np.ndarray) -> None:
         """A cursor may come from a stranger's checkpoint: its position is in its document, or at its beginning."""
-        rows, firsts = np.unique(row_d, return_index=True)
-        for row, first in zip(rows, firsts):
-            position, length = self.rows_r["position"][row], length_d[first]
-            if self.rows_r["count"][row] == 0 and position and length != PASSED_OVER:
-                end = length + self._streams.layout.end_positions
-                if position >= end:
-                    raise AssertionError(f"position {position} of a document that has {end}")
+        within = np.flatnonzero((self.rows_r["count"] == 0) & (self.rows_r["position"] > 0))
+        for row in within[np.isin(within, row_d)].tolist():
+            position, length = self.rows_r["position"][row], length_d[np.argmax(row_d == row)]
+            end = length + self._streams.layout.end_positions
+            if length != PASSED_OVER and position >= end:
+                raise AssertionError(f"position {position} of a document that has {end}")
 
     def _check_passed(self) -> None:
         num_documents = sum(order.num_documents for order in self._streams.orders)

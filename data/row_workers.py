@@ -10,6 +10,7 @@ import functools
 import itertools
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import multiprocessing.shared_memory
 import os
 import signal
@@ -31,6 +32,9 @@ _MAX_AHEAD_BYTES = 64 << 20  # of those batches
 
 class Worker(Protocol):
     """Fills some of the rows of one batch after the other."""
+
+    def __init__(self, streams: "RowStreams", rows: slice):
+        """`rows`: which of the streams' own."""
 
     def begin(self, out: "Batch") -> Callable[[], Any]:
         """Has the rows' next sequences written into `out`, and returns what waits until they are."""
@@ -78,7 +82,8 @@ class ProcessWorker:
     def __init__(self, streams: "RowStreams", rows: slice):
         self._streams = copy.copy(streams)
         self._streams.note_hash, self._streams.rows = _no_note, streams.rows[rows]
-        self._note_hash, self._process = streams.note_hash, None
+        self._note_hash = streams.note_hash
+        self._process: multiprocessing.process.BaseProcess | None = None
         words = streams.num_words(len(self._streams.rows))
         self._num_places = batches_ahead(4 * words)
         self._memory = multiprocessing.shared_memory.SharedMemory(create=True, size=4 * words * self._num_places)
@@ -91,9 +96,10 @@ class ProcessWorker:
         context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of this process hold
         self._connection, of_process = context.Pipe()
         arguments = of_process, self._memory.name, self._num_places, self._streams
-        self._process = context.Process(target=_fill_ahead, args=arguments, daemon=True)
-        self._process.start()
+        process = context.Process(target=_fill_ahead, args=arguments, daemon=True)
+        process.start()
         of_process.close()
+        self._process = process
 
     def begin(self, out: "Batch") -> Callable[[], Any]:
         return functools.partial(self._take, out)
@@ -104,7 +110,7 @@ class ProcessWorker:
         try:
             notes, error = self._connection.recv()
         except (EOFError, OSError):  # it may have sent something and died then
-            raise self._died() from None
+            raise _died(self._process) from None
         if error:
             raise error
         for name, array in self._places[self._number % self._num_places].items():
@@ -116,16 +122,6 @@ class ProcessWorker:
             self._connection.send(None)  # the place is free again
         except OSError:
             pass  # it has died, which is told when there is nothing more of it
-
-    def _died(self) -> UserError:
-        self._process.join()
-        code = self._process.exitcode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return UserError(
-            f"a process that fills rows {how}, which is mostly for want of memory (SIGBUS: in /dev/shm); nothing is"
-            " lost, the same command goes on from the last checkpoint; give it more memory, or fewer"
-            " --data.num-processes"
-        )
 
     def _end(self) -> None:
         if self._process is not None:
@@ -146,20 +142,30 @@ def batches_ahead(batch_bytes: int) -> int:
     return max(2, min(MAX_BATCHES_AHEAD, _MAX_AHEAD_BYTES // batch_bytes))
 
 
+def _died(process: multiprocessing.process.BaseProcess) -> UserError:
+    process.join()
+    code = process.exitcode or 0
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return UserError(
+        f"a process that fills rows {how}, which is mostly for want of memory (SIGBUS: in /dev/shm); nothing is lost,"
+        " the same command goes on from the last checkpoint; give it more memory, or fewer --data.num-processes"
+    )
+
+
 def _no_note(row: int, num_documents: int, digest: bytes) -> None: ...
 
 
 def _places(streams: "RowStreams", memory: multiprocessing.shared_memory.SharedMemory, count: int) -> list["Batch"]:
     """The arrays of so many batches, in memory that several processes see."""
     words = streams.num_words(len(streams.rows))
-    in_all = np.frombuffer(memory.buf, np.int32, words * count).reshape(count, words)
+    in_all = np.ndarray((count, words), np.int32, memory.buf)
     return [streams.as_batch(of_batch, len(streams.rows)) for of_batch in in_all]
 
 
 def _fill_ahead(connection: Connection, memory_name: str, num_places: int, streams: "RowStreams") -> None:
     """What the process does, until the other end of the connection is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # which are for the process that started this one
-        signal.signal(number, signal.SIG_IGN)
+    for to_stop in (signal.SIGINT, signal.SIGTERM):  # which are for the process that started this one
+        signal.signal(to_stop, signal.SIG_IGN)
     notes: list[tuple[int, int, bytes]] = []
     streams.note_hash = lambda *note: notes.append(note)
     memory = multiprocessing.shared_memory.SharedMemory(memory_name)

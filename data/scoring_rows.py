@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,7 +80,7 @@ def _empty(num_rows: int, length: int) -> np.ndarray:
 
 def _encoded_chunks(
     documents: Iterable[tuple[int, bytes]], representation: Representation, num_workers: int
-) -> Iterator[_Chunk]:
+) -> Generator[_Chunk]:
     def encode(chunk: Sequence[tuple[int, bytes]]) -> _Chunk:
         numbers, texts = zip(*chunk)
         batch = encode_batch(representation, texts)

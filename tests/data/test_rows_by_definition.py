@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from data import row_documents
 from data.document_order import Order, shuffle_seed
 from data.encoder_rows import EncoderRow, PairRow
 from data.rows import CausalRow, RowStreams, Source
@@ -180,6 +181,15 @@ class Run:
 
 
 # ---- Rows against it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_room():
+    """So that ids are moved to where there is room for more, again and again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_documents, "_MIN_POOL", 8)
+        yield
+
 
 texts = st.lists(st.binary(max_size=20), min_size=1, max_size=9)
 blocks = st.builds(Blocks, texts, st.sampled_from([1, 1, 2, 4]))
