@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Self
 
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
@@ -120,15 +121,26 @@ class Documents(Sequence[bytes]):
     def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # nobody takes slices
         """The bytes of a document. Raises UserError, naming shard and record, if they are damaged on disk."""
         shard_index, record = self._locate(index)
-        reader = self._reader(shard_index)
+        return self._read(self._reader(shard_index), index, record)
+
+    def read_many(self, indices: Sequence[int]) -> Sequence[bytes]:
+        """The bytes of some documents. Raises UserError, naming shard and record, if they are damaged on disk."""
+        index_n = np.asarray(indices, np.int64)
+        if len(index_n) and not 0 <= index_n.min() <= index_n.max() < len(self):
+            raise IndexError(f"documents {index_n.min()} to {index_n.max()} of {len(self)}")
+        shard_n = np.searchsorted(self._ends, index_n, side="right")
+        texts = [b""] * len(index_n)
+        for shard_index in np.unique(shard_n).tolist():
+            reader, first = self._reader(shard_index), self._ends[shard_index] - self._shards[shard_index].num_documents
+            for number in np.flatnonzero(shard_n == shard_index).tolist():
+                texts[number] = self._read(reader, indices[number], indices[number] - first)
+        return texts
+
+    def _read(self, reader: ArrayRecordReader, index: int, record: int) -> bytes:
         try:
-            return reader.read(record, record + 1)[0]  # `read([record])` takes ten times as long
+            return reader.read(record, record + 1)[0]  # `read([record])` takes four times as long
         except Exception as error:  # array_record has no error type of its own
             raise UserError(f"{self.place(index)} is damaged ({error}); {self._remedy}") from error
-
-    def read_many(self, indices: Sequence[int]) -> list[bytes]:
-        """The bytes of some documents. Raises UserError, naming shard and record, if they are damaged on disk."""
-        return [Documents.__getitem__(self, index) for index in indices]
 
     def place(self, index: int) -> str:
         """Where a document is on disk, for people."""
