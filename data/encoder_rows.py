@@ -17,7 +17,8 @@ from data.document_order import draw_hash
 from data.encoded import Encoded, encode
 from data.row_documents import IdsPool
 from data.row_loops import count_waiting, fill_encoder, finish_document
-from data.rows import Batch, Row
+from data.row_setting import Batch
+from data.rows import Row
 from tokenizer_lab.representation import CLS, SEP, Representation
 
 ARRAYS = ("ids", "segment_ids", "positions", "types")
@@ -70,9 +71,9 @@ class EncoderRow(Row):
     pool: IdsPool
 
     def fill_positions(self, out: Batch) -> None:
-        documents, vocab_size = self.documents, self.streams.representation.vocab_size
+        documents, vocab_size = self.documents, self.setting.representation.vocab_size
         out["row_seeds"][:] = row_seeds(self)
-        is_full_r = np.zeros(len(self.rows), bool)
+        is_full_r = np.zeros(len(self.setting.rows), bool)
         for name in self.arrays:
             out[name][:] = 0
         self.repeat_with_more_documents(
@@ -140,14 +141,14 @@ class PairRow(Row):
         self.repeat_with_more_documents(
             lambda: count_waiting(documents.rows_r, documents.finished_rs, documents.queue_rq)
         )
-        for number in range(len(self.rows)):
+        for number in range(len(self.setting.rows)):
             arrays = self._next_pair(number)
             for name in self.arrays:
                 out[name][number] = arrays[name]
 
     def _next_pair(self, number: int) -> Batch:
         length, row, queue_q = (
-            self.streams.sequence_length,
+            self.setting.sequence_length,
             self.documents.rows_r[number],
             self.documents.queue_rq[number],
         )
@@ -161,7 +162,7 @@ class PairRow(Row):
         first, second = self._split(lines[start:end], target, chance)
         first = _cut(first, length - 2)
         second = _cut(second, max(0, length - len(first[0]) - 3))
-        builder = RowBuilder(self.streams.representation.vocab_size, length)
+        builder = RowBuilder(self.setting.representation.vocab_size, length)
         builder.add(first[0], second[0] if len(second[0]) else None)
         row["num_bytes"], row["position"] = first[1].sum(dtype=np.int64) + second[1].sum(dtype=np.int64), end
         if end == len(lines):
@@ -172,7 +173,7 @@ class PairRow(Row):
     def _chance_of(self, number: int, position: int) -> Callable[..., int]:
         """64 bits that stand for chance, of a row where it stands."""
         finished = int(self.documents.finished_rs[number].sum())
-        return functools.partial(draw_hash, self.streams.seed, self.rows[number], finished, str(position))
+        return functools.partial(draw_hash, self.setting.seed, self.setting.rows[number], finished, str(position))
 
     def _split(self, lines: list[Encoded], target: int, chance: Callable[..., int]) -> tuple[Encoded, Encoded]:
         """Two segments: a line goes to the first if that is empty, or has room, or by a coin's fall as what fills it.
@@ -194,8 +195,8 @@ class PairRow(Row):
 
 def row_seeds(rows: Row) -> list[np.uint32]:
     """The chance of the sequence that each row is about to make."""
-    documents, seed = rows.documents, rows.streams.seed
-    where = zip(rows.rows, documents.finished_rs.sum(axis=1).tolist(), documents.rows_r["position"].tolist())
+    documents, seed = rows.documents, rows.setting.seed
+    where = zip(rows.setting.rows, documents.finished_rs.sum(axis=1).tolist(), documents.rows_r["position"].tolist())
     return [
         np.uint32(draw_hash(seed, row, finished, "row", str(position)) % 2**32) for row, finished, position in where
     ]

@@ -6,7 +6,8 @@ from typing import Any
 
 import grain
 
-from data.rows import Documents, Source
+from data.documents import Documents
+from data.rows import Source
 from data.split import is_held_out, kept_share
 from data.store import Corpus
 from tokenizer_lab import metrics

@@ -6,7 +6,7 @@ How many are drawn ahead changes nothing but the speed.
 
 import collections
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,12 +15,10 @@ from data.document_order import NO_DOCUMENT, draw_hash, draw_source
 from data.documents import read_many
 from data.encoded import EncodedTexts, encode_batch
 from data.row_loops import DOCUMENT, PASSED_OVER, ROW, add_documents, count_ids, move_ids
+from data.row_setting import RowSetting, Source
 from data.split import is_held_out
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import EncodedBatch, Representation
-
-if TYPE_CHECKING:
-    from data.rows import RowStreams, Source
 
 MAX_COUNT = 2**31 - 1  # what the int32 of a cursor or a batch holds
 _MAX_PASSES_IN_VAIN = 20  # over all documents, by one row that finds none to train on
@@ -95,8 +93,9 @@ class RowDocuments:
       rows_r, finished_rs, queue_rq: see `data/row_loops.py`.
     """
 
-    def __init__(self, streams: "RowStreams", rows: Sequence[int], cursors: np.ndarray, pool: Pool):
-        self._streams, self._rows, self._pool = streams, np.array(rows, np.int64), pool
+    def __init__(self, setting: RowSetting, pool: Pool):
+        rows, cursors = setting.rows, setting.cursors
+        self._setting, self._rows, self._pool = setting, np.array(rows, np.int64), pool
         self.rows_r, self.queue_rq = np.zeros(len(rows), ROW), np.zeros((len(rows), 0), DOCUMENT)
         self.finished_rs = cursors[:, : -1 - HASH_WORDS].astype(np.int64)
         self.rows_r["position"] = cursors[:, -1 - HASH_WORDS]
@@ -104,7 +103,7 @@ class RowDocuments:
         self._drawn_rs = self.finished_rs.copy()
         self._drawn_hash_r = [hash_.tobytes() for hash_ in self.rows_r["hash"]]  # running, of all that is drawn
         self._notes_r: list[collections.deque[tuple[int, bytes]]] = [collections.deque() for _ in rows]
-        self._ahead = -(-streams.documents_together // len(rows))
+        self._ahead = -(-setting.documents_together // len(rows))
 
     def begin_sequence(self) -> None:
         for name in ("filled", "segment", "num_bytes"):
@@ -116,7 +115,7 @@ class RowDocuments:
         self.write_cursors(out_cursors)
         for row, finished, notes in zip(self._rows.tolist(), self.finished_rs.sum(axis=1).tolist(), self._notes_r):
             while notes and notes[0][0] <= finished:
-                self._streams.note_hash(row, *notes.popleft())
+                self._setting.note_hash(row, *notes.popleft())
 
     def write_cursors(self, out_rc: np.ndarray) -> None:
         finished, position = out_rc[:, : -1 - HASH_WORDS], out_rc[:, -1 - HASH_WORDS]
@@ -144,24 +143,24 @@ class RowDocuments:
 
     def _choose_ahead(self, bytes_of_document: float) -> None:
         """How many documents each row should have drawn: more and more, unless they are encoded so many at once."""
-        if self._streams.documents_together == 1:
+        if self._setting.documents_together == 1:
             most = int(_AHEAD_BYTES / len(self._rows) / bytes_of_document)
             self._ahead = max(1, min(2 * self._ahead, most, _MAX_AHEAD))
 
     def _draw(self, num_r: np.ndarray) -> Draws:
-        streams, num_sources = self._streams, self._drawn_rs.shape[1]
+        setting, num_sources = self._setting, self._drawn_rs.shape[1]
         row_d = np.repeat(np.arange(len(num_r)), num_r)
         first_d = np.repeat(np.cumsum(num_r) - num_r, num_r)  # of each one's row
         draw_d = self._drawn_rs.sum(axis=1)[row_d] + np.arange(len(row_d)) - first_d
         source_d, slot_d = np.zeros(len(row_d), np.int64), np.zeros(len(row_d), np.int64)
         if num_sources > 1:
             draws = zip(self._rows[row_d].tolist(), draw_d.tolist())
-            source_d[:] = [draw_source(streams.seed, row, draw, streams.weights) for row, draw in draws]
-        for source, order in enumerate(streams.orders):
+            source_d[:] = [draw_source(setting.seed, row, draw, setting.weights) for row, draw in draws]
+        for source, order in enumerate(setting.orders):
             is_of = source_d == source
             before_d = np.cumsum(is_of) - is_of
             number_d = self._drawn_rs[row_d, source] + before_d - before_d[first_d]
-            slot_d[is_of] = order.slots(self._rows[row_d[is_of]], number_d[is_of], streams.batch_rows)
+            slot_d[is_of] = order.slots(self._rows[row_d[is_of]], number_d[is_of], setting.batch_rows)
         return Draws(row_d, source_d, draw_d, slot_d)
 
     def _add(self, draws: Draws) -> None:
@@ -186,13 +185,13 @@ class RowDocuments:
 
     def _open(self, draws: Draws) -> tuple[np.ndarray, list[bytes | None]]:
         """DOCUMENT[D] but for their running hashes; and the hash of each, None where a slot has no document."""
-        streams, num_bytes = self._streams, 0
+        setting, num_bytes = self._setting, 0
         documents_d, hashes = np.zeros(len(draws.row_d), DOCUMENT), np.full(len(draws.row_d), None)
         documents_d["length"], documents_d["source"] = PASSED_OVER, draws.source_d
         opened: list[tuple[np.ndarray, np.ndarray, Any]] = []  # of each source: which they are, if trained on, encoded
         for number in np.unique(draws.source_d).tolist():
-            source, place_d = streams.sources[number], np.flatnonzero(draws.source_d == number)
-            index_d = streams.orders[number].documents(draws.slot_d[place_d])
+            source, place_d = setting.sources[number], np.flatnonzero(draws.source_d == number)
+            index_d = setting.orders[number].documents(draws.slot_d[place_d])
             place_d, index_d = place_d[index_d != NO_DOCUMENT], index_d[index_d != NO_DOCUMENT]
             texts = read_many(source.documents, index_d.tolist())
             num_bytes += sum(map(len, texts))
@@ -204,9 +203,9 @@ class RowDocuments:
         starts_d, lengths_d = self._pool.add([encoded for _, _, encoded in opened], self.rows_r, self.queue_rq)
         documents_d["start"][place_d] = starts_d
         documents_d["length"][place_d] = np.where(is_trained_d, lengths_d, PASSED_OVER)
-        if streams.piece_length:
+        if setting.piece_length:
             chances = zip(self._rows[draws.row_d].tolist(), draws.draw_d.tolist())
-            ends = [1 + draw_hash(streams.seed, row, draw, "piece") % streams.piece_length for row, draw in chances]
+            ends = [1 + draw_hash(setting.seed, row, draw, "piece") % setting.piece_length for row, draw in chances]
             documents_d["first_end"] = ends
         self._choose_ahead(max(1.0, num_bytes / len(draws.row_d)))
         return documents_d, hashes.tolist()
@@ -216,12 +215,12 @@ class RowDocuments:
         within = np.flatnonzero((self.rows_r["count"] == 0) & (self.rows_r["position"] > 0))
         for row in within[np.isin(within, row_d)].tolist():
             position, length = self.rows_r["position"][row], length_d[np.argmax(row_d == row)]
-            end = length + self._streams.layout.end_positions
+            end = length + self._setting.layout.end_positions
             if length != PASSED_OVER and position >= end:
                 raise AssertionError(f"position {position} of a document that has {end}")
 
     def _check_passed(self) -> None:
-        num_documents = sum(order.num_documents for order in self._streams.orders)
+        num_documents = sum(order.num_documents for order in self._setting.orders)
         passed_r = self.rows_r["passed"]
         if (passed_r > _MAX_PASSES_IN_VAIN * num_documents + 100).any():
             raise UserError(
@@ -230,7 +229,7 @@ class RowDocuments:
             )
 
 
-def _trained(source: "Source", texts: Sequence[bytes]) -> tuple[Sequence[bytes], np.ndarray]:
+def _trained(source: Source, texts: Sequence[bytes]) -> tuple[Sequence[bytes], np.ndarray]:
     """The texts, empty where another source holds them out, unless they bring their ids along; and b[D], which of them
     are trained on."""
     if source.trained_from <= 0:

@@ -5,7 +5,7 @@ do. Processes add up whatever they do; each takes the time of a start of Python 
 """
 
 import concurrent.futures
-import copy
+import dataclasses
 import functools
 import itertools
 import multiprocessing
@@ -17,30 +17,27 @@ import signal
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from data.row_setting import Batch, RowSetting
 from tokenizer_lab.errors import UserError
 
-if TYPE_CHECKING:
-    from data.rows import Batch, RowStreams
-
-MAX_BATCHES_AHEAD = 8  # so that none need wait for another that reads
+_MAX_BATCHES_AHEAD = 8  # so that none need wait for another that reads
 _MAX_AHEAD_BYTES = 64 << 20  # of those batches
 
 
 class Worker(Protocol):
-    """Fills some of the rows of one batch after the other."""
+    """Fills some rows of one batch after the other."""
 
-    def __init__(self, streams: "RowStreams", rows: slice):
-        """`rows`: which of the streams' own."""
+    def __init__(self, setting: RowSetting): ...
 
-    def begin(self, out: "Batch") -> Callable[[], Any]:
+    def begin(self, out: Batch) -> Callable[[], Any]:
         """Has the rows' next sequences written into `out`, and returns what waits until they are."""
 
-    def move_to(self, cursors: np.ndarray) -> None:
-        """Goes on from other cursors of its rows, i32[R, S + 3], with what is begun next."""
+    def move_to(self, setting: RowSetting) -> None:
+        """Goes on from other cursors of its rows with what is begun next."""
 
     def close(self) -> None:
         """Ends it."""
@@ -49,14 +46,13 @@ class Worker(Protocol):
 class CallersWorker:
     """Fills rows when it is waited for."""
 
-    def __init__(self, streams: "RowStreams", rows: slice):
-        self._streams, self._slice = streams, rows
-        self.move_to(streams.cursors[rows])
+    def __init__(self, setting: RowSetting):
+        self.move_to(setting)
 
-    def move_to(self, cursors: np.ndarray) -> None:
-        self.rows = self._streams.layout(self._streams, self._streams.rows[self._slice], cursors)
+    def move_to(self, setting: RowSetting) -> None:
+        self.rows = setting.layout(setting)
 
-    def begin(self, out: "Batch") -> Callable[[], Any]:
+    def begin(self, out: Batch) -> Callable[[], Any]:
         return functools.partial(self.rows.fill, out)
 
     def close(self) -> None: ...
@@ -65,11 +61,11 @@ class CallersWorker:
 class ThreadWorker(CallersWorker):
     """Fills rows in a thread of its own, in the order in which they are begun."""
 
-    def __init__(self, streams: "RowStreams", rows: slice):
-        super().__init__(streams, rows)
+    def __init__(self, setting: RowSetting):
+        super().__init__(setting)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rows")
 
-    def begin(self, out: "Batch") -> Callable[[], Any]:
+    def begin(self, out: Batch) -> Callable[[], Any]:
         return self._thread.submit(self.rows.fill, out).result
 
     def close(self) -> None:
@@ -79,32 +75,28 @@ class ThreadWorker(CallersWorker):
 class ProcessWorker:
     """Fills rows in a process of its own, as many batches ahead as there are places in memory that both see."""
 
-    def __init__(self, streams: "RowStreams", rows: slice):
-        self._streams = copy.copy(streams)
-        self._streams.note_hash, self._streams.rows = _no_note, streams.rows[rows]
-        self._note_hash = streams.note_hash
+    def __init__(self, setting: RowSetting):
         self._process: multiprocessing.process.BaseProcess | None = None
-        words = streams.num_words(len(self._streams.rows))
-        self._num_places = batches_ahead(4 * words)
-        self._memory = multiprocessing.shared_memory.SharedMemory(create=True, size=4 * words * self._num_places)
-        self._places = _places(self._streams, self._memory, self._num_places)
-        self.move_to(streams.cursors[rows])
+        num_bytes = 4 * setting.num_words * batches_ahead(setting)
+        self._memory = multiprocessing.shared_memory.SharedMemory(create=True, size=num_bytes)
+        self._places = _places(setting, self._memory)
+        self.move_to(setting)
 
-    def move_to(self, cursors: np.ndarray) -> None:
+    def move_to(self, setting: RowSetting) -> None:
         self._end()
-        self._streams.cursors, self._number = np.array(cursors), 0
+        self._note_hash, self._number = setting.note_hash, 0
         context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of this process hold
         self._connection, of_process = context.Pipe()
-        arguments = of_process, self._memory.name, self._num_places, self._streams
+        arguments = of_process, self._memory.name, dataclasses.replace(setting, note_hash=_no_note)
         process = context.Process(target=_fill_ahead, args=arguments, daemon=True)
         process.start()
         of_process.close()
         self._process = process
 
-    def begin(self, out: "Batch") -> Callable[[], Any]:
+    def begin(self, out: Batch) -> Callable[[], Any]:
         return functools.partial(self._take, out)
 
-    def _take(self, out: "Batch") -> None:
+    def _take(self, out: Batch) -> None:
         assert self._process is not None
         multiprocessing.connection.wait([self._connection, self._process.sentinel])
         try:
@@ -113,7 +105,7 @@ class ProcessWorker:
             raise _died(self._process) from None
         if error:
             raise error
-        for name, array in self._places[self._number % self._num_places].items():
+        for name, array in self._places[self._number % len(self._places)].items():
             out[name][:] = array
         self._number += 1
         for note in notes:
@@ -137,9 +129,9 @@ class ProcessWorker:
         self._memory.unlink()
 
 
-def batches_ahead(batch_bytes: int) -> int:
-    """How many batches of this size are made ahead."""
-    return max(2, min(MAX_BATCHES_AHEAD, _MAX_AHEAD_BYTES // batch_bytes))
+def batches_ahead(setting: RowSetting) -> int:
+    """How many batches are made ahead."""
+    return max(2, min(_MAX_BATCHES_AHEAD, _MAX_AHEAD_BYTES // (4 * setting.num_words)))
 
 
 def _died(process: multiprocessing.process.BaseProcess) -> UserError:
@@ -155,27 +147,26 @@ def _died(process: multiprocessing.process.BaseProcess) -> UserError:
 def _no_note(row: int, num_documents: int, digest: bytes) -> None: ...
 
 
-def _places(streams: "RowStreams", memory: multiprocessing.shared_memory.SharedMemory, count: int) -> list["Batch"]:
-    """The arrays of so many batches, in memory that several processes see."""
-    words = streams.num_words(len(streams.rows))
-    in_all = np.ndarray((count, words), np.int32, memory.buf)
-    return [streams.as_batch(of_batch, len(streams.rows)) for of_batch in in_all]
+def _places(setting: RowSetting, memory: multiprocessing.shared_memory.SharedMemory) -> list[Batch]:
+    """The arrays of some batches, in memory that several processes see."""
+    words = np.ndarray((batches_ahead(setting), setting.num_words), np.int32, memory.buf)
+    return [setting.as_batch(of_batch) for of_batch in words]
 
 
-def _fill_ahead(connection: Connection, memory_name: str, num_places: int, streams: "RowStreams") -> None:
+def _fill_ahead(connection: Connection, memory_name: str, setting: RowSetting) -> None:
     """What the process does, until the other end of the connection is gone."""
     for to_stop in (signal.SIGINT, signal.SIGTERM):  # which are for the process that started this one
         signal.signal(to_stop, signal.SIG_IGN)
     notes: list[tuple[int, int, bytes]] = []
-    streams.note_hash = lambda *note: notes.append(note)
     memory = multiprocessing.shared_memory.SharedMemory(memory_name)
-    places, rows = _places(streams, memory, num_places), streams.layout(streams, streams.rows, streams.cursors)
+    places = _places(setting, memory)
+    rows = setting.layout(dataclasses.replace(setting, note_hash=lambda *note: notes.append(note)))
     try:
         for number in itertools.count():
-            if number >= num_places:
+            if number >= len(places):
                 connection.recv()
             try:
-                rows.fill(places[number % num_places])
+                rows.fill(places[number % len(places)])
             except Exception as error:
                 if not isinstance(error, UserError):
                     error.add_note(traceback.format_exc())  # which is not sent with it

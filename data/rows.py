@@ -26,44 +26,20 @@ Each worker fills some of the rows (`data/row_workers.py`): `data/row_documents.
 
 import abc
 import collections
-import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import grain
 import numpy as np
 
-from data.document_hash import HASH_WORDS, NoteHash
-from data.document_order import Order, shuffle_seed
-from data.documents import Documents, block_documents
-from data.encoded import EncodedDocuments
+from data.document_hash import NoteHash
 from data.row_documents import IdsPool, Pool, RowDocuments
 from data.row_loops import fill_causal
+from data.row_setting import Batch, RowSetting, Source, cursor_width
 from data.row_workers import CallersWorker, ProcessWorker, ThreadWorker, Worker, batches_ahead
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
-
-Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One component of a data mixture: its documents and its share of the draws, relative to the other sources'.
-
-    Documents with a place below `trained_from` are held out by another source, and drawn in vain (`data/split.py`).
-    """
-
-    documents: Documents
-    weight: float = 1.0
-    trained_from: float = 0.0
-
-
-def cursor_width(num_sources: int) -> int:
-    """Integers in a row's cursor: documents finished of each source, positions done in the current document, and the
-    hash."""
-    return num_sources + 1 + HASH_WORDS
 
 
 class RowStreams(grain.IterDataset):
@@ -110,44 +86,33 @@ class RowStreams(grain.IterDataset):
         """
         super().__init__()
         assert sources and batch_rows > 0 and sequence_length > 0 and num_workers > 0
-        self.rows = tuple(range(batch_rows)) if rows is None else tuple(rows)
-        assert all(0 <= row < batch_rows for row in self.rows), (rows, batch_rows)
-        self.sources, self.representation, self.batch_rows = list(sources), representation, batch_rows
-        self.sequence_length, self.seed = sequence_length, seed
-        all_encoded = all(isinstance(source.documents, EncodedDocuments) for source in sources)
-        self.documents_together = 1 if all_encoded else representation.batch_documents
-        self.weights = [source.weight for source in sources]
+        rows = tuple(range(batch_rows)) if rows is None else tuple(rows)
+        assert all(0 <= row < batch_rows for row in rows), (rows, batch_rows)
         if any(len(source.documents) == 0 for source in sources):
             raise UserError(
                 "a corpus without documents cannot be trained on; ingest some text into it, or take it out of the"
                 " mixture"
             )
-        self.orders = [
-            Order(len(source.documents), shuffle_seed(seed, number), block_documents(source.documents))
-            for number, source in enumerate(sources)
-        ]
-        shape = len(self.rows), cursor_width(len(sources))
-        self.cursors = np.zeros(shape, np.int32) if cursors is None else np.array(cursors, np.int32)
-        assert self.cursors.shape == shape, self.cursors.shape
+        shape = len(rows), cursor_width(len(sources))
+        cursors = np.zeros(shape, np.int32) if cursors is None else np.array(cursors, np.int32)
+        assert cursors.shape == shape, cursors.shape
+        self.setting = RowSetting(
+            sources=tuple(sources),
+            representation=representation,
+            batch_rows=batch_rows,
+            sequence_length=sequence_length,
+            seed=seed,
+            rows=rows,
+            cursors=cursors,
+            piece_length=piece_length,
+            layout=layout or CausalRow,
+            note_hash=note_hash,
+        )
         self.worker: type[Worker] = ProcessWorker if num_processes else ThreadWorker
-        self.num_workers = min(num_processes or num_workers, len(self.rows))
-        if self.documents_together > 1 or not num_processes and self.num_workers == 1:
-            self.num_workers, self.worker = 1, CallersWorker  # what encodes many at once has threads of its own
-        self.piece_length, self.layout, self.note_hash = piece_length, layout or CausalRow, note_hash
-
-    def num_words(self, num_rows: int) -> int:
-        """Numbers of 32 bits in a batch of so many rows."""
-        of_positions = len(self.layout.arrays) * self.sequence_length
-        return num_rows * (of_positions + self.layout.has_chance + 1 + cursor_width(len(self.sources)))
-
-    def as_batch(self, words_n: np.ndarray, num_rows: int) -> Batch:
-        """A batch of so many rows, the arrays of which are those `num_words`, i32[n]."""
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self.layout.arrays, (num_rows, self.sequence_length))
-        shapes |= {"row_seeds": (num_rows,)} if self.layout.has_chance else {}
-        shapes |= {"num_bytes": (num_rows,), "cursors": (num_rows, cursor_width(len(self.sources)))}
-        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-        arrays = (part.reshape(shape) for part, shape in zip(np.split(words_n, ends[:-1]), shapes.values()))
-        return {name: array.view(np.uint32) if name == "row_seeds" else array for name, array in zip(shapes, arrays)}
+        self.num_workers = min(num_processes or num_workers, len(rows))
+        # What encodes many at once has threads of its own.
+        if self.setting.documents_together > 1 or (not num_processes and self.num_workers == 1):
+            self.num_workers, self.worker = 1, CallersWorker
 
     def __iter__(self) -> "RowStreamIterator":
         return RowStreamIterator(self)
@@ -158,12 +123,12 @@ class RowStreamIterator(grain.DatasetIterator):
 
     def __init__(self, streams: RowStreams):
         super().__init__()
-        self._streams, self._cursors = streams, streams.cursors.copy()
-        bounds = np.linspace(0, len(streams.rows), streams.num_workers + 1).astype(int).tolist()
+        self._setting = setting = streams.setting
+        self._cursors = setting.cursors.copy()
+        bounds = np.linspace(0, len(setting.rows), streams.num_workers + 1).astype(int).tolist()
         self._parts = [slice(*part) for part in itertools.pairwise(bounds)]  # of the rows, one of each worker
-        self.workers: list[Worker] = [streams.worker(streams, part) for part in self._parts]
-        words = streams.num_words(len(streams.rows))
-        self._ahead = batches_ahead(4 * words) if streams.worker is ThreadWorker else 1
+        self.workers = [streams.worker(setting.of(part, setting.cursors[part])) for part in self._parts]
+        self._ahead = batches_ahead(setting) if streams.worker is ThreadWorker else 1
         self._begun: collections.deque[tuple[Batch, list[Callable[[], Any]]]] = collections.deque()
 
     def __next__(self) -> Batch:
@@ -176,10 +141,8 @@ class RowStreamIterator(grain.DatasetIterator):
         return batch
 
     def _begin_batch(self) -> tuple[Batch, list[Callable[[], Any]]]:
-        streams = self._streams
         # In one piece, which the allocator hands out again: page faults would take longer than filling it.
-        words = np.empty(streams.num_words(len(streams.rows)), np.int32)
-        batch = streams.as_batch(words, len(streams.rows))
+        batch = self._setting.as_batch(np.empty(self._setting.num_words, np.int32))
         parts = [{name: array[part] for name, array in batch.items()} for part in self._parts]
         return batch, [worker.begin(part) for worker, part in zip(self.workers, parts)]
 
@@ -197,26 +160,20 @@ class RowStreamIterator(grain.DatasetIterator):
         self._begun.clear()
         self._cursors = np.array(state["cursors"], np.int32)
         for worker, part in zip(self.workers, self._parts):
-            worker.move_to(self._cursors[part])
+            worker.move_to(self._setting.of(part, self._cursors[part]))
 
 
 class Row(abc.ABC):
-    """How a row is laid out; an object is some rows that are filled together. Only ever used by one thread at a time.
-
-    Attributes:
-      arrays: names of what is i32[R, T] in a batch.
-      has_chance: whether a batch has `row_seeds`, u32[R].
-      end_positions: positions of a document besides its ids.
-    """
+    """How a row is laid out (`data.row_setting.Layout`). Only ever used by one thread at a time."""
 
     arrays: ClassVar[tuple[str, ...]]
     has_chance: ClassVar[bool] = False
     end_positions: ClassVar[int] = 0
 
-    def __init__(self, streams: RowStreams, rows: Sequence[int], cursors: np.ndarray):
-        self.streams, self.rows = streams, rows
-        self.pool = self.make_pool(streams.representation)
-        self.documents = RowDocuments(streams, rows, cursors, self.pool)
+    def __init__(self, setting: RowSetting):
+        self.setting = setting
+        self.pool = self.make_pool(setting.representation)
+        self.documents = RowDocuments(setting, self.pool)
         self._error: BaseException | None = None
 
     @classmethod
@@ -254,7 +211,7 @@ class CausalRow(Row):
     pool: IdsPool
 
     def fill_positions(self, out: Batch) -> None:
-        documents, streams = self.documents, self.streams
+        documents, setting = self.documents, self.setting
         self.repeat_with_more_documents(
             lambda: fill_causal(
                 documents.rows_r,
@@ -262,8 +219,8 @@ class CausalRow(Row):
                 documents.queue_rq,
                 self.pool.ids,
                 self.pool.lengths,
-                streams.representation.eod_id,
-                streams.piece_length,
+                setting.representation.eod_id,
+                setting.piece_length,
                 *(out[name] for name in self.arrays),
             )
         )

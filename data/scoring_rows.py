@@ -11,7 +11,7 @@ import numpy as np
 
 from data.encoded import encode_batch
 from data.row_loops import SCORING, score_documents, share_row
-from data.rows import Batch
+from data.row_setting import Batch
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import EncodedBatch, Representation, check_lossless
 

@@ -55,7 +55,7 @@ def test_every_byte_is_seen_in_order(documents, length, seed):
         # Documents that are finished, and what is done of the one the row is in.
         finished, done = map(int, batches[-1]["cursors"][number][:2])
         ordinals = range(number, number + 2 * finished, 2)
-        [order] = streams.orders
+        [order] = streams.setting.orders
         *expected, current = order.documents(np.array([*ordinals, number + 2 * finished]))
         assert text == b"".join(documents[index] for index in expected) + documents[current][:done]
         assert sum(int(row["num_bytes"]) for row in rows) == len(text)

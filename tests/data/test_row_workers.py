@@ -90,7 +90,7 @@ def test_a_damaged_document_stops_rows_where_they_come_to_it_however_far_ahead_o
     good = list(itertools.islice(open_rows(), len(straight) + 1))
     assert straight
     assert_same(straight, good[:-1])
-    order = open_rows().orders[0]
+    order = open_rows().setting.orders[0]
     row = next(slot for slot in range(1000) if order.documents(np.array([slot]))[0] == 7) % 5
     assert good[-1]["cursors"][row, 0] > good[-2]["cursors"][row, 0], "the batch that would have it"
     assert_same(batches_before_the_error(num_workers=2), straight)

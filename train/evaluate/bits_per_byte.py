@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data.documents import Documents
 from data.held_out import HeldOut, held_out_documents
-from data.rows import CausalRow, Documents
+from data.rows import CausalRow
 from data.scoring_rows import scoring_batches
 from data.split import is_held_out
 from data.store import Corpus, corpora_hash

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import scipy.stats
 
+from data.documents import Documents
 from data.encoder_rows import held_out_batches
-from data.rows import Documents
 from train.model_function import jit_of_weights
 from train.objectives.losses import binary_entropy
 from train.setup import Setup
