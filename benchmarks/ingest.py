@@ -22,6 +22,7 @@ from rich.table import Table
 
 from data.embedded import embedded_documents
 from data.ingest import IngestOptions, ingest
+from train.commands.cli import leave_out_absent_tpus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,7 @@ def peak_rss_bytes() -> int:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     if sys.argv[1:2] == ["--measured"]:
         ingest_measured(*map(pathlib.Path, sys.argv[2:]))
     else:

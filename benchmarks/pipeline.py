@@ -25,6 +25,7 @@ import tokenizer_lab
 from data.encoded import bring_ids, read_ids_store
 from data.rows import RowStreams, Source
 from data.store import Corpus
+from train.commands.cli import leave_out_absent_tpus
 from train.run.folder import RunFolder
 
 _TURNS = 10
@@ -115,4 +116,5 @@ def measure(batches: Iterator[dict], seconds: float) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

@@ -26,7 +26,7 @@ from data.encoded import AGAIN, UNFINISHED, Origin, encode, ids_manifest, pack, 
 from data.engines import Engine, LocalEngine
 from data.manifest import MANIFEST, Shard, Split, parse_shard, write_manifest
 from data.store import Corpus
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, check_numbers
 from tokenizer_lab.files import cannot_write, is_remote
 from tokenizer_lab.representation import Representation, read_manifest
 
@@ -60,10 +60,7 @@ class EncodeOptions:
                 f"--out {self.out} is in an object store, where files cannot be locked and renamed; encode into a"
                 " folder here and copy it"
             )
-        if min(self.worker_gpus, self.worker_tpus) < 0:
-            raise UserError(
-                f"--worker-gpus {self.worker_gpus} and --worker-tpus {self.worker_tpus}: a worker has 0 or more"
-            )
+        check_numbers(self, "--")
 
     @property
     def devices(self) -> dict[str, float]:

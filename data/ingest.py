@@ -17,7 +17,7 @@ from data.manifest import Split
 from data.records import Reading, read_records
 from data.sources import SourceFile, find_files
 from data.split import is_held_out
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import SHARE, Range, UserError, check_numbers
 from tokenizer_lab.files import check_name, is_remote
 
 EMBEDDED = "embedded"
@@ -68,12 +68,8 @@ class IngestOptions:
                 f"--out {self.out} is in an object store, where a corpus cannot be locked and committed; ingest into a "
                 f"folder here and copy it, e.g. gcloud storage cp --recursive FOLDER {self.out}"
             )
-        if not 0 <= self.test_fraction <= 1:
-            raise UserError(f"--test-fraction {self.test_fraction} is not a share; use a number from 0 to 1")
-        if self.max_document_bytes < 1:
-            raise UserError(f"--max-document-bytes {self.max_document_bytes} allows no document; use a positive number")
-        if not 1 << 10 <= self.max_window_bytes <= 1 << 31:
-            raise UserError(f"--max-window-bytes {self.max_window_bytes} is not from 1024 to {1 << 31}, zstd's limits")
+        zstd_takes = Range(least=1 << 10, most=1 << 31)
+        check_numbers(self, "--", test_fraction=SHARE, max_window_bytes=zstd_takes)
         if self.separator is not None:
             parse_separator(self.separator)
 

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 import lzma
 import pathlib
 import re
@@ -21,8 +20,9 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import zstandard
 
-from data.containers import Kind, Readable, compression_of, decompressed, kind_of
+from data.containers import CONTROL, Kind, Readable, compression_of, decompressed, kind_of
 from data.json_array import array_elements
+from data.json_object import loads, objects_in, records_of
 from data.sources import SourceFile
 from tokenizer_lab.errors import UserError
 
@@ -89,6 +89,8 @@ def _records(stream: Any, path: pathlib.Path, kind: Kind, reading: Reading) -> I
     match kind:
         case "jsonl":
             return _read_jsonl(stream, path, field, max_bytes)
+        case "object":
+            return _read_json_objects(stream, path, reading)
         case "json":
             return _read_json_array(stream, path, field, max_bytes)
         case "csv":
@@ -97,10 +99,7 @@ def _records(stream: Any, path: pathlib.Path, kind: Kind, reading: Reading) -> I
             return _read_parquet(stream, path, field, max_bytes)
         case "arrow":
             return _read_arrow(stream, path, field, max_bytes)
-    if reading.read_as == "auto":
-        stream = _Text(stream, path)
-    pieces = _split(stream, path, reading.separator, max_bytes)
-    return pieces if reading.separator is not None else ((None, text) for _, text in pieces)
+    return _read_text(stream, path, reading)
 
 
 class _ReportingFile(io.FileIO):
@@ -120,8 +119,8 @@ class _ReportingFile(io.FileIO):
 
 
 class _Text:
-    """A stream of plain text. Raises UserError where it is something else: where a byte is 0, and many others are no
-    characters either."""
+    """A stream of plain text. Raises UserError where it is something else: where a byte is in no text, and many
+    others are no characters either."""
 
     def __init__(self, stream: Readable, path: pathlib.Path):
         self._stream, self._path, self._num_bytes = stream, path, 0
@@ -129,12 +128,14 @@ class _Text:
 
     def read(self, size: int = -1, /) -> bytes:
         text = self._stream.read(size)
-        around = self._before + text if b"\0" in text else b""  # the last bytes alone say little
-        if around and _share_of_no_characters(around) > _MAX_NO_CHARACTERS:
-            at = text.find(b"\0")
+        control = CONTROL.search(text)
+        around = self._before + text if control else b""  # the last bytes alone say little
+        if control and _share_of_no_characters(around) > _MAX_NO_CHARACTERS:
+            at = text.find(b"\0") if b"\0" in text else control.start()
             raise UserError(
                 f"{self._path} is no plain text and of no format known here: its byte {self._num_bytes + at + 1:,} is"
-                " 0, and many around it are no characters; leave it out, or take its bytes as they are: --read-as text"
+                f" {text[at]}, and many around it are no characters; leave it out, or take its bytes as they are:"
+                " --read-as text"
             )
         self._num_bytes += len(text)
         self._before = text[-1000:] or self._before
@@ -179,12 +180,39 @@ def _too_large(num_bytes: int, path: pathlib.Path, number: int, max_bytes: int) 
     )
 
 
+def _read_text(stream: Any, path: pathlib.Path, reading: Reading) -> Iterable[tuple[int | None, bytes]]:
+    if reading.read_as == "auto":
+        stream = _Text(stream, path)
+    pieces = _split(stream, path, reading.separator, reading.max_document_bytes)
+    return pieces if reading.separator is not None else ((None, text) for _, text in pieces)
+
+
 def _read_jsonl(stream: Readable, path: pathlib.Path, field: str, max_bytes: int) -> Iterator[Record]:
     """Yields (line number from 1, text in `field`); a line that is blank is none."""
-    for number, line in _split(stream, path, b"\n", max_bytes):
-        line = line.removeprefix(codecs.BOM_UTF8)  # also where files were put together
-        if line and not line.isspace():
-            yield number, _json_text(line, path, number, field)
+    pieces = _split(stream, path, b"\n", max_bytes)
+    lines = ((number, line.removeprefix(codecs.BOM_UTF8)) for number, line in pieces)  # also where files were joined
+    lines = ((number, line) for number, line in lines if line and not line.isspace())
+    first, second = list(itertools.islice(lines, 1)), list(itertools.islice(lines, 1))
+    if first and not second and (found := records_of(_parse_json(first[0][1], path, 1)[0], path, field)):
+        yield from _texts_of(found, path, field)
+        return
+    for number, line in itertools.chain(first, second, lines):
+        yield number, _json_text(line, path, number, field)
+
+
+def _read_json_objects(stream: Any, path: pathlib.Path, reading: Reading) -> Iterable[tuple[int | None, bytes]]:
+    """Yields (number from 1, text) of objects of several lines each, or of the one list of records in the only object.
+    What is none of both is plain text, such as the settings of a program."""
+    [(_, content)] = _split(stream, path, None, reading.max_document_bytes)
+    objects = objects_in(content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape"), path)
+    if found := records_of(objects[0], path, reading.field) if len(objects) == 1 else objects:
+        return _texts_of(found, path, reading.field)
+    return _read_text(io.BytesIO(content), path, reading)
+
+
+def _texts_of(records: Iterable[Any], path: pathlib.Path, field: str) -> Iterator[Record]:
+    for number, record in enumerate(records, 1):
+        yield number, _text_in(record, "surrogateescape", path, number, field)
 
 
 def _read_json_array(stream: Readable, path: pathlib.Path, field: str, max_bytes: int) -> Iterator[Record]:
@@ -219,19 +247,32 @@ def _read_csv(stream: Readable, path: pathlib.Path, column: str, max_bytes: int)
                 )
             yield number, row[names.index(column)].encode(errors="surrogateescape")
     except csv.Error as error:
-        raise UserError(f"{path} cannot be read on as CSV after record {number}: {error}; mend the file") from error
+        reason, remedy = str(error), "mend the file"
+        if "new-line character" in reason:
+            reason, remedy = "a line ends in \\r alone", "let lines end in \\n, e.g. with tr '\\r' '\\n'"
+        elif "field limit" in reason:
+            reason, remedy = f"a value has more than {max_bytes} bytes", "raise --max-document-bytes"
+        raise UserError(f"{path} cannot be read on as CSV after record {number}: {reason}; {remedy}") from error
 
 
 def _json_text(line: bytes, path: pathlib.Path, number: int, field: str) -> bytes:
+    return _text_in(*_parse_json(line, path, number), path, number, field)
+
+
+def _parse_json(line: bytes, path: pathlib.Path, number: int) -> tuple[Any, str]:
+    """The value, and how its text becomes bytes again."""
     # Bytes that are not UTF-8 become lone surrogates and bytes again; in a valid line, lone surrogates are its text.
     try:
         text, errors = line.decode(), "surrogatepass"
     except UnicodeDecodeError:
         text, errors = line.decode(errors="surrogateescape"), "surrogateescape"
     try:
-        record = json.loads(text)
+        return loads(text), errors
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, record {number}, is not JSON: {error}; mend or remove the line") from error
+
+
+def _text_in(record: Any, errors: str, path: pathlib.Path, number: int, field: str) -> bytes:
     if not isinstance(record, dict):
         raise UserError(
             f"{path}, record {number}, is no JSON object but of type {type(record).__name__}; mend or remove the line"

@@ -96,6 +96,8 @@ class Representation(abc.ABC):
       fit_corpus_hash: content hash of the corpus the representation was fitted on; empty where nothing was fitted.
       costs: what it takes, where a model is behind it: `fit_flops` once, and `encode_flops_per_id`.
       statistics: what was measured when it was fitted, e.g. `bytes_per_id`.
+      left_out: what the tokenizer that it was made of does to a text and this does not, so that ids differ; empty
+        where there is nothing.
       batch_documents: how many documents `encode_many` is best given at once.
     """
 
@@ -107,6 +109,7 @@ class Representation(abc.ABC):
     fit_corpus_hash: str = ""
     costs: Mapping[str, float] = EMPTY
     statistics: Mapping[str, float] = EMPTY
+    left_out: str = ""
     batch_documents: int = 1
 
     @abc.abstractmethod

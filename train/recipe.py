@@ -89,7 +89,7 @@ class EvaluationConfig:
     """How held-out text is scored while training and at its end; `toklab eval` scores all of it."""
 
     every_steps: int = 500
-    """0: only at the end."""
+    """0: never, not at the end either; `toklab eval` scores the run then."""
     max_bytes: int = 1 << 20
     """Score held-out documents, in a fixed random order, of this many bytes; the last one is cut there."""
     batch_rows: int = 32

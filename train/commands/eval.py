@@ -7,7 +7,7 @@ import rich.console
 import tyro
 from etils import epath
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, check_numbers
 from train.commands.options import parse
 from train.commands.terminal import progress_bar
 from train.console import say
@@ -45,8 +45,7 @@ class EvalOptions:
     docs/export.md)."""
 
     def __post_init__(self) -> None:
-        if self.batch_rows is not None and self.batch_rows < 1:
-            raise UserError(f"--batch-rows is {self.batch_rows}; it must be at least 1")
+        check_numbers(self, "--")
         if self.tasks is not None and (self.exact_bytes or self.ensemble):
             raise UserError("--tasks is one way to evaluate and --exact-bytes another; give one of them")
         if self.noise and (self.exact_bytes or self.tasks is not None):

@@ -8,7 +8,6 @@ which most bytes see more before them. These are two numbers of two names: they 
 """
 
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,12 +18,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data.documents import Documents
-from data.held_out import HeldOut, held_out_documents
+from data.held_out import MAX_COMPARED_BYTES, HeldOut, digest, held_out_documents
 from data.rows import CausalRow
 from data.scoring_rows import scoring_batches
 from data.split import is_held_out
 from data.store import Corpus, corpora_hash
 from models.axes import Kernels
+from models.next_id import NextIdConfig
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, write_json
@@ -38,7 +38,6 @@ from train.run.folder import RunFolder
 from train.setup import LoadedRun, Setup, load_run
 from train.sharding import check_batch, put_batch
 
-_MAX_COMPARED_BYTES = 4 << 30  # of training text, beyond which it is not read to look for held-out documents
 _MODEL_ARRAYS = ("ids", "targets", "segment_ids", "positions")
 
 
@@ -237,7 +236,7 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
     """
     recipe, per_id = setup.recipe, setup.flops_per_token
     generation = cache = None
-    if recipe.model.family == "decoder":
+    if isinstance(recipe.model, NextIdConfig):
         generation = (
             recipe.model.generation_flops_per_token(setup.representation.vocab_size, recipe.data.sequence_length)
             + per_id["encode"]
@@ -266,26 +265,22 @@ def count_in_training(documents: HeldOut, run: RunFolder, scored_below: float | 
     """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much
     text to read, far away, or cannot be read any more, which does not concern what is evaluated."""
     paths = read_recipe(run).data.corpora
-    held_out = [_digest(documents[number]) for number in range(len(documents))]
+    held_out = [digest(documents[number]) for number in range(len(documents))]
     if any(map(is_remote, paths)):
         return None
     try:
         training = [Corpus.open(path).documents("train") for path in paths]
-        if sum(part.num_bytes for part in training) > _MAX_COMPARED_BYTES:
+        if sum(part.num_bytes for part in training) > MAX_COMPARED_BYTES:
             return None
         both = set(held_out).intersection(
-            _digest(document)
+            digest(document)
             for part in training
             for document in map(part.__getitem__, range(len(part)))
             if not is_held_out(document, scored_below or 0.0)
         )
     except UserError:
         return None
-    return sum(digest in both for digest in held_out)
-
-
-def _digest(document: bytes) -> bytes:
-    return hashlib.blake2b(document, digest_size=16).digest()
+    return sum(each in both for each in held_out)
 
 
 def evaluate_run(

@@ -164,10 +164,10 @@ def _tasks_table(arms: Sequence[RunRead], styles: dict[str, int]) -> Table:
 def _result(row: dict[str, Any], whisker_x: Callable[[float], float] | None) -> Cell:
     """Bits per byte with the interval, drawn on a scale that all arms of a table share."""
     number, low, high = row["bits_per_byte"], row["bits_per_byte_low"], row["bits_per_byte_high"]
-    if number is None and row["objective"] != "causal":
+    seen = row["while_training_bits_per_byte"]
+    if number is None and seen is None and row["objective"] != "causal":
         return Cell(None, "none", [row["objective"]])
     if number is None:
-        seen = row["while_training_bits_per_byte"]
         return Cell(None, "not evaluated", [] if seen is None else [f"{seen:.3f} on a subset while training"])
     if low is None:
         return Cell(number, f"{number:.3f}", strong=True)

@@ -3,8 +3,9 @@
 import io
 import time
 
+import pytest
 import rich.console
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from train.commands import command_line
 from train.commands.terminal import heartbeat
@@ -39,3 +40,14 @@ def test_the_share_of_text_that_a_tokenizer_spells_in_bytes_is_told(corpus, tmp_
     assert command_line.run(["fit", "subword", *arguments]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "bytes are spelled in bytes:" in told and "as its normalizer changes them (Replace)" in told
+    assert "puts a space before a text" not in told
+
+
+@pytest.mark.parametrize("pre_tokenizer", [pre_tokenizers.Metaspace(), pre_tokenizers.ByteLevel(add_prefix_space=True)])
+def test_a_space_that_is_left_out_is_told(pre_tokenizer, corpus, tmp_path, capsys):
+    tokenizer = Tokenizer(models.BPE({chr(byte): byte for byte in range(128)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    arguments = ["--corpus", str(corpus), "--out", str(tmp_path / "theirs"), "--from-file", str(tmp_path)]
+    assert command_line.run(["fit", "subword", *arguments]) == 0
+    assert "puts a space before a text, which is not done here" in " ".join(capsys.readouterr().out.split())

@@ -15,6 +15,7 @@ from data.encoder_rows import EncoderRow
 from data.ingest import IngestOptions, ingest
 from data.split import RunSplit, is_held_out
 from data.store import Corpus
+from models.encoder import EncoderConfig
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
@@ -30,7 +31,9 @@ from train.evaluate.bits_per_byte import (
     text_statistics,
 )
 from train.loop import train
+from train.objectives import Masked
 from train.report.runs import read_run
+from train.run.folder import RunFolder
 from train.setup import LoadedRun, set_up
 
 QUIET = rich.console.Console(quiet=True)
@@ -309,12 +312,24 @@ def test_evaluation_reads_no_document_that_was_trained_on(make_recipe, one_devic
             read.extend(documents[i] for i in range(len(documents))) or score_documents(documents, *args, **kw)
         ),
     )
-    result = evaluation.evaluate_run(str(tmp_path / "run"), None, lambda *_: None)
+    told = []
+    result = evaluation.evaluate_run(str(tmp_path / "run"), None, lambda *progress: told.append(progress))
+    assert told == sorted(told) and told[-1] == (result["num_bytes"], result["num_bytes"])
     [corpus] = make_recipe().data.corpora
     training = Corpus.open(corpus).documents("train")
     trained_on = {hashlib.sha256(training[number]).digest() for number in range(len(training))}
     assert read and not trained_on & {hashlib.sha256(document).digest() for document in read}
     assert result["num_documents_in_training"] == 0
+
+    in_training = lambda scored_below=None: evaluation.count_in_training(
+        [training[0], b"new", training[1]], RunFolder(tmp_path / "run"), scored_below
+    )
+    assert in_training() == 2 and in_training(scored_below=1.0) == 0, "what is held out is not trained on"
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_MAX_COMPARED_BYTES", training.num_bytes)
+        assert in_training() == 2
+        patch.setattr(evaluation, "_MAX_COMPARED_BYTES", training.num_bytes - 1)
+        assert in_training() is None, "too much text to be read"
 
     new = next(text for number in range(99) if is_held_out(text := b"never seen %d" % number, 0.2))
     with write_corpus(tmp_path / "leaky", 0.5) as writer:
@@ -344,6 +359,21 @@ def test_what_a_byte_costs_is_what_its_ids_cost(recipe, one_device):
     assert one["generate_flops_per_byte"] == pytest.approx(
         (one["train_flops_per_byte"] - setup.flops_per_token["embedding"]) / 3
     )
+
+
+def test_what_encodes_and_what_generates_is_in_the_costs(make_recipe):
+    """At two bytes an id. Windows are walked again when they are read; an encoder generates nothing."""
+    flops = {"total": 110.0, "encode": 10.0, "generator": 30.0}
+    costs_of = lambda recipe, **changes: evaluation.costs(
+        SimpleNamespace(recipe=recipe, representation=ByteRepresentation(), flops_per_token=flops | changes), 2.0
+    )
+    costs, encoding_free = costs_of(make_recipe()), costs_of(make_recipe(), encode=0.0)
+    names = "train_flops_per_byte", "encode_flops_per_byte", "generator_flops_per_byte"
+    assert [costs[name] for name in names] == [55, 5, 15]
+    assert costs["generate_flops_per_byte"] - encoding_free["generate_flops_per_byte"] == pytest.approx(5)
+    encoder = costs_of(make_recipe(model=EncoderConfig(), objective=Masked()))
+    assert [encoder[name] for name in names] == [55, 5, 15]
+    assert encoder["generate_flops_per_byte"] is encoder["kv_cache_bytes_per_byte"] is None
 
 
 def test_a_run_remembers_what_is_surely_new_to_it(make_recipe, corpus, one_device, tmp_path):
