@@ -10,8 +10,8 @@ little-endian.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -27,7 +27,9 @@ FORMAT = "tokenizer-lab ids 1"
 UNFINISHED = "unfinished.jsonl"  # in a folder that is not whole yet
 _WIDTHS = (1, 2, 4)  # bytes of an integer in a record
 AGAIN = "encode it again"
+_PORTION_BYTES = 256 << 10  # of text that is encoded in one go, about
 
+Item = TypeVar("Item")
 Encoded = tuple[np.ndarray, np.ndarray]  # i32[n] ids and i64[n] source bytes of each
 
 
@@ -50,6 +52,23 @@ def encode(representation: Representation, texts: Sequence[bytes]) -> list[Encod
     batch = encode_batch(representation, texts)
     bounds = [slice(*ends) for ends in itertools.pairwise([0, *batch.ends.tolist()])]
     return [(batch.ids[part], batch.bytes_per_id[part]) for part in bounds]
+
+
+def encode_each(representation: Representation, documents: Iterable[bytes]) -> Iterator[Encoded]:
+    """`encode` of any number of documents, some of them at a time."""
+    for texts in portions(documents, len, representation.batch_documents):
+        yield from encode(representation, texts)
+
+
+def portions(items: Iterable[Item], num_bytes: Callable[[Item], int], together: int) -> Iterator[list[Item]]:
+    """Documents to encode in one go: `together` of them where that is more than one, else more and more of them."""
+    items = iter(items)
+    count = together
+    while portion := list(itertools.islice(items, count)):
+        yield portion
+        if together == 1:
+            most = _PORTION_BYTES * len(portion) // max(1, sum(map(num_bytes, portion)))
+            count = max(1, min(count + count // 2 + 1, most))
 
 
 def encode_batch(representation: Representation, texts: Sequence[bytes]) -> EncodedBatch:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from data.document_order import draw_hash
-from data.encoded import Encoded, encode
+from data.encoded import Encoded, encode, encode_each
 from data.row_documents import IdsPool
 from data.row_loops import count_waiting, fill_encoder, finish_document
 from data.row_setting import Batch
@@ -218,8 +218,8 @@ def held_out_batches(
     """Batches that hold every id of every document once, and the source bytes in each; `row_seeds` are the same every
     time."""
     row, rows, num_bytes = RowBuilder(representation.vocab_size, sequence_length), [], 0
-    for document in documents:
-        [(ids, lengths)], start = encode(representation, [document]), 0
+    for ids, lengths in encode_each(representation, documents):
+        start = 0
         while start == 0 or start < len(ids):
             if (take := row.room_for(len(ids) - start)) is None:
                 rows.append(row.arrays)

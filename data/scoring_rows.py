@@ -3,20 +3,18 @@
 import collections
 import concurrent.futures
 import contextlib
-import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.encoded import encode_batch
+from data.encoded import encode_batch, portions
 from data.row_loops import SCORING, score_documents, share_row
 from data.row_setting import Batch
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import EncodedBatch, Representation, check_lossless
 
 _ARRAYS = ("ids", "targets", "segment_ids", "positions", "documents", "target_bytes")  # as `data.row_loops` has them
-_CHUNK_BYTES = 256 << 10  # of text that is encoded in one go, about
 
 
 class _Chunk(NamedTuple):
@@ -89,8 +87,9 @@ def _encoded_chunks(
                 _check_same(representation, text, batch.ids[first:end])
         return _Chunk(np.array(numbers, np.int64), batch)
 
+    chunks = portions(documents, lambda numbered: len(numbered[1]), representation.batch_documents)
     with concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as workers:
-        yield from _map_ahead(workers, encode, _chunks(documents, representation.batch_documents), num_workers)
+        yield from _map_ahead(workers, encode, chunks, num_workers)
 
 
 def _check_same(representation: Representation, text: bytes, ids: np.ndarray) -> None:
@@ -103,17 +102,6 @@ def _check_same(representation: Representation, text: bytes, ids: np.ndarray) ->
             f" {decoded[at : at + 20]!r} where the text has {text[at : at + 20]!r}; it drops or changes characters, so"
             " that its bits per byte would be of another text; use one that is lossless"
         )
-
-
-def _chunks(documents: Iterable[tuple[int, bytes]], together: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Documents to encode in one go: `together` of them where that is more than one, else more and more of them."""
-    documents = iter(documents)
-    count = together
-    while chunk := list(itertools.islice(documents, count)):
-        yield chunk
-        if together == 1:
-            num_bytes = sum(len(document) for _, document in chunk)
-            count = max(1, min(count + count // 2 + 1, _CHUNK_BYTES * len(chunk) // max(1, num_bytes)))
 
 
 def _map_ahead(
