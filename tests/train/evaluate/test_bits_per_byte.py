@@ -326,9 +326,9 @@ def test_evaluation_reads_no_document_that_was_trained_on(make_recipe, one_devic
     )
     assert in_training() == 2 and in_training(scored_below=1.0) == 0, "what is held out is not trained on"
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "_MAX_COMPARED_BYTES", training.num_bytes)
+        patch.setattr(evaluation, "MAX_COMPARED_BYTES", training.num_bytes)
         assert in_training() == 2
-        patch.setattr(evaluation, "_MAX_COMPARED_BYTES", training.num_bytes - 1)
+        patch.setattr(evaluation, "MAX_COMPARED_BYTES", training.num_bytes - 1)
         assert in_training() is None, "too much text to be read"
 
     new = next(text for number in range(99) if is_held_out(text := b"never seen %d" % number, 0.2))
