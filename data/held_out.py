@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import grain
 
+from data.documents import Documents
 from data.manifest import Split
-from data.rows import Documents, Source
+from data.rows import Source
 from data.split import kept_share, key_is_held_out
 from data.store import AnyDocuments, Corpus
 from tokenizer_lab import metrics

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.documents import Documents
 from data.encoder_rows import held_out_batches
-from data.rows import Documents
 from train.model_function import jit_of_weights
 from train.objectives.losses import binary_entropy
 from train.setup import Setup

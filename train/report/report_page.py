@@ -271,6 +271,14 @@ def _goodput(summary: dict[str, Any]) -> str:
     )
 
 
+def _by_window(arm: RunRead) -> dict[str, str]:
+    """What the run came to by a sliding window, a figure beside which no other one is put."""
+    if not arm.by_window:
+        return {}
+    bits, stride = fixed(arm.by_window["bits_per_byte"], 4), fixed(arm.by_window["stride"])
+    return {"By a sliding window": f"{bits} bits per byte, stride {stride}"}
+
+
 def _facts(arm: RunRead) -> dict[str, str]:
     summary, row = arm.summary, arm.row
     corpora = [f"{corpus['path']} ({short(corpus['content_hash'])})" for corpus in summary["corpora"]]
@@ -285,6 +293,7 @@ def _facts(arm: RunRead) -> dict[str, str]:
         "State": f"{row['state']}, {fixed(row['steps'])} steps, {fixed(row['skipped_steps'])} skipped",
         "Trained on": ", ".join(corpora) or _NOTHING,
         "Evaluated on": "".join(held_out) or "nothing yet",
+        **_by_window(arm),
         "Representation": f"{row['representation']}, fingerprint {short(row['fingerprint'])}",
         "Device": row["device"],
         "Time": f"{fixed(row['seconds'])} s, {rate} tokens/s, {outside} outside the step",
