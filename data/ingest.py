@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from data.convert import CorpusUnit, corpus_to_convert, units_of
 from data.corpus_writer import Sizes, Store, open_store
 from data.duplicates import NO_KEYS, Drops
 from data.engines import Engine, LocalEngine
@@ -29,6 +30,8 @@ from data.runs import Histogram, RunFile, RunWriter
 from data.storage import read_if_there
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write, write_bytes, write_json
+
+AnyUnit = Unit | CorpusUnit
 
 _MOST_RUNS = 8192
 _TASK_BYTES = 16 << 20, 256 << 20  # of input: no fewer where there are as many, and no more where few runs do
@@ -107,10 +110,15 @@ def ingest(
     """
     if options.drop_duplicates == "near":
         check_installed()
-    units = find_units(options)
+    if corpus := corpus_to_convert(options):
+        options = dataclasses.replace(options, test_fraction=corpus.test_fraction)
+        units: Sequence[AnyUnit] = units_of(corpus)
+        test_fraction = corpus.test_fraction
+    else:
+        units = found = find_units(options)
+        test_fraction = 0.0 if has_published_splits(options, found) else options.test_fraction
     num_input_bytes = sum(unit.num_bytes for unit in units)
     read_bytes = num_input_bytes // 2
-    test_fraction = 0.0 if has_published_splits(options, units) else options.test_fraction
     with open_store(epath.Path(options.out), test_fraction, _ingest_id(options, sizes), sizes) as store:
         tasks = list(_tasks(units, sizes.task or _task_bytes(num_input_bytes)))
         make_runs = MakeRuns(options, store.partial, max(sizes.run, num_input_bytes // _MOST_RUNS))
@@ -167,7 +175,7 @@ class ReadTask:
     """Units that one worker reads, and a name that stands for what is in them."""
 
     name: str
-    units: tuple[Unit, ...]
+    units: tuple[AnyUnit, ...]
 
 
 def _task_bytes(num_input_bytes: int) -> int:
@@ -176,8 +184,8 @@ def _task_bytes(num_input_bytes: int) -> int:
     return max(num_input_bytes // _MOST_RUNS, min(most, max(least, num_input_bytes // 16)))
 
 
-def _tasks(units: Sequence[Unit], task_bytes: int) -> Iterator[ReadTask]:
-    together, num_bytes = list[Unit](), 0
+def _tasks(units: Sequence[AnyUnit], task_bytes: int) -> Iterator[ReadTask]:
+    together, num_bytes = list[AnyUnit](), 0
     for number, unit in enumerate(units, 1):
         together.append(unit)
         num_bytes += unit.num_bytes
@@ -263,7 +271,7 @@ class MakeRuns:
             counts, bad = collections.Counter[str](), list[dict[str, Any]]()
             sketches = SketchWriter(self.options.test_fraction) if self.options.drop_duplicates == "near" else None
             for unit in task.units:
-                for portion in read_portions(self.options, unit):
+                for portion in unit.portions() if isinstance(unit, CorpusUnit) else read_portions(self.options, unit):
                     writer.add(portion.documents)
                     if sketches:
                         sketches.add(portion.documents)

@@ -12,7 +12,7 @@ from data.runs import Histogram
 SHARD_BYTES = 256 << 20  # of text
 MIN_BLOCKS = 1 << 20  # of a split, as long as it has as many documents
 _BLOCK_BYTES = 256 << 10  # of text, on average and at most
-_UNIT_BYTES = 8 << 10  # of text, about, where a block is one document
+_UNIT_BYTES = 16 << 10  # of text, about, where a block is one document
 
 
 def block_documents(num_documents: int, num_bytes: int) -> int:

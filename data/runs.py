@@ -9,7 +9,7 @@ import base64
 import collections
 import dataclasses
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,7 +18,7 @@ from etils import epath
 from data.manifest import Rule, Text
 from data.reading import Document
 from data.shards import WHOLE, Damaged, UnitFile, compressor, decode_footer, decompress, footer_bytes
-from data.split import document_key, key_is_held_out
+from data.split import are_held_out, document_key
 from data.storage import Range, new_file, read_ranges
 
 NUM_BUCKETS = 1 << 16
@@ -145,7 +145,18 @@ def sum_of(values: np.ndarray) -> int:
 
 # ---- Writing -------------------------------------------------------------------------------------
 
-_Waiting = tuple[bytes, int, bytes]  # a key, a part number and the document
+
+@dataclasses.dataclass
+class _Waiting:
+    """Documents of a text that are not in a run yet."""
+
+    keys: list[bytes] = dataclasses.field(default_factory=list)
+    parts: list[int] = dataclasses.field(default_factory=list)
+    documents: list[bytes] = dataclasses.field(default_factory=list)
+
+    def columns(self) -> Columns:
+        high, low = np.frombuffer(b"".join(self.keys), ">u8").astype(np.uint64).reshape(-1, 2).T
+        return Columns(high, low, np.array(self.parts, np.int64), self.documents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,36 +187,43 @@ class RunWriter:
         """
         self._test_fraction = test_fraction
         self._folder, self._name, self._run_bytes = folder, name, run_bytes
-        self._waiting: dict[Text, list[_Waiting]] = {}
+        self._waiting = collections.defaultdict[Text, _Waiting](_Waiting)
         self._waiting_bytes = 0
         self.runs: list[RunFile] = []
         self.rule: Rule = "hash"
         self.histograms: dict[Text, Histogram] = {}
 
-    def add(self, documents: Iterable[Document]) -> None:
+    def add(self, documents: Sequence[Document]) -> None:
         """Takes documents. Raises OSError or UserError where a run cannot be written."""
-        for domain, split, document, part in documents:
-            key, number = part or (document_key(document), WHOLE)
+        if not documents:
+            return
+        keys = [part[0] if part else document_key(text) for _, _, text, part in documents]
+        held_out = are_held_out(np.frombuffer(b"".join(keys), ">u8")[::2], self._test_fraction).tolist()
+        for (domain, split, text, part), key, is_held_out in zip(documents, keys, held_out):
             if split is None:
-                split = "test" if key_is_held_out(key, self._test_fraction) else "train"
+                split = "test" if is_held_out else "train"
             else:
                 self.rule = "given"
-            self._waiting.setdefault((domain, split), []).append((key, number, document))
-            self._waiting_bytes += len(document)
-            if self._waiting_bytes >= self._run_bytes:
-                self.close()
+            waiting = self._waiting[domain, split]
+            waiting.keys.append(key)
+            waiting.parts.append(part[1] if part else WHOLE)
+            waiting.documents.append(text)
+            self._waiting_bytes += len(text)
+        if self._waiting_bytes >= self._run_bytes:
+            self.close()
 
     def close(self) -> None:
         """Writes what waits."""
         if not self._waiting:
             return
-        by_text, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        by_text, self._waiting_bytes = dict(self._waiting), 0
+        self._waiting.clear()
         file = f"{self._name}-{len(self.runs):05d}.run"
         texts, table = sorted(by_text), list[tuple[int, ...]]()
         with new_file(self._folder / file, sync=False) as opened:
             units, compress = UnitFile(opened), compressor(_LEVEL)
             for number, text in enumerate(texts):
-                columns = _columns_of(by_text.pop(text)).sorted()
+                columns = by_text.pop(text).columns().sorted()
                 self.histograms.setdefault(text, Histogram.empty()).count(columns)
                 for start, end in _cut_by_bytes(columns.sizes):
                     part = columns.cut(start, end)
@@ -214,12 +232,6 @@ class RunWriter:
             units.write(compress(np.array(table, "<i8").tobytes()))
             file_bytes = units.close()
         self.runs.append(RunFile(file, file_bytes, units.sizes[-1], len(units.sizes), texts))
-
-
-def _columns_of(waiting: Sequence[_Waiting]) -> Columns:
-    keys, parts, documents = zip(*waiting)
-    high, low = np.frombuffer(b"".join(keys), ">u8").astype(np.uint64).reshape(-1, 2).T
-    return Columns(high, low, np.array(parts, np.int64), list(documents))
 
 
 def _cut_by_bytes(sizes: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,10 @@ corpora holds out.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable
+
+import numpy as np
 
 RULE = "test if the first 8 bytes of sha256(document), big endian, / 2^64 < test_fraction"
 
@@ -28,6 +31,12 @@ def is_held_out(document: bytes, fraction: float) -> bool:
 def key_is_held_out(key: bytes, fraction: float) -> bool:
     """`is_held_out` of the document with this key, which is that of the whole for a part of a document."""
     return int.from_bytes(key[:8]) < fraction * 2**64
+
+
+def are_held_out(key_starts: np.ndarray, fraction: float) -> np.ndarray:
+    """`key_is_held_out` of keys whose first 8 bytes are these u64[n]."""
+    limit = math.ceil(fraction * 2**64)
+    return key_starts < np.uint64(limit) if limit < 2**64 else np.ones(len(key_starts), bool)
 
 
 @dataclasses.dataclass(frozen=True)

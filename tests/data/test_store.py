@@ -129,6 +129,7 @@ def test_a_shard_ends_before_it_gets_too_large(tmp_path):
 
 
 def test_what_is_read_is_kept_within_bounds_and_each_unit_is_read_once_a_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "_UNIT_BYTES", 8_000)
     documents = in_order(b"%04d" % number * 100 for number in range(300))  # of 400 bytes, 16 in a unit
     write(tmp_path, documents=documents, shard_bytes=30_000)
     asked, read = [], storage.read_ranges
