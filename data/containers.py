@@ -5,7 +5,6 @@ import codecs
 import gzip
 import io
 import lzma
-import pathlib
 import re
 import unicodedata
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from typing import Any, BinaryIO, Literal, Protocol
 import zstandard
 
 from data.json_object import loads
+from data.sources import SourceFile
 from tokenizer_lab.errors import UserError
 
-Kind = Literal["text", "jsonl", "object", "json", "csv", "parquet", "arrow"]
+Kind = Literal["text", "jsonl", "object", "json", "csv", "parquet", "arrow", "warc"]
 
 _HEAD_BYTES = 1 << 16  # of a file's content, by which it is known
 _UTF16_CONTROLS = 0.03  # at least, of the bytes of such text: of Chinese about a tenth of the lower ones, and line ends
@@ -58,7 +58,6 @@ _REFUSED = {  # remedy -> name of a format -> how it begins
         "a cabinet": rb"MSCF\0{4}",
     },
     _CONVERT: {
-        "a WARC file": rb"WARC/\d\.\d\r?\n",  # of the web's pages, headers between them
         "a PDF": rb"(?:\xef\xbb\xbf)?\s*%PDF-",  # of which readers take one behind blank lines
         "a PostScript file": rb"\s*%!PS-",
         "an RTF document": rb"\s*\{\\rtf",
@@ -95,21 +94,22 @@ class Readable(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-def compression_of(path: pathlib.Path) -> str | None:
-    """What a file is compressed with. Raises UserError where its name says that it is, and it is not."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+def compression_of(raw: BinaryIO, file: SourceFile) -> str | None:
+    """What a file, which `raw` begins, is compressed with. Raises UserError where its name says that it is, and it is
+    not."""
+    head = raw.read(_HEAD_BYTES)
+    raw.seek(0)
     found = _compression(head)
-    claimed = _COMPRESSION_NAMES.get(path.suffix.lower())
+    [claimed] = [_COMPRESSION_NAMES.get(suffix) for suffix in file.suffixes[-1:]] or [None]
     if head and claimed and not found:
         raise UserError(
-            f"{path} is named {path.suffix} and is not compressed with {claimed}, by its first bytes; get it again, or"
-            " rename it if that is what it should be"
+            f"{file} is named {file.suffixes[-1]} and is not compressed with {claimed}, by its first bytes; get it"
+            " again, or rename it if that is what it should be"
         )
     return found
 
 
-def decompressed(raw: BinaryIO, compression: str | None, path: pathlib.Path, max_window_bytes: int) -> Any:
+def decompressed(raw: BinaryIO, compression: str | None, path: object, max_window_bytes: int) -> Any:
     """A stream of which any amount can be read in bounded memory, and that raises for a file that was cut off.
 
     Args:
@@ -139,7 +139,7 @@ class _Frames(io.RawIOBase):
     (bz2, lzma), for the end.
     """
 
-    def __init__(self, raw: BinaryIO, new: Callable[[], Any], path: pathlib.Path, max_window_bytes: int):
+    def __init__(self, raw: BinaryIO, new: Callable[[], Any], path: object, max_window_bytes: int):
         self._raw, self._new, self._path, self._max_window_bytes = raw, new, path, max_window_bytes
         self._frame: Any = None  # the one that is being read
         self._input, self._output = b"", memoryview(b"")
@@ -180,28 +180,31 @@ class _Frames(io.RawIOBase):
             self._input, self._frame = self._frame.unused_data, None
 
 
-def kind_of(path: pathlib.Path, compression: str | None, field: str, max_window_bytes: int) -> Kind:
-    """What the content of a file is, decompressed. Raises UserError, naming the format, for what has no documents."""
-    with path.open("rb") as raw:
-        head = decompressed(raw, compression, path, max_window_bytes).read(_HEAD_BYTES)
+def kind_of(raw: BinaryIO, file: SourceFile, compression: str | None, field: str, max_window_bytes: int) -> Kind:
+    """What the content of a file, which `raw` begins, is, decompressed. Raises UserError, naming the format, for what
+    has no documents."""
+    head = decompressed(raw, compression, file, max_window_bytes).read(_HEAD_BYTES)
+    raw.seek(0)
     if inner := _compression(head):
-        raise _refused(path, f"{inner} inside of {compression}", _UNPACK)
+        raise _refused(file, f"{inner} inside of {compression}", _UNPACK)
     for remedy, formats in _REFUSED.items():
         for name, pattern in formats.items():
             if re.match(pattern, head, re.DOTALL):
-                raise _refused(path, name, remedy)
+                raise _refused(file, name, remedy)
     if encoding := _utf16(head):
         remedy = f"convert it to UTF-8, e.g. with iconv -f {encoding} -t UTF-8"
-        raise _refused(path, "text in UTF-16 without a byte order mark", remedy)
-    suffixes = [suffix.lower() for suffix in path.suffixes]
+        raise _refused(file, "text in UTF-16 without a byte order mark", remedy)
+    suffixes = file.suffixes
     named = [suffix for suffix in suffixes if suffix not in _COMPRESSION_NAMES and not suffix[1:].isdigit()][-1:]
     if re.match(rb"PAR1|ARROW1\0\0|\xff{4}[^\xff]{3}\0", head):
         kind: Kind = "parquet" if head.startswith(b"PAR1") else "arrow"
         if compression:
-            raise _refused(path, f"{kind} inside of {compression}", _UNPACK)
+            raise _refused(file, f"{kind} inside of {compression}", _UNPACK)
         return kind
+    if re.match(rb"WARC/\d", head):
+        return "warc"
     if named == [".tsv"]:
-        raise _refused(path, "tab-separated values, of which nobody can tell how they are quoted", _CONVERT)
+        raise _refused(file, "tab-separated values, of which nobody can tell how they are quoted", _CONVERT)
     if named in ([".parquet"], [".csv"]):
         return "csv" if named == [".csv"] else "parquet"
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -252,5 +255,5 @@ def _compression(head: bytes) -> str | None:
     return next((name for name, pattern in _COMPRESSIONS.items() if re.match(pattern, head, re.DOTALL)), None)
 
 
-def _refused(path: pathlib.Path, what: str, remedy: str) -> UserError:
+def _refused(path: object, what: str, remedy: str) -> UserError:
     return UserError(f"{path} is {what}, by its first bytes; {remedy}, or take its bytes as they are: --read-as text")

@@ -1,172 +1,301 @@
-"""Writes a corpus store, or adds domains to one.
+"""Writes a corpus store, or adds texts to one; here or in an object store.
 
-How a corpus stays whole, whatever happens to the process that writes it:
+How a corpus stays whole, whatever happens to the processes that write it:
 
-1. The writer locks `.lock`, which the kernel lets go when the process dies, and clears what a cut-off one has left.
-2. It writes the new shards and then the new manifest into `.partial/`. From here on nothing needs disk space.
-3. It renames the shards into place, and last of all the manifest. A shard that no manifest names does not count.
+1. What an ingest works on is in `.partial/<id>/`, where the id stands for its options: sorted runs, and notes of what
+   is whole. A note is written after the file it is about. The same command takes what has a note and goes on.
+2. Shards are written where they are to be, under names that no other text has. A shard that no manifest names does not
+   count.
+3. The manifest is written, in one go, and then `.partial/<id>/` is removed.
 
-Should it die between two renames, `.partial/manifest.json` still tells which shards the next writer has to clear away.
+On this machine a writer locks `.lock`, which the kernel lets go when the process dies, and clears what others have left
+that were cut off. An object store has no locks. There two writers do not disturb each other until they commit, which
+one of them does at a time: each writes a claim into `.committing/`, and goes on only if it finds no other one there.
 """
 
+import collections
 import contextlib
-import errno
+import dataclasses
 import fcntl
-import hashlib
+import json
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Sequence
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from array_record.python.array_record_module import ArrayRecordWriter
+import numpy as np
 from etils import epath
 
-from data.manifest import MANIFEST, PARTIAL, Shard, Split, make_manifest, read_manifest, split_hashes, write_manifest
-from data.store import Corpus
+from data.array_record_manifest import FORMAT as OLD_FORMAT
+from data.duplicates import NO_KEYS, Drops, InTwoSplits, LookAtKeys, bucket_ranges, collect
+from data.engines import Engine, LocalEngine
+from data.layout import SHARD_BYTES, PlannedText, block_documents, merged_together, plan_text
+from data.manifest import MANIFEST, Manifest, Rule, Split, StoredText, Text, shard_file, write_manifest
+from data.merge import MadeShard, Merge, MergeTask, stored_text
+from data.reading import Document
+from data.runs import MERGE_BYTES, Histogram, RunFile, RunWriter
+from data.storage import read_if_there, remove, remove_folder, sizes_in
+from data.store import PARTIAL, Corpus
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cannot_write, check_name
+from tokenizer_lab.files import cannot_write, check_name, is_remote, write_bytes, write_json
 
-SHARD_BYTES = 256 << 20  # of text
-_LOCK = ".lock"
+RUN_BYTES = 256 << 20  # of text, which is held in memory
+_STRETCH_BYTES = 1 << 20  # of a run's text in what a worker merges, on average
+_AText = PlannedText | StoredText
+_LOCK, _CLAIMS = ".lock", ".committing"
+_HALF_WRITTEN = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{8}\.partial$")  # by a process that was killed
+_WRITES = "writes.json"  # in an ingest's folder: which shards it may have written
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How large what is written is, and what is held in memory for it; in bytes of text."""
+
+    task: int | None = None  # of input that one worker reads; by how much there is
+    run: int = RUN_BYTES
+    merge: int = MERGE_BYTES
+    shard: int = SHARD_BYTES
 
 
 @contextlib.contextmanager
-def write_corpus(
-    folder: pathlib.Path, test_fraction: float, shard_bytes: int = SHARD_BYTES
-) -> Iterator["CorpusWriter"]:
-    """A writer that adds domains to the corpus in `folder`, or starts one. Without `commit` everything stays as it was.
+def open_store(folder: epath.Path, test_fraction: float, ingest_id: str, sizes: Sizes = Sizes()) -> Iterator["Store"]:
+    """The corpus in `folder`, which is there or is made, to add texts to.
 
-    Args:
-      test_fraction: the share of documents that the caller's rule holds out; one value for a corpus.
-      shard_bytes: a shard ends before it gets more than this many bytes of text.
+    When the block raises, what has a note stays for the ingest with this id.
 
     Raises:
       UserError: it cannot be written, another writer is at it, or the folder has other things in it.
     """
     try:
-        with locked(folder, "ingest"):
+        with contextlib.nullcontext() if is_remote(folder) else locked(pathlib.Path(folder), "ingest"):
+            if not is_remote(folder):
+                _clear(folder, ingest_id)
+            store = Store(folder, test_fraction, ingest_id, sizes)
             try:
-                _clear_partial(folder)
-                old = _shards_to_add_to(folder, test_fraction)
-                (folder / PARTIAL).mkdir()
-                yield CorpusWriter(folder, old, test_fraction, shard_bytes)
-            finally:
-                _clear_partial(folder)
+                yield store
+            except BaseException:
+                if not any(name.endswith(".json") for name in sizes_in(store.partial)):
+                    store.clear()
+                raise
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-class CorpusWriter:
-    """Takes documents and adds their domains to a corpus; made by `write_corpus`."""
+class Store:
+    """A corpus that texts are added to; made by `open_store`."""
 
-    def __init__(self, folder: pathlib.Path, old: tuple[Shard, ...], test_fraction: float, shard_bytes: int):
-        self._folder = folder
-        self._partial = folder / PARTIAL
-        self._old = old
-        self._test_fraction = test_fraction
-        self._shard_bytes = shard_bytes
-        self._splits: dict[tuple[str, Split], _SplitWriter] = {}
+    def __init__(self, folder: epath.Path, test_fraction: float, ingest_id: str, sizes: Sizes):
+        self.folder, self.test_fraction, self.sizes = folder, test_fraction, sizes
+        self.partial = folder / PARTIAL / ingest_id
+        self._texts_there()  # which may refuse
 
-    def add(self, domain: str, split: Split, document: bytes) -> None:
-        """Takes the next document of a domain and split."""
-        if (domain, split) not in self._splits:
-            # A domain that is there already is only compared, which takes no disk space.
-            known = any(shard.domain == domain for shard in self._old)
-            self._splits[domain, split] = _SplitWriter(
-                None if known else self._partial, check_name(domain, "domain"), split, self._shard_bytes
-            )
-        self._splits[domain, split].add(document)
+    def look_at_keys(
+        self,
+        runs: Sequence[RunFile],
+        histograms: Mapping[Text, Histogram],
+        rule: Rule,
+        engine: Engine,
+        drop: bool,
+        near: np.ndarray = NO_KEYS,
+    ) -> Drops | None:
+        """What of runs is not to be committed; None where nobody need look.
 
-    def commit(self) -> bool:
-        """Makes the documents part of the corpus. Returns False if it had all of them already, and nothing changed.
+        Args:
+          runs, histograms, rule, engine: as of `commit`.
+          drop: whether documents are dropped that are the same as others.
+          near: S16[n], sorted, the keys of near copies to be dropped.
 
         Raises:
-          UserError: the corpus has other documents under one of the domains.
+          InTwoSplits: a document is.
         """
-        shards = [shard for writer in self._splits.values() for shard in writer.close()]
-        given = {shard.domain for shard in shards}
-        known = given & {shard.domain for shard in self._old}
-        for domain in sorted(known):
-            before, now = ([shard for shard in side if shard.domain == domain] for side in (self._old, shards))
-            if split_hashes(before) != split_hashes(now):
-                raise UserError(
-                    f"{self._folder} already has other documents under domain {domain!r}: {_size(before)} there, "
-                    f"{_size(now)} given; choose another --domain or --out"
+        there = tuple(text for text in self._texts_there() if text.text not in histograms)
+        if not drop and rule == "hash" and all(text.rule == "hash" for text in there):
+            return None
+        look = LookAtKeys(self.folder, there, self.partial, tuple(runs), tuple(histograms), drop, near)
+        try:
+            with contextlib.closing(engine.stream(look, bucket_ranges(histograms.values(), there))) as found:
+                return collect(found, histograms)
+        except InTwoSplits:
+            self.clear()
+            raise
+
+    def commit(
+        self,
+        runs: Sequence[RunFile],
+        histograms: Mapping[Text, Histogram],
+        rule: Rule,
+        engine: Engine,
+        report: Callable[[int], None],
+        gone: Mapping[Text, np.ndarray] | None = None,
+    ) -> bool:
+        """Makes the documents of runs part of the corpus.
+
+        Args:
+          runs: in the folder `partial`.
+          histograms: of all runs together.
+          rule: how the documents' splits were chosen.
+          engine: where shards are made.
+          report: called with the bytes of text that are in shards.
+          gone: of `Drops`, what of the runs does not stay.
+
+        Returns:
+          False if the corpus had all of them already, and nothing changed.
+
+        Raises:
+          UserError: the corpus has other documents under one of the domains, or another writer commits.
+        """
+        planned = [
+            plan_text((check_name(domain, "domain"), split), rule, histograms[domain, split], self.sizes.shard)
+            for domain, split in sorted(histograms)
+        ]
+        try:
+            self._check_counts(planned, self._texts_there())
+            made = self._merge(planned, runs, engine, report, gone)
+            with claimed(self.folder) if is_remote(self.folder) else contextlib.nullcontext():
+                there = self._texts_there()
+                self._check_hashes(made, there)
+                new = [text for text in made if text.text not in {other.text for other in there}]
+                if new:
+                    texts = sorted([*there, *new], key=lambda text: text.text)
+                    write_manifest(self.folder / MANIFEST, self._manifest(texts).to_json())
+        except _OtherDocuments:
+            self.clear()
+            raise
+        self.clear()
+        return bool(new)
+
+    def clear(self) -> None:
+        """Removes what the ingest works on, and on this machine shards that no manifest names."""
+        if is_remote(self.folder):
+            remove_folder(self.partial)
+        else:
+            _remove_ingest(self.folder, self.partial)
+            with contextlib.suppress(OSError):
+                self.partial.parent.rmdir()
+
+    def _manifest(self, texts: Sequence[StoredText]) -> Manifest:
+        counts, sizes = collections.Counter[str](), collections.Counter[str]()
+        for text in texts:
+            counts[text.split] += text.num_documents
+            sizes[text.split] += text.num_bytes
+        blocks = {split: block_documents(counts[split], sizes[split]) for split in sorted(counts)}
+        return Manifest(self.test_fraction, blocks, tuple(texts))
+
+    def _merge(
+        self,
+        planned: Sequence[PlannedText],
+        runs: Sequence[RunFile],
+        engine: Engine,
+        report: Callable[[int], None],
+        gone: Mapping[Text, np.ndarray] | None,
+    ) -> list[StoredText]:
+        """Makes the shards of texts that are not there, and the hashes of the others."""
+        there = {text.text for text in self._texts_there()}
+        new = [text for text in planned if text.text not in there]
+        write_json(self.partial / _WRITES, [[*text.text, text.name, len(text.shards)] for text in new], sync=False)
+        tasks = [
+            MergeTask(text, tuple(shards), text.text not in there)
+            for text in planned
+            for shards in merged_together(text.shards, len(runs), _STRETCH_BYTES)
+        ]
+        made = collections.defaultdict[Text, list[MadeShard]](list)
+        num_bytes = 0
+        merge = Merge(self.folder, self.partial, tuple(runs), self.sizes.merge, gone)
+        with contextlib.closing(engine.stream(merge, tasks)) as shards:
+            for shard in shards:
+                made[shard.shard.domain, shard.shard.split].append(shard)
+                num_bytes += shard.shard.num_bytes
+                report(num_bytes)
+        return [stored_text(text, made[text.text]) for text in planned]
+
+    def _check_counts(self, planned: Sequence[PlannedText], there: Sequence[StoredText]) -> None:
+        """Raises _OtherDocuments where a domain is there with other documents, as far as counts tell."""
+        for domain in sorted({text.text[0] for text in planned}):
+            stored = {text.split: text for text in there if text.domain == domain}
+            given = {text.text[1]: text for text in planned if text.text[0] == domain}
+            rules = {text.rule for texts in (there, planned) for text in texts}
+            counts = lambda texts: {split: (text.num_documents, text.num_bytes) for split, text in texts.items()}
+            if stored and rules == {"hash"} and counts(stored) != counts(given):
+                raise self._other(domain, stored.values(), given.values())
+            if len(rules) > 1:
+                raise _OtherDocuments(
+                    f"{self.folder} has splits of the other kind (by hash, or given by --split); choose another --out"
                 )
-        if known == given:
-            return False
-        new = [shard for shard in shards if shard.domain not in known]
-        everything = sorted([*self._old, *new], key=lambda shard: (shard.domain, shard.split))
-        write_manifest(self._partial / MANIFEST, make_manifest(everything, self._test_fraction))
-        for shard in new:
-            (self._partial / shard.file).rename(self._folder / shard.file)
-        (self._partial / MANIFEST).rename(self._folder / MANIFEST)
-        return True
+            for split in stored.keys() & given.keys():
+                if counts(stored)[split] != counts(given)[split]:
+                    raise self._other(domain, [stored[split]], [given[split]])
 
+    def _check_hashes(self, made: Sequence[StoredText], there: Sequence[StoredText]) -> None:
+        """Raises _OtherDocuments where a text is there with other documents."""
+        hashes = {text.text: text for text in there}
+        for text in made:
+            if text.text in hashes and hashes[text.text].content_hash != text.content_hash:
+                raise self._other(text.domain, [hashes[text.text]], [text])
 
-class _SplitWriter:
-    """Writes the documents of one domain and split into shards in `folder`; if that is None, only counts and hashes."""
-
-    def __init__(self, folder: pathlib.Path | None, domain: str, split: Split, shard_bytes: int):
-        self._folder = folder
-        self._domain = domain
-        self._split = split
-        self._shard_bytes = shard_bytes
-        self._digest = hashlib.sha256()
-        self._shards: list[Shard] = []
-        self._start_shard()
-
-    def add(self, document: bytes) -> None:
-        if self._num_documents and self._num_bytes + len(document) > self._shard_bytes:
-            self._end_shard()
-            self._start_shard()
-        self._num_documents += 1
-        self._num_bytes += len(document)
-        # As `sha256_of_parts` does it: the length first, so that the borders of documents count.
-        self._digest.update(len(document).to_bytes(8, "little"))
-        self._digest.update(document)
-        if self._file:
-            with write_errors():
-                self._file.write(document)
-
-    def close(self) -> list[Shard]:
-        self._end_shard()
-        return self._shards
-
-    def _start_shard(self) -> None:
-        self._num_documents = self._num_bytes = 0
-        self._name = check_name(f"{self._domain}-{self._split}-{len(self._shards):05d}.array_record", "corpus shard")
-        self._file = open_writer(self._folder / self._name) if self._folder else None
-
-    def _end_shard(self) -> None:
-        if self._file:
-            with write_errors():
-                self._file.close()
-        shard = Shard(
-            file=self._name,
-            domain=self._domain,
-            split=self._split,
-            num_documents=self._num_documents,
-            num_bytes=self._num_bytes,
-            file_bytes=(self._folder / self._name).stat().st_size if self._folder else 0,
-            content_hash=self._digest.hexdigest(),
+    def _other(self, domain: str, before: Iterable[_AText], now: Iterable[_AText]) -> "_OtherDocuments":
+        return _OtherDocuments(
+            f"{self.folder} already has other documents under domain {domain!r}: {_size(before)} there, "
+            f"{_size(now)} given; choose another --domain or --out"
         )
-        self._shards.append(shard)
+
+    def _texts_there(self) -> tuple[StoredText, ...]:
+        """What the corpus holds now. Raises UserError where nothing can be added to it."""
+        if not (self.folder / MANIFEST).exists():
+            others = [name for name in sizes_in(self.folder) if not name.startswith(".")]
+            planned = json.loads(read_if_there(self.partial / _WRITES) or "[]")
+            if any(name not in _files(planned) for name in others):
+                raise UserError(f"{self.folder} is not a corpus and not empty; choose another --out")
+            return ()
+        corpus = Corpus.open(self.folder)
+        if corpus.manifest.format == OLD_FORMAT:
+            raise UserError(
+                f"{self.folder} is of a format that is only read now; make a new one of it, toklab ingest"
+                f" {self.folder} --out NEW, and add to that"
+            )
+        if all(text.rule == "given" for text in corpus.manifest.texts) and self.test_fraction:
+            raise UserError(
+                f"{self.folder} has published splits, by --split, and these documents would be divided by their hashes;"
+                " give their --split too, or choose another --out"
+            )
+        if (before := corpus.test_fraction) != self.test_fraction:
+            raise UserError(
+                f"{self.folder} holds out {before} of its documents, not {self.test_fraction}; "
+                f"use --test-fraction {before} or another --out, also for documents with a --split"
+            )
+        return corpus.manifest.texts
 
 
-def open_writer(path: pathlib.Path) -> ArrayRecordWriter:
-    """Writes a shard: compressed, with records that can be read in any order."""
-    return ArrayRecordWriter(os.fspath(path), "group_size:1,zstd:3")
+class _OtherDocuments(UserError):
+    """What is given cannot be added, however often it is tried."""
 
 
-@contextlib.contextmanager
-def write_errors() -> Iterator[None]:
-    """array_record raises RuntimeError with the system's words in it; gives the error its number back."""
-    try:
-        yield
-    except RuntimeError as error:
-        number = next((number for number in errno.errorcode if f"failed: {os.strerror(number)};" in str(error)), 0)
-        raise OSError(number, str(error)) from error
+def _size(texts: Iterable[_AText]) -> str:
+    texts = list(texts)
+    return f"{sum(text.num_documents for text in texts)} documents of {sum(text.num_bytes for text in texts)} bytes"
+
+
+def _files(writes: Iterable[tuple[str, Split, str, int]]) -> set[str]:
+    """The shards that an ingest may have written."""
+    return {shard_file(domain, split, number, name) for domain, split, name, count in writes for number in range(count)}
+
+
+def _clear(folder: epath.Path, ingest_id: str) -> None:
+    """Removes what others have left on this machine that did not commit, or did not come to clear away."""
+    remove(folder, [name for name in sizes_in(folder) if _HALF_WRITTEN.search(name)])
+    for left in (folder / PARTIAL).iterdir() if (folder / PARTIAL).exists() else ():
+        if left.name != ingest_id:
+            _remove_ingest(folder, left)
+
+
+def _remove_ingest(folder: epath.Path, partial: epath.Path) -> None:
+    named = {shard.file for shard in Corpus.open(folder).shards} if (folder / MANIFEST).exists() else set()
+    written = _files(json.loads(read_if_there(partial / _WRITES) or "[]")) - named
+    remove(folder, sorted(written))
+    for domain in {os.path.dirname(name) for name in written}:
+        with contextlib.suppress(OSError):
+            (folder / domain).rmdir()
+    remove_folder(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -193,37 +322,63 @@ def locked(folder: pathlib.Path, what: str) -> Iterator[None]:
                     folder.rmdir()
 
 
-def _clear_partial(folder: pathlib.Path) -> None:
-    """Removes what a writer has left that did not commit, or did not come to."""
-    partial = folder / PARTIAL
-    if (partial / MANIFEST).exists():
-        kept = (
-            {shard.file for shard in read_manifest(epath.Path(folder / MANIFEST))[1]}
-            if (folder / MANIFEST).exists()
-            else set()
-        )
-        for shard in read_manifest(epath.Path(partial / MANIFEST))[1]:
-            if shard.file not in kept:
-                (folder / shard.file).unlink(missing_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _shards_to_add_to(folder: pathlib.Path, test_fraction: float) -> tuple[Shard, ...]:
-    """The shards that are there already. Raises UserError where nothing can be added to them."""
-    if (folder / MANIFEST).exists():
-        corpus = Corpus.open(folder)
-        if (before := corpus.manifest["holdout"]["test_fraction"]) != test_fraction:
+@contextlib.contextmanager
+def claimed(folder: epath.Path) -> Iterator[None]:
+    """A folder of an object store in which no other writer commits. Raises UserError where one does, or was killed
+    while it did. Of two that begin at once, both may raise."""
+    own = uuid.uuid4().hex
+    write_bytes(folder / _CLAIMS / own, b"")
+    try:
+        if others := sorted(sizes_in(folder / _CLAIMS).keys() - {own}):
             raise UserError(
-                f"{folder} holds out {before} of its documents, not {test_fraction}; "
-                f"use --test-fraction {before} or another --out"
+                f"another writer commits to {folder} at this moment; start again. Is there none, it was killed: remove"
+                f" {folder / _CLAIMS / others[0]} then"
             )
-        return corpus.shards
-    if any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder} is not a corpus and not empty; choose another --out")
-    return ()
+        yield
+    finally:
+        remove(folder / _CLAIMS, [own])
 
 
-def _size(shards: Sequence[Shard]) -> str:
-    return (
-        f"{sum(shard.num_documents for shard in shards)} documents of {sum(shard.num_bytes for shard in shards)} bytes"
-    )
+# ---- Without sources -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def write_corpus(
+    folder: epath.PathLike, test_fraction: float, shard_bytes: int = SHARD_BYTES
+) -> Iterator["CorpusWriter"]:
+    """A writer that takes documents one by one, with their splits. Without `commit` everything stays as it was.
+
+    Args:
+      folder: of the corpus.
+      test_fraction: the share of documents that the caller's rule holds out; one value for a corpus.
+      shard_bytes: a shard ends before it gets more than this many bytes of text, if it has several buckets.
+
+    Raises:
+      UserError: see `open_store`.
+    """
+    with open_store(epath.Path(folder), test_fraction, uuid.uuid4().hex[:12], Sizes(shard=shard_bytes)) as store:
+        try:
+            yield CorpusWriter(store)
+        finally:
+            store.clear()
+
+
+class CorpusWriter:
+    """Takes documents and adds their texts to a corpus; made by `write_corpus`."""
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._runs = RunWriter(store.partial, "run", store.test_fraction, store.sizes.run)
+
+    def add(self, domain: str, split: Split, document: bytes) -> None:
+        """Takes the next document of a domain and split."""
+        self._runs.add([Document(check_name(domain, "domain"), split, document)])
+
+    def commit(self) -> bool:
+        """Makes the documents part of the corpus. Returns False if it had all of them already, and nothing changed.
+
+        Raises:
+          UserError: see `Store.commit`.
+        """
+        self._runs.close()
+        return self._store.commit(self._runs.runs, self._runs.histograms, "hash", LocalEngine(), lambda num_bytes: None)

@@ -1,7 +1,7 @@
 """Ids of documents: made on the fly, or read from where `toklab encode` has written them (`data/encode_corpus.py`).
 
-    FOLDER/manifest.json                  the corpus's content hash, the representation's fingerprint, the shards
-    FOLDER/ids-000000.array_record        zstd, one record a document, in the corpus's order
+    FOLDER/manifest.json                             the corpus's content hash, the representation's fingerprint, shards
+    FOLDER/<domain>/<split>-00000-<name>.zst         a record a document, in the corpus's order and units
 
 A record is a byte that says how wide its integers are, the document's n ids, and the source bytes of each; unsigned,
 little-endian.
@@ -16,15 +16,17 @@ from typing import Any, TypeVar
 import numpy as np
 from etils import epath
 
-from data.manifest import MANIFEST, MAX_MANIFEST_BYTES, Shard, Split, check_files, parse_shard
+from data import array_record_manifest
+from data.array_record_store import ArrayRecordDocuments
+from data.manifest import MANIFEST, MAX_MANIFEST_BYTES, Split, StoredText, check_files
 from data.row_loops import first_wrong, unpack_records
-from data.store import Corpus, Documents
+from data.store import AnyDocuments, Corpus, Documents
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cache_folder, is_remote, read_json, remote_errors
 from tokenizer_lab.representation import EncodedBatch, Representation, joined
 
-FORMAT = "tokenizer-lab ids 1"
-UNFINISHED = "unfinished.jsonl"  # in a folder that is not whole yet
+FORMAT, OLD_FORMAT = "tokenizer-lab ids 2", "tokenizer-lab ids 1"
+UNFINISHED = ".partial"  # in a folder that is not whole yet
 _WIDTHS = (1, 2, 4)  # bytes of an integer in a record
 AGAIN = "encode it again"
 _PORTION_BYTES = 256 << 10  # of text that is encoded in one go, about
@@ -107,33 +109,52 @@ def _check(batch: EncodedBatch, text_bytes: Sequence[int], kind: str, vocab_size
 # ---- Reading -------------------------------------------------------------------------------------
 
 
-class _Ids(Documents):
-    """Records of ids, which are read as documents are."""
+class EncodedDocuments(Sequence[EncodedText]):
+    """Documents of a corpus, each an `EncodedText`; they are read as `data.store.Documents` are."""
 
-    _again = AGAIN
+    def __init__(self, documents: AnyDocuments, ids: AnyDocuments, vocab_size: int):
+        """
+        Args:
+          documents: the texts.
+          ids: their records.
+          vocab_size: of the representation.
+        """
+        self._documents, self._ids, self._vocab_size = documents, ids, vocab_size
+        self.num_bytes, self.content_hash = documents.num_bytes, documents.content_hash
+        self.block_documents = documents.block_documents
+        self.domain, self.place = documents.domain, documents.place
+        self.key, self.part = documents.key, documents.part
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncodedDocuments, (self._documents, self._ids, self._vocab_size)
 
-class EncodedDocuments(Documents):
-    """Documents of a corpus, each an `EncodedText`."""
+    def __len__(self) -> int:
+        return len(self._documents)
 
-    def __init__(
-        self, folder: epath.Path, shards: tuple[Shard, ...], cache: epath.Path | None, ids: _Ids, vocab_size: int
-    ):
-        super().__init__(folder, shards, cache)
-        self._ids, self._vocab_size = ids, vocab_size
+    def __getitem__(self, index: int) -> EncodedText:  # type: ignore[override]  # nobody takes slices
+        """A document and its ids. Raises UserError, naming file and record, if one of the two is damaged."""
+        return self._with_ids(index, self._documents[index], self._ids[index])
 
-    def __reduce__(self):
-        return EncodedDocuments, (self._folder, self._shards, self._cache, self._ids, self._vocab_size)
+    def read_many(self, indices: Iterable[int]) -> EncodedTexts:
+        """Documents in the order asked for, with their ids. Raises UserError as for one of them."""
+        indices = list(indices)
+        texts, batch = self._documents.read_many(indices), unpack_many(self._ids.read_many(indices))
+        text_bytes = np.array([len(text) for text in texts], np.int64)
+        if batch is None or first_wrong(*batch, text_bytes, self._vocab_size) >= 0:
+            batch = joined([self[index].encoded for index in indices])  # which says what is wrong
+        return EncodedTexts(texts, batch)
 
-    def __getitem__(self, index: int) -> EncodedText:  # type: ignore[override]  # with its ids
-        """A document and its ids. Raises UserError, naming file and record, if one of the two is damaged on disk."""
-        text = EncodedText(super().__getitem__(index))
+    def read_block(self, number: int) -> EncodedTexts:
+        """Documents number * block_documents to the next block's first."""
+        start = number * self.block_documents
+        return self.read_many(range(start, min(len(self), start + self.block_documents)))
+
+    def _with_ids(self, index: int, document: bytes, record: bytes) -> EncodedText:
+        text = EncodedText(document)
         try:
-            text.encoded = ids, lengths = unpack(self._ids[index])
+            text.encoded = ids, lengths = unpack(record)
             if lengths.sum() != len(text) or ids.max(initial=0) >= self._vocab_size:
                 raise ValueError(f"ids up to {ids.max(initial=0)} for {lengths.sum()} bytes")
-        except UserError:
-            raise
         except ValueError as error:
             raise UserError(
                 f"{self._ids.place(index)} holds {error}, for a document of {len(text)} bytes and {self._vocab_size}"
@@ -141,37 +162,16 @@ class EncodedDocuments(Documents):
             ) from error
         return text
 
-    def read_many(self, indices: Sequence[int]) -> EncodedTexts:
-        """Documents with their ids. Raises UserError as for one of them."""
-        texts = super().read_many(indices)
-        batch = unpack_many(self._ids.read_many(indices))
-        text_bytes = np.array([len(text) for text in texts], np.int64)
-        if batch is None or first_wrong(*batch, text_bytes, self._vocab_size) >= 0:
-            return EncodedTexts(texts, joined([self[index].encoded for index in indices]))  # which says what is wrong
-        return EncodedTexts(texts, batch)
-
 
 class EncodedCorpus(Corpus):
     """A corpus whose documents bring their ids along."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        ids_folder: epath.Path,
-        ids_shards: Sequence[Shard],
-        ids_cache: epath.Path | None,
-        vocab_size: int,
-    ):
-        super().__init__(corpus.folder, corpus.manifest, corpus.shards)
-        self._ids_folder, self._ids_shards = ids_folder, ids_shards
-        self._ids_cache, self._vocab_size = ids_cache, vocab_size
+    def __init__(self, corpus: Corpus, ids: "IdsStore", vocab_size: int):
+        super().__init__(corpus.folder, corpus.manifest)
+        self._corpus, self._ids, self._vocab_size = corpus, ids, vocab_size
 
-    def documents(self, split: Split) -> EncodedDocuments:
-        shards = self.shards_of(split)
-        ids = _Ids(
-            self._ids_folder, tuple(shard for shard in self._ids_shards if shard.split == split), self._ids_cache
-        )
-        return EncodedDocuments(self.folder, shards, self.cache, ids, self._vocab_size)
+    def documents(self, split: Split) -> EncodedDocuments:  # type: ignore[override]  # which are read in the same way
+        return EncodedDocuments(self._corpus.documents(split), self._ids.records(split), self._vocab_size)
 
 
 def bring_ids(
@@ -185,8 +185,8 @@ def bring_ids(
     corpora = list(corpora)
     for folder in map(epath.Path, ids_folders):
         with remote_errors(folder):
-            origin, shards = read_ids_store(folder)
-        cache = cache_folder("ids") / f"{origin.corpus[:16]}-{origin.fingerprint[:16]}" if is_remote(folder) else None
+            ids = read_ids_store(folder)
+        origin = ids.origin
         if origin.fingerprint != representation.fingerprint:
             raise UserError(
                 f"{folder} holds ids of another representation: its fingerprint is {origin.fingerprint[:12]}, that of"
@@ -200,19 +200,18 @@ def bring_ids(
                 f" {AGAIN}, or leave it out"
             )
         for number in own:
-            if _counts(shards) != _counts(corpora[number].shards):
+            if _counts(ids.texts) != _counts(corpora[number].manifest.texts):
                 raise UserError(
                     f"{folder} has not as many documents as {corpora[number].folder}; remove it and {AGAIN}"
                 )
-            corpora[number] = EncodedCorpus(corpora[number], folder, shards, cache, representation.vocab_size)
+            corpora[number] = EncodedCorpus(corpora[number], ids, representation.vocab_size)
     return corpora
 
 
-def _counts(shards: Iterable[Shard]) -> collections.Counter[str]:
-    """Documents of each split."""
+def _counts(texts: Iterable[StoredText]) -> collections.Counter[str]:
     counts: collections.Counter[str] = collections.Counter()
-    for shard in shards:
-        counts[shard.split] += shard.num_documents
+    for text in texts:
+        counts[text.split] += text.num_documents
     return counts
 
 
@@ -222,10 +221,32 @@ class Origin:
 
     corpus: str
     fingerprint: str
-    format: str = FORMAT
 
 
-def read_ids_store(folder: epath.Path) -> tuple[Origin, list[Shard]]:
+@dataclasses.dataclass(frozen=True)
+class IdsStore:
+    """A whole folder of ids."""
+
+    folder: epath.Path
+    origin: Origin
+    texts: tuple[StoredText, ...]
+    is_old: bool
+
+    def records(self, split: Split) -> AnyDocuments:
+        """The records of the documents of a split."""
+        texts = [text for text in self.texts if text.split == split]
+        if not self.is_old:
+            return Documents(self.folder, texts, 1, AGAIN)
+        name = f"{self.origin.corpus[:16]}-{self.origin.fingerprint[:16]}"
+        cache = cache_folder("ids") / name if is_remote(self.folder) else None
+        return ArrayRecordDocuments(self.folder, texts, cache, AGAIN)
+
+    @property
+    def num_shards(self) -> int:
+        return sum(len(text.shards) for text in self.texts)
+
+
+def read_ids_store(folder: epath.Path) -> IdsStore:
     """What a whole folder of ids holds. Raises UserError for any other."""
     path = folder / MANIFEST
     if not path.exists():
@@ -235,21 +256,33 @@ def read_ids_store(folder: epath.Path) -> tuple[Origin, list[Shard]]:
         )
     manifest = read_json(path, "manifest of ids", MAX_MANIFEST_BYTES)
     try:
-        origin, shards = Origin(**manifest["origin"]), [parse_shard(value) for value in manifest["shards"]]
-        if not _is_origin(origin) or manifest != ids_manifest(origin, shards):
-            raise ValueError(f"it is not what this version writes, {FORMAT!r}")
+        store = _parsed(folder, manifest)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged, was changed by hand or is of another version: {error}; {AGAIN}") from error
-    check_files(folder, shards, AGAIN)
-    return origin, shards
+    check_files(folder, [shard for text in store.texts for shard in text.shards], AGAIN)
+    return store
 
 
-def _is_origin(origin: Origin) -> bool:
-    return origin.format == FORMAT and all(isinstance(told, str) for told in (origin.corpus, origin.fingerprint))
+def _parsed(folder: epath.Path, manifest: Any) -> IdsStore:
+    is_old = "shards" in manifest
+    about = dict(manifest["origin"])
+    if is_old:
+        found = about.pop("format")
+        texts = array_record_manifest.texts_of([array_record_manifest.parse_shard(row) for row in manifest["shards"]])
+    else:
+        found = manifest["format"]
+        texts = tuple(StoredText.from_json(text) for text in manifest["texts"])
+    origin = Origin(**about)
+    told = (origin.corpus, origin.fingerprint)
+    if found != (OLD_FORMAT if is_old else FORMAT) or not all(isinstance(value, str) for value in told):
+        raise ValueError(f"it is not what this version writes, {FORMAT!r}")
+    if not is_old and manifest != ids_manifest(origin, texts):
+        raise ValueError("its parts contradict each other")
+    return IdsStore(folder, origin, texts, is_old)
 
 
-def ids_manifest(origin: Origin, shards: Sequence[Shard]) -> dict[str, Any]:
-    return {"origin": dataclasses.asdict(origin), "shards": [dict(vars(shard)) for shard in shards]}
+def ids_manifest(origin: Origin, texts: Sequence[StoredText]) -> dict[str, Any]:
+    return {"format": FORMAT, "origin": dataclasses.asdict(origin), "texts": [text.to_json() for text in texts]}
 
 
 # ---- Records -------------------------------------------------------------------------------------

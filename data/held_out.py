@@ -3,14 +3,15 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 
 from data.documents import Documents
+from data.manifest import Split
 from data.rows import Source
-from data.split import is_held_out, kept_share
-from data.store import Corpus
+from data.split import kept_share, key_is_held_out
+from data.store import AnyDocuments, Corpus
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote
@@ -86,41 +87,60 @@ def run_sources(corpora: Sequence[Corpus], weights: Sequence[float], trained_fro
 class TrainText:
     """The train split of a corpus; what the run holds out is empty there."""
 
-    documents: Documents
+    documents: AnyDocuments
     trained_from: float
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def __getitem__(self, number: int) -> bytes:
-        document = self.documents[number]
-        return b"" if is_held_out(document, self.trained_from) else document
+        held_out = key_is_held_out(self.documents.key(number), self.trained_from)
+        return b"" if held_out else self.documents[number]
 
 
-def held_out_documents(corpora: Sequence[Corpus], scored_below: float | None = None) -> HeldOut:
+def tuning_documents(corpora: Sequence[Corpus], scored_below: float) -> HeldOut | None:
+    """What a run is judged by while it is trained: the valid documents of each corpus, else its test documents. None
+    where there are neither."""
+    parts = []
+    for corpus in corpora:
+        if own := [split for split in ("valid", "test") if split in corpus.splits]:
+            parts.append(_held_out_part(corpus, scored_below, cast(Split, own[0])))
+    return HeldOut(parts) if parts else None
+
+
+def held_out_documents(corpora: Sequence[Corpus], scored_below: float | None = None, split: Split = "test") -> HeldOut:
     """The documents that corpora hold out.
 
     Args:
-      corpora: whose documents.
+      corpora: whose documents. Of those that have none of the split nothing is scored, if others have.
       scored_below: of a run's split (`data/split.py`); what it does not hold out is then left out, for which the text
         of a corpus that holds out more is read.
+      split: which documents; what is tuned on is valid, and what is reported is test.
 
     Raises:
-      UserError: a corpus holds nothing out, or nothing that the run holds out too.
+      UserError: no corpus holds such documents out, or none that the run holds out too.
     """
-    return HeldOut([_held_out_part(corpus, scored_below) for corpus in corpora])
+    having = [corpus for corpus in corpora if split in corpus.splits]
+    if not having:
+        others = " or ".join(f"--split {each}" for each in ("valid", "test") if any(each in c.splits for c in corpora))
+        raise UserError(
+            f"there are no {split} documents in {', '.join(str(corpus.folder) for corpus in corpora)}; score"
+            f" {others + ', or ' if others else ''}another text, e.g. a published test set that is ingested with"
+            " --split test: toklab eval RUN --corpus OTHER --whole-corpus"
+        )
+    return HeldOut([_held_out_part(corpus, scored_below, split) for corpus in having])
 
 
-def _held_out_part(corpus: Corpus, scored_below: float | None) -> Any:
-    documents = corpus.documents("test")
+def _held_out_part(corpus: Corpus, scored_below: float | None, split: Split) -> Any:
+    documents = corpus.documents(split)
     if scored_below is None or corpus.test_fraction <= scored_below:
         return documents
-    texts = enumerate(map(documents.__getitem__, range(len(documents))))
-    size_of = {number: len(text) for number, text in texts if is_held_out(text, scored_below)}
+    numbers = (number for number in range(len(documents)) if key_is_held_out(documents.key(number), scored_below))
+    size_of = {number: len(documents[number]) for number in numbers}
     if not size_of:
         raise UserError(
-            f"none of the {len(documents):,} test documents of {corpus.folder} is surely new to the run, which may be"
-            f" trained on any document but {scored_below:.3%} of them by their hashes; give more text, or score all"
+            f"none of the {len(documents):,} {split} documents of {corpus.folder} is surely new to the run, which may"
+            f" be trained on any document but {scored_below:.3%} of them by their hashes; give more text, or score all"
             " with toklab eval --whole-corpus"
         )
     return _Chosen(documents, size_of)
@@ -129,7 +149,7 @@ def _held_out_part(corpus: Corpus, scored_below: float | None) -> Any:
 def count_seen_by_fit(fitted_on: Corpus, corpora: Sequence[Corpus], scored_below: float) -> int | None:
     """How many documents that a run over `corpora` scores are also in the train split of the one on which its
     representation was fitted, byte for byte. None where that is too much text to read, or far away."""
-    may_be_seen = lambda text: is_held_out(text, scored_below) and not is_held_out(text, fitted_on.test_fraction)
+    may_be_seen = lambda key: key_is_held_out(key, scored_below) and not key_is_held_out(key, fitted_on.test_fraction)
     others = [corpus for corpus in corpora if corpus.test_fraction > fitted_on.test_fraction]
     if not others:
         return 0
@@ -137,7 +157,8 @@ def count_seen_by_fit(fitted_on: Corpus, corpora: Sequence[Corpus], scored_below
     size_bytes = sum(part.num_bytes for part in [*held_out.parts, train])
     if size_bytes > MAX_COMPARED_BYTES or any(is_remote(corpus.folder) for corpus in corpora):
         return None
-    scored = {digest(text) for text in map(held_out.__getitem__, range(len(held_out))) if may_be_seen(text)}
+    numbered = ((part, number) for part in held_out.parts for number in range(len(part)))
+    scored = {digest(part[number]) for part, number in numbered if may_be_seen(part.key(number))}
     trained = (digest(train[number]) for number in range(len(train))) if scored else ()
     return len(scored.intersection(trained))
 

@@ -1,77 +1,40 @@
-"""Text in many forms -> a corpus store."""
+"""Text in many forms -> a corpus store, in two phases whose tasks an engine's workers do (`data/engines.py`).
 
+1. Inputs become sorted runs (`data/runs.py`), some consecutive inputs at a time.
+2. Runs become shards (`data/merge.py`), at borders that all of the text decides.
+
+The manifest then names the shards (`data/corpus_writer.py`). What is written is the same for any order of the inputs,
+any engine and any number of workers; after a kill the same command goes on with what was whole.
+"""
+
+import collections
 import contextlib
 import dataclasses
-import functools
-import pathlib
-from collections.abc import Callable, Iterator
-from typing import Literal
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import tyro
 from etils import epath
 
-from data.corpus_writer import write_corpus
-from data.embedded import embedded_documents
+from data.convert import CorpusUnit, corpus_to_convert, units_of
+from data.corpus_writer import Sizes, Store, open_store
+from data.duplicates import NO_KEYS, Drops
 from data.engines import Engine, LocalEngine
-from data.manifest import Split
-from data.records import Reading, read_records
-from data.sources import SourceFile, find_files
-from data.split import is_held_out
-from tokenizer_lab.errors import SHARE, Range, UserError, check_numbers
-from tokenizer_lab.files import check_name, is_remote
+from data.ingest_options import IngestOptions
+from data.manifest import Rule, Split, Text
+from data.near_duplicates import FindPairs, SketchFile, SketchWriter, check_installed, dropped_keys, parts_of_bands
+from data.quarantine import KEPT_RECORDS, check_budget, quarantine_lines, quarantine_name
+from data.reading import Unit, find_units, has_published_splits, read_portions
+from data.runs import Histogram, RunFile, RunWriter
+from data.storage import read_if_there
+from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import cannot_write, write_bytes, write_json
 
-EMBEDDED = "embedded"
-_PORTION_BYTES = 1 << 20
-_DOCUMENT_OVERHEAD_BYTES = 200  # what Python takes for a document of any size
+AnyUnit = Unit | CorpusUnit
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class IngestOptions:
-    """Add text to a corpus."""
-
-    sources: tyro.conf.Positional[tuple[str, ...]]
-    """Files, directories, globs, or "embedded": text that is in Python. Their first bytes say what files are: JSON
-    lines or arrays, CSV, parquet, Arrow, plain text; also in gzip, zstd, xz, lzma or bzip2."""
-
-    out: epath.Path
-    """The corpus folder, on this machine: a new one, or one that gets a further domain."""
-
-    domain: str = "text"
-    """Name under which these documents are counted and evaluated."""
-
-    field: str = "text"
-    """Field of a JSON record, or column of a parquet file, that is the document."""
-
-    separator: str | None = None
-    r"""Split plain text files at this string, e.g. '\n\n'. Without it, a file is a document."""
-
-    read_as: Literal["auto", "text"] = "auto"
-    """"text": take what is in a file as plain text, whatever it is."""
-
-    test_fraction: float = 1 / 16
-    """Share of the documents to hold out for evaluation, by a fixed rule on a document's hash, so that a copy is on the
-    same side."""
-
-    on_empty: Literal["error", "skip", "keep"] = "error"
-    """What to do with a document that has no bytes, such as a null, or a file without records."""
-
-    max_document_bytes: int = 128 << 20
-    """A document, or a line of JSON, that is larger is an error."""
-
-    max_window_bytes: int = 1 << 31
-    """Memory that a zstd frame may ask for; one of `zstd --long=31` asks for 2 GiB."""
-
-    def __post_init__(self) -> None:
-        check_name(self.domain, "domain")
-        if is_remote(self.out):
-            raise UserError(
-                f"--out {self.out} is in an object store, where a corpus cannot be locked and committed; ingest into a "
-                f"folder here and copy it, e.g. gcloud storage cp --recursive FOLDER {self.out}"
-            )
-        zstd_takes = Range(least=1 << 10, most=1 << 31)
-        check_numbers(self, "--", test_fraction=SHARE, max_window_bytes=zstd_takes)
-        if self.separator is not None:
-            parse_separator(self.separator)
+_MOST_RUNS = 8192
+_TASK_BYTES = 16 << 20, 256 << 20  # of input: no fewer where there are as many, and no more where few runs do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +44,7 @@ class IngestResult:
     Attributes:
       changed: False if the corpus had exactly these documents already.
       num_documents, num_bytes: (domain, split) -> how much was given; a split without documents is not there.
-      num_skipped: empty documents left out, as `on_empty` said.
+      counts: see `data.reading.Portion`.
       test_fraction: share of the documents that was to be held out.
     """
 
@@ -89,15 +52,19 @@ class IngestResult:
     changed: bool
     num_documents: dict[tuple[str, Split], int]
     num_bytes: dict[tuple[str, Split], int]
-    num_skipped: int
+    counts: dict[str, int]
     test_fraction: float
+
+    @property
+    def num_skipped(self) -> int:
+        """Empty documents left out, as `on_empty` said."""
+        return self.counts.get("skipped", 0)
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {'added' if self.changed else 'already has all of this; nothing changed'}"]
         for key, num_documents in sorted(self.num_documents.items()):
             lines.append(f"  {', '.join(key)}: {num_documents:,} documents, {self.num_bytes[key]:,} bytes")
-        if self.num_skipped:
-            lines.append(f"  {self.num_skipped:,} empty documents left out")
+        lines += self._remarks()
         for domain in sorted({domain for domain, _ in self.num_documents}) if 0 < self.test_fraction < 1 else ():
             splits = {"train", "test"} - {split for name, split in self.num_documents if name == domain}
             lines += [
@@ -108,152 +75,235 @@ class IngestResult:
             ]
         return "\n".join(lines)
 
+    def _remarks(self) -> list[str]:
+        lines = []
+        if self.num_skipped:
+            lines.append(f"  {self.num_skipped:,} empty documents left out")
+        if num_cut := self.counts.get("cut"):
+            lines.append(
+                f"  {num_cut:,} long documents are cut into {self.counts['parts']:,} parts, see --max-part-bytes"
+            )
+        for kind, what in (("exact", "the same as others"), ("near", "near copies of others")):
+            if number := self.counts.get(kind):
+                lines.append(f"  {number:,} documents left out that are {what}")
+        if num_bad := self.counts.get("bad"):
+            lines.append(f"  {num_bad:,} bad records left out, see {self.folder}/quarantine-*.jsonl")
+        return lines
+
 
 def ingest(
     options: IngestOptions,
-    report: Callable[[int, int], None] = lambda num_bytes_read, num_bytes_total: None,
+    report: Callable[[int, int], None] = lambda num_bytes_done, num_bytes_total: None,
     engine: Engine = LocalEngine(),
+    sizes: Sizes = Sizes(),
 ) -> IngestResult:
     """Adds the documents of `options.sources` to the corpus in `options.out`: all of them, or nothing.
 
     Args:
-      report: called often with the input bytes (of compressed files, compressed ones) read so far, and those there are.
-      engine: where files are read. This process puts the documents in order, hashes and writes them, whatever the
-        engine.
+      report: called often with the input bytes (of compressed files, compressed ones) done so far, and those there are;
+        half of the work is to read them.
+      engine: where files are read, and shards made.
+      sizes: of what is held in memory, and written.
 
     Raises:
       UserError: for input that is damaged, too large or empty, and for a corpus that cannot take or hold the documents.
     """
-    files = _find_all(options)
-    num_bytes_read, num_bytes_total = 0, sum(_embedded_bytes() if file is None else file.num_bytes for file in files)
-    num_documents: dict[tuple[str, Split], int] = {}
-    num_bytes: dict[tuple[str, Split], int] = {}
-    num_skipped = 0
-    with (
-        write_corpus(pathlib.Path(options.out), options.test_fraction) as writer,
-        contextlib.closing(engine.stream(functools.partial(read_portions, options), files)) as portions,
-    ):
-        for portion in portions:
-            for domain, split, document in portion.documents:
-                if not document and options.on_empty == "skip":
-                    num_skipped += 1
-                    continue
-                writer.add(domain, split, document)
-                num_documents[domain, split] = num_documents.get((domain, split), 0) + 1
-                num_bytes[domain, split] = num_bytes.get((domain, split), 0) + len(document)
-            num_bytes_read += portion.num_bytes_read
-            report(num_bytes_read, num_bytes_total)
-        if not num_documents:
+    if options.drop_duplicates == "near":
+        check_installed()
+    if corpus := corpus_to_convert(options):
+        options = dataclasses.replace(options, test_fraction=corpus.test_fraction)
+        units: Sequence[AnyUnit] = units_of(corpus)
+        test_fraction = corpus.test_fraction
+    else:
+        units = found = find_units(options)
+        test_fraction = 0.0 if has_published_splits(options, found) else options.test_fraction
+    num_input_bytes = sum(unit.num_bytes for unit in units)
+    read_bytes = num_input_bytes // 2
+    with open_store(epath.Path(options.out), test_fraction, _ingest_id(options, sizes), sizes) as store:
+        tasks = list(_tasks(units, sizes.task or _task_bytes(num_input_bytes)))
+        make_runs = MakeRuns(options, store.partial, max(sizes.run, num_input_bytes // _MOST_RUNS))
+        made = _collect(engine, make_runs, tasks, num_input_bytes, report)
+        check_budget(options.max_bad, made.counts, made.bad)
+        num_text_bytes = sum(int(histogram.num_bytes.sum()) for histogram in made.histograms.values())
+        drops = _drops(options, store, made, engine)
+        if drops:
+            made.histograms = drops.histograms
+            made.counts.update(exact=drops.num_exact, near=drops.num_near)
+        if not made.histograms:
             raise UserError(
-                f"no documents in {', '.join(options.sources)} ({num_skipped} empty ones left out); name other sources"
+                f"no documents in {', '.join(options.sources)} ({made.counts['skipped']} empty ones left out); name"
+                " other sources"
             )
-        changed = writer.commit()
+
+        def report_merged(done: int) -> None:
+            report(read_bytes + (num_input_bytes - read_bytes) * done // max(1, num_text_bytes), num_input_bytes)
+
+        gone = drops.gone if drops and options.drop_duplicates else None
+        changed = store.commit(made.runs, made.histograms, made.rule, engine, report_merged, gone)
+        if made.bad:
+            write_bytes(store.folder / quarantine_name(options.domain), quarantine_lines(made.bad))
+        report_merged(max(1, num_text_bytes))
     return IngestResult(
         folder=options.out,
         changed=changed,
-        num_documents=num_documents,
-        num_bytes=num_bytes,
-        num_skipped=num_skipped,
-        test_fraction=options.test_fraction,
+        num_documents={text: int(histogram.documents.sum()) for text, histogram in made.histograms.items()},
+        num_bytes={text: int(histogram.num_bytes.sum()) for text, histogram in made.histograms.items()},
+        counts=dict(made.counts),
+        test_fraction=test_fraction,
     )
 
 
-def _embedded_bytes() -> int:
-    return sum(len(document) for _, _, document in embedded_documents())
+def _drops(options: IngestOptions, store: Store, made: "MadeRuns", engine: Engine) -> Drops | None:
+    """What of the runs does not become part of the corpus. Raises UserError where a document is in two splits."""
+    near = NO_KEYS
+    if options.drop_duplicates == "near":
+        files = [SketchFile(store.partial / name, num_documents) for name, num_documents in made.sketches]
+        with contextlib.closing(engine.stream(FindPairs(tuple(files)), parts_of_bands(files))) as pairs:
+            near = dropped_keys(files, pairs)
+    drop = options.drop_duplicates is not None
+    return store.look_at_keys(made.runs, made.histograms, made.rule, engine, drop, near)
 
 
-def split_of(document: bytes, test_fraction: float) -> Split:
-    """The split of a document, by its bytes alone: none is ever both trained on and held out, however often it is
-    there."""
-    return "test" if is_held_out(document, test_fraction) else "train"
-
-
-def parse_separator(text: str) -> bytes:
-    r"""The bytes of a separator in which escapes such as \n mean what they mean in Python. Raises UserError."""
-    try:
-        separator = text.encode("latin-1", "backslashreplace").decode("unicode_escape").encode()
-    except UnicodeError as error:
-        raise UserError(f"--separator {text!r} is not understood: {error}; write a backslash as \\\\") from error
-    if not separator:
-        raise UserError("--separator is empty; leave it out to take a file as one document")
-    return separator
-
-
-def _find_all(options: IngestOptions) -> list[SourceFile | None]:
-    """The files of all sources, in the order given; None for the embedded text. Raises UserError for a file that is
-    reached twice."""
-    if not options.sources:
-        raise UserError("no sources are given; name files, directories or globs, or the word embedded")
-    found: list[SourceFile | None] = []
-    source_of: dict[pathlib.Path, str] = {}
-    for source in options.sources:
-        if source == EMBEDDED:
-            found += [] if None in found else [None]
-            continue
-        for file in find_files(source, leave_out=pathlib.Path(options.out)):
-            # Under two names a document could be in both splits.
-            if other := source_of.get(real_path := file.path.resolve()):
-                raise UserError(f"{file.path} is named twice, by {other!r} and {source!r}; name every file once")
-            source_of[real_path] = source
-            found.append(file)
-    return found
+def _ingest_id(options: IngestOptions, sizes: Sizes) -> str:
+    """Stands for what the command was told: another one does not go on with its runs."""
+    told = dataclasses.asdict(options) | {"out": "", "sizes": dataclasses.asdict(sizes)}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 @dataclasses.dataclass(frozen=True)
-class Portion:
-    """Some documents of a file, in order.
+class ReadTask:
+    """Units that one worker reads, and a name that stands for what is in them."""
+
+    name: str
+    units: tuple[AnyUnit, ...]
+
+
+def _task_bytes(num_input_bytes: int) -> int:
+    """Of input in a task: a sixteenth of all, so that several workers have work, within limits."""
+    least, most = _TASK_BYTES
+    return max(num_input_bytes // _MOST_RUNS, min(most, max(least, num_input_bytes // 16)))
+
+
+def _tasks(units: Sequence[AnyUnit], task_bytes: int) -> Iterator[ReadTask]:
+    together, num_bytes = list[AnyUnit](), 0
+    for number, unit in enumerate(units, 1):
+        together.append(unit)
+        num_bytes += unit.num_bytes
+        if num_bytes >= task_bytes or number == len(units):
+            about = json.dumps([[unit.name, unit.fingerprint] for unit in together])
+            yield ReadTask(hashlib.sha256(about.encode()).hexdigest()[:16], tuple(together))
+            together, num_bytes = [], 0
+
+
+@dataclasses.dataclass
+class MadeRuns:
+    """Runs of some inputs, or of all.
 
     Attributes:
-      documents: domain, split and bytes of each.
-      num_bytes_read: how much further the file has been read than for the portion before.
+      histograms: of all runs together.
+      counts: of records, for people.
+      bad: records that could not be read, in the order of the inputs.
+      rule: how the documents' splits were chosen.
+      sketches: names of files of `data/near_duplicates.py`, and how many documents they are about.
     """
 
-    documents: list[tuple[str, Split, bytes]]
-    num_bytes_read: int
+    runs: list[RunFile]
+    histograms: dict[Text, Histogram]
+    counts: collections.Counter[str]
+    bad: list[dict[str, Any]]
+    rule: Rule
+    sketches: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+
+    def add(self, other: "MadeRuns") -> None:
+        self.runs += other.runs
+        for text, histogram in other.histograms.items():
+            self.histograms.setdefault(text, Histogram.empty()).add(histogram)
+        self.counts += other.counts
+        self.bad += other.bad[: KEPT_RECORDS - len(self.bad)]
+        self.rule = other.rule
+        self.sketches += other.sketches
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(
+            runs=[dataclasses.asdict(run) for run in self.runs],
+            histograms=[[*text, *histogram.to_json()] for text, histogram in self.histograms.items()],
+            counts=self.counts,
+            bad=self.bad,
+            rule=self.rule,
+            sketches=self.sketches,
+        )
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "MadeRuns":
+        return cls(
+            runs=[
+                RunFile(**run | {"texts": [(domain, split) for domain, split in run["texts"]]}) for run in value["runs"]
+            ],
+            histograms={(domain, split): Histogram.from_json(rest) for domain, split, *rest in value["histograms"]},
+            counts=collections.Counter(value["counts"]),
+            bad=value["bad"],
+            rule=value["rule"],
+            sketches=[(name, num_documents) for name, num_documents in value["sketches"]],
+        )
 
 
-def read_portions(options: IngestOptions, file: SourceFile | None) -> Iterator[Portion]:
-    """Yields all documents of a file, or the embedded ones; in portions, which is what an engine's worker sends. Raises
-    UserError."""
-    documents, size_bytes, reached, before = [], 0, 0, 0
+@dataclasses.dataclass(frozen=True)
+class MakeRuns:
+    """Makes runs of inputs; what an engine's workers do.
 
-    def report(num_bytes: int) -> None:
-        nonlocal reached
-        reached = num_bytes
+    Attributes:
+      partial: the folder for the runs, and for a note of what was made of a task.
+    """
 
-    for domain, document in _documents(options, file, report):
-        documents.append((domain, split_of(document, options.test_fraction), document))
-        size_bytes += len(document) + _DOCUMENT_OVERHEAD_BYTES
-        if size_bytes >= _PORTION_BYTES:
-            yield Portion(documents, reached - before)
-            documents, size_bytes, before = [], 0, reached
-    yield Portion(documents, (reached if file is None else file.num_bytes) - before)
+    options: IngestOptions
+    partial: epath.Path
+    run_bytes: int
+
+    def __call__(self, task: ReadTask) -> Iterator[int | MadeRuns]:
+        """Yields bytes of input that were read, again and again, and last what was made. Raises UserError."""
+        note = self.partial / f"{task.name}.json"
+        try:
+            if found := read_if_there(note):
+                yield sum(unit.num_bytes for unit in task.units)
+                yield MadeRuns.from_json(json.loads(found))
+                return
+            writer = RunWriter(self.partial, task.name, self.options.test_fraction, self.run_bytes)
+            counts, bad = collections.Counter[str](), list[dict[str, Any]]()
+            sketches = SketchWriter(self.options.test_fraction) if self.options.drop_duplicates == "near" else None
+            for unit in task.units:
+                for portion in unit.portions() if isinstance(unit, CorpusUnit) else read_portions(self.options, unit):
+                    writer.add(portion.documents)
+                    if sketches:
+                        sketches.add(portion.documents)
+                    counts.update(portion.counts)
+                    bad += map(dataclasses.asdict, portion.bad)
+                    yield portion.num_bytes_read
+            writer.close()
+            made = MadeRuns(writer.runs, writer.histograms, counts, bad, writer.rule)
+            if sketches:
+                made.sketches = sketches.write(self.partial, task.name)
+            write_json(note, made.to_json(), sync=False)
+            yield made
+        except OSError as error:
+            raise cannot_write(self.options.out, error) from error
 
 
-def _documents(
-    options: IngestOptions, file: SourceFile | None, report: Callable[[int], None]
-) -> Iterator[tuple[str, bytes]]:
-    """Yields (domain, document) of a file, or of what is embedded."""
-    if file is not None:
-        for document in _file_documents(options, file, report):
-            yield options.domain, document
-        return
-    num_bytes = 0
-    for domain, _, document in embedded_documents():
-        num_bytes += len(document)
-        report(num_bytes)
-        yield domain, document
-
-
-def _file_documents(options: IngestOptions, file: SourceFile, report: Callable[[int], None]) -> Iterator[bytes]:
-    separator = None if options.separator is None else parse_separator(options.separator)
-    number: int | None = 0
-    reading = Reading(options.field, separator, options.read_as, options.max_document_bytes, options.max_window_bytes)
-    for number, document in read_records(file, reading, report):
-        if not document and options.on_empty == "error":
-            raise UserError(
-                f"{file.path}{f', record {number},' if number else ''} is empty; choose --on-empty skip or keep"
-            )
-        yield document
-    if number == 0 and options.on_empty == "error":
-        raise UserError(f"{file.path} has no records; leave it out or choose --on-empty skip")
+def _collect(
+    engine: Engine,
+    make_runs: MakeRuns,
+    tasks: Sequence[ReadTask],
+    num_input_bytes: int,
+    report: Callable[[int, int], None],
+) -> MadeRuns:
+    """All runs; `report` as in `ingest`. Raises UserError where too many records are bad."""
+    everything, num_bytes_read = MadeRuns([], {}, collections.Counter(), [], "hash"), 0
+    with contextlib.closing(engine.stream(make_runs, tasks)) as results:
+        for result in results:
+            if isinstance(result, MadeRuns):
+                everything.add(result)
+                share_read = min(0.99, num_bytes_read / max(1, num_input_bytes))
+                check_budget(make_runs.options.max_bad, everything.counts, everything.bad, share_read)
+            else:
+                num_bytes_read += result
+                report(num_bytes_read // 2, num_input_bytes)
+    return everything

@@ -1,7 +1,6 @@
 """Files of JSON objects that are not one a line: over several lines each, or one with a list of records in it."""
 
 import json
-import pathlib
 import re
 from typing import Any
 
@@ -16,7 +15,7 @@ def loads(text: str) -> Any:
     return json.loads(text, parse_int=lambda digits: int(digits[:_DIGITS]))
 
 
-def objects_in(text: str, path: pathlib.Path) -> list[dict[str, Any]]:
+def objects_in(text: str, path: object) -> list[dict[str, Any]]:
     """The objects that a text has one after the other; none where it is something else.
 
     Raises UserError where an object is damaged behind others, or in a file that is named as if it had objects.
@@ -27,7 +26,7 @@ def objects_in(text: str, path: pathlib.Path) -> list[dict[str, Any]]:
             found, at = decoder.raw_decode(text, at)
             objects.append(found)
     except (ValueError, RecursionError) as error:
-        if len(objects) > 1 or ".json" in path.name.lower():
+        if len(objects) > 1 or ".json" in str(path).lower():
             raise UserError(
                 f"{path} is not JSON behind object {len(objects)}: {error}; mend the file, or take its bytes as they"
                 " are: --read-as text"
@@ -36,7 +35,7 @@ def objects_in(text: str, path: pathlib.Path) -> list[dict[str, Any]]:
     return objects if all(isinstance(found, dict) for found in objects) else []
 
 
-def records_of(record: Any, path: pathlib.Path, field: str) -> list[Any]:
+def records_of(record: Any, path: object, field: str) -> list[Any]:
     """What the only object of a file stands for: itself, if it has the field; or the one list of records in it that
     have. None where there is no such list. Raises UserError where there are others."""
     if not isinstance(record, dict) or isinstance(record.get(field), str):

@@ -1,38 +1,41 @@
-"""Files piece by piece, in bounded memory: a record of JSON lines, of a JSON array, CSV, parquet or Arrow, or a piece
-of plain text is a document. `data/containers.py` tells what a file is.
+"""The documents of a file, in bounded memory: a record of JSON lines, of a JSON array, CSV, parquet, Arrow or WET, or a
+piece of plain text is one. `data/containers.py` tells what a file is.
 """
 
-import codecs
-import csv
 import dataclasses
 import functools
 import io
 import itertools
 import lzma
-import pathlib
-import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, Literal, cast
 
 import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet as pq
 import zstandard
 
-from data.containers import CONTROL, Kind, Readable, compression_of, decompressed, kind_of
-from data.json_array import array_elements
-from data.json_object import loads, objects_in, records_of
+from data.bad_records import BadRecord
+from data.containers import Kind, Readable, compression_of, decompressed, kind_of
+from data.long_documents import LongDocument, key_of, parts_of
 from data.sources import SourceFile
+from data.table_records import read_arrow, read_parquet
+from data.text_records import (
+    READ_BYTES,
+    PlainText,
+    read_csv,
+    read_json_array,
+    read_jsonl,
+    records_in_objects,
+    split_text,
+    whole_text,
+)
+from data.warc_records import read_wet
 from tokenizer_lab.errors import UserError
 
-_READ_BYTES = 1 << 20
-_NO_CHARACTER = re.compile("[\0-\x08\x0e-\x1a\x1c-\x1f\x7f\udc80-\udcff]")
-_MAX_NO_CHARACTERS = 0.2  # of the bytes of a text, of which one is 0; of what is random there are half, in UTF-16 too
-_PARQUET_BATCH_ROWS = 16  # few, because rows may be large
 _NOT_READ = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, pa.ArrowException)
 
-Record = tuple[int, bytes]  # its number from 1, and a document
+Report = Callable[[int], None]
+Document = bytes | LongDocument | BadRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +46,9 @@ class Reading:
       field: of a JSON record, or the column of a table.
       separator: where plain text is split; without one, a file is one document.
       read_as: "text" to take what is in a file as plain text, whatever it is.
-      max_document_bytes: of a document, and of a line.
+      max_document_bytes: of a record, and of a line.
       max_window_bytes: memory that a zstd frame may ask for.
+      max_part_bytes: where a file is one document and has more, it is read in parts; 0 never.
     """
 
     field: str
@@ -52,297 +56,172 @@ class Reading:
     read_as: Literal["auto", "text"]
     max_document_bytes: int
     max_window_bytes: int
+    max_part_bytes: int = 0
 
 
 def read_records(
-    file: SourceFile, reading: Reading, report: Callable[[int], None]
-) -> Iterator[tuple[int | None, bytes]]:
+    file: SourceFile, reading: Reading, report: Report, stretch: tuple[int, int] | None = None
+) -> Iterator[tuple[int | None, Document]]:
     """Yields (record number from 1, document); the number is None for a file that is one document. A null is empty.
 
     Args:
       report: called with the number of bytes of this file read so far.
+      stretch: of JSON lines, those that begin in these bytes; numbers then count from there.
 
     Raises:
-      UserError: naming file and record, for one that is damaged, too large, has no such field, or is of a format in
-        which there are no documents.
+      UserError: naming file and record, for one that is damaged, has changed, or is of a format in which there are no
+        documents.
     """
     reached: int | None = 0
     try:
-        compression = compression_of(file.path)
-        kind: Kind = "text"
-        if reading.read_as == "auto":
-            kind = kind_of(file.path, compression, reading.field, reading.max_window_bytes)
-        with io.BufferedReader(_ReportingFile(file, report), _READ_BYTES) as raw:
-            stream = decompressed(raw, compression, file.path, reading.max_window_bytes)
-            for number, document in _records(stream, file.path, kind, reading):
-                yield number, document
-                reached = number
+        if stretch:
+            documents: Iterable[tuple[int | None, Document]] = _read_stretch(file, stretch, reading, report)
+        else:
+            documents = _records(file, reading, report)
+        for number, document in documents:
+            yield number, document
+            reached = number
     except _NOT_READ as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(
             f"{file.path} cannot be read on after record {reached}: {reason}; mend the file or leave it out"
         ) from error
+    file.check_unchanged()
 
 
-def _records(stream: Any, path: pathlib.Path, kind: Kind, reading: Reading) -> Iterable[tuple[int | None, bytes]]:
-    field, max_bytes = reading.field, reading.max_document_bytes
-    match kind:
-        case "jsonl":
-            return _read_jsonl(stream, path, field, max_bytes)
-        case "object":
-            return _read_json_objects(stream, path, reading)
-        case "json":
-            return _read_json_array(stream, path, field, max_bytes)
-        case "csv":
-            return _read_csv(stream, path, field, max_bytes)
-        case "parquet":
-            return _read_parquet(stream, path, field, max_bytes)
-        case "arrow":
-            return _read_arrow(stream, path, field, max_bytes)
-    return _read_text(stream, path, reading)
+def is_json_lines(file: SourceFile, reading: Reading) -> bool:
+    """Whether a file is JSON lines that are not compressed, so that it can be read from any byte on."""
+    if reading.read_as != "auto":
+        return False
+    with _opened(file, lambda num_bytes: None) as raw:
+        compression = compression_of(raw, file)
+        return not compression and kind_of(raw, file, None, reading.field, reading.max_window_bytes) == "jsonl"
 
 
-class _ReportingFile(io.FileIO):
+def _records(file: SourceFile, reading: Reading, report: Report) -> Iterator[tuple[int | None, Document]]:
+    with _opened(file, report) as raw:
+        compression = compression_of(raw, file)
+        kind: Kind = "text"
+        if reading.read_as == "auto":
+            kind = kind_of(raw, file, compression, reading.field, reading.max_window_bytes)
+        stream = decompressed(raw, compression, file, reading.max_window_bytes)
+        if kind == "object":
+            content = whole_text(stream, file.path, reading.max_document_bytes)
+            if found := records_in_objects(content, file.path, reading.field):
+                yield from found
+                return
+            kind, stream = "text", io.BytesIO(cast(bytes, content))
+        if kind != "text":
+            yield from _read(kind)(stream, file.path, reading)
+            return
+        text = PlainText(stream, file.path) if reading.read_as == "auto" else stream
+        if reading.separator is not None:
+            yield from split_text(text, file.path, reading.separator, reading.max_document_bytes)
+        elif reading.max_part_bytes:
+            yield None, _in_parts(text, file, compression, reading)
+        else:
+            yield None, whole_text(text, file.path, reading.max_document_bytes)
+
+
+def _read(kind: Kind) -> Callable[[Any, str, Reading], Iterator[tuple[int, bytes | BadRecord]]]:
+    """What reads the records of a file of some kind."""
+    if kind == "warc":
+        return lambda stream, path, reading: read_wet(stream, path, reading.max_document_bytes)
+    readers: dict[str, Callable[..., Any]] = {
+        "jsonl": read_jsonl,
+        "json": read_json_array,
+        "csv": read_csv,
+        "parquet": read_parquet,
+        "arrow": read_arrow,
+    }
+    return lambda stream, path, reading: readers[kind](stream, path, reading.field, reading.max_document_bytes)
+
+
+def _in_parts(text: Readable, file: SourceFile, compression: str | None, reading: Reading) -> bytes | LongDocument:
+    """All of a text: as it is where it is one part; else it is read here for its key, and later again."""
+    begins = bytearray()
+    while len(begins) <= reading.max_part_bytes and (chunk := text.read(READ_BYTES)):
+        begins += chunk
+    if len(begins) <= reading.max_part_bytes:
+        return bytes(begins)
+
+    def parts() -> Iterator[bytes]:
+        with _opened(file, lambda num_bytes: None) as raw:
+            stream = decompressed(raw, compression, file, reading.max_window_bytes)
+            yield from parts_of(_chunks(stream), reading.max_part_bytes)
+
+    return LongDocument(key_of(itertools.chain([bytes(begins)], _chunks(text))), parts)
+
+
+def _chunks(stream: Readable) -> Iterator[bytes]:
+    return iter(functools.partial(stream.read, READ_BYTES), b"")
+
+
+def _read_stretch(
+    file: SourceFile, stretch: tuple[int, int], reading: Reading, report: Report
+) -> Iterator[tuple[int, Document]]:
+    """The JSON lines that begin in some bytes of a file."""
+    where = f"{file.path} from byte {stretch[0]:,} on" if stretch[0] else file.path
+    with _opened(file, report) as raw:
+        lines = _Stretch(raw, *stretch)
+        yield from read_jsonl(lines, where, reading.field, reading.max_document_bytes, is_whole_file=False)
+
+
+class _Stretch:
+    """The whole lines of a file that begin in its bytes `start` to `end`."""
+
+    def __init__(self, raw: BinaryIO, start: int, end: int):
+        self._raw, self._left, self._is_line_over = raw, end - max(0, start - 1), True
+        if start:
+            raw.seek(start - 1)
+            self._pass_line()  # which begins before; or just the end of one
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._left > 0:
+            content = self._raw.read(min(size, self._left))
+        else:
+            content = b"" if self._is_line_over else self._raw.readline(size)
+        self._left -= len(content)
+        self._is_line_over = not content or content.endswith(b"\n")
+        return content
+
+    def _pass_line(self) -> None:
+        while passed := self._raw.readline(READ_BYTES):
+            self._left -= len(passed)
+            if passed.endswith(b"\n"):
+                return
+
+
+def _opened(file: SourceFile, report: Report) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Reported(file, report), READ_BYTES))
+
+
+class _Reported(io.RawIOBase):
     """A file that tells how much of it has been read."""
 
-    def __init__(self, file: SourceFile, report: Callable[[int], None]):
-        super().__init__(file.path, "rb")
-        self._limit_bytes = file.num_bytes
-        self._report = report
-        self._num_bytes_read = 0
+    def __init__(self, file: SourceFile, report: Report):
+        self._file = file.open()
+        self._limit_bytes, self._report, self._num_bytes_read = file.num_bytes, report, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        num_bytes = super().readinto(buffer)
+        num_bytes = self._file.readinto(buffer)
         self._num_bytes_read += num_bytes
         self._report(min(self._num_bytes_read, self._limit_bytes))  # parquet reads some parts twice
         return num_bytes
 
-
-class _Text:
-    """A stream of plain text. Raises UserError where it is something else: where a byte is in no text, and many
-    others are no characters either."""
-
-    def __init__(self, stream: Readable, path: pathlib.Path):
-        self._stream, self._path, self._num_bytes = stream, path, 0
-        self._before = b""
-
-    def read(self, size: int = -1, /) -> bytes:
-        text = self._stream.read(size)
-        control = CONTROL.search(text)
-        around = self._before + text if control else b""  # the last bytes alone say little
-        if control and _share_of_no_characters(around) > _MAX_NO_CHARACTERS:
-            at = text.find(b"\0") if b"\0" in text else control.start()
-            raise UserError(
-                f"{self._path} is no plain text and of no format known here: its byte {self._num_bytes + at + 1:,} is"
-                f" {text[at]}, and many around it are no characters; leave it out, or take its bytes as they are:"
-                " --read-as text"
-            )
-        self._num_bytes += len(text)
-        self._before = text[-1000:] or self._before
-        return text
-
-
-def _share_of_no_characters(text: bytes) -> float:
-    """Of bytes: controls that are not spaces, and what is not UTF-8."""
-    return len(_NO_CHARACTER.findall(text.decode(errors="surrogateescape"))) / len(text)
-
-
-def _split(stream: Readable, path: pathlib.Path, separator: bytes | None, max_bytes: int) -> Iterator[Record]:
-    """Yields (number from 1, piece) for what is between separators; without one, for all there is.
-
-    A separator at the very end begins no further piece. Reads no more than `max_bytes` and a bit before it raises.
-    """
-    buffer, number, searched = bytearray(), 1, 0
-    while chunk := stream.read(_READ_BYTES):
-        buffer += chunk
-        start = 0
-        while separator and (end := buffer.find(separator, max(start, searched))) >= 0:
-            yield number, _checked_size(bytes(buffer[start:end]), path, number, max_bytes)
-            number, start = number + 1, end + len(separator)
-        del buffer[:start]
-        searched = max(0, len(buffer) - len(separator) + 1) if separator else 0
-        if len(buffer) > max_bytes:
-            raise _too_large(len(buffer), path, number, max_bytes)
-    if buffer or number == 1:
-        yield number, _checked_size(bytes(buffer), path, number, max_bytes)
-
-
-def _checked_size(document: bytes, path: pathlib.Path, number: int, max_bytes: int) -> bytes:
-    if len(document) > max_bytes:
-        raise _too_large(len(document), path, number, max_bytes)
-    return document
-
-
-def _too_large(num_bytes: int, path: pathlib.Path, number: int, max_bytes: int) -> UserError:
-    return UserError(
-        f"{path}, record {number}, has {num_bytes} bytes or more, over the limit of {max_bytes}; "
-        "split it (text: --separator) or raise --max-document-bytes"
-    )
-
-
-def _read_text(stream: Any, path: pathlib.Path, reading: Reading) -> Iterable[tuple[int | None, bytes]]:
-    if reading.read_as == "auto":
-        stream = _Text(stream, path)
-    pieces = _split(stream, path, reading.separator, reading.max_document_bytes)
-    return pieces if reading.separator is not None else ((None, text) for _, text in pieces)
-
-
-def _read_jsonl(stream: Readable, path: pathlib.Path, field: str, max_bytes: int) -> Iterator[Record]:
-    """Yields (line number from 1, text in `field`); a line that is blank is none."""
-    pieces = _split(stream, path, b"\n", max_bytes)
-    lines = ((number, line.removeprefix(codecs.BOM_UTF8)) for number, line in pieces)  # also where files were joined
-    lines = ((number, line) for number, line in lines if line and not line.isspace())
-    first, second = list(itertools.islice(lines, 1)), list(itertools.islice(lines, 1))
-    if first and not second and (found := records_of(_parse_json(first[0][1], path, 1)[0], path, field)):
-        yield from _texts_of(found, path, field)
-        return
-    for number, line in itertools.chain(first, second, lines):
-        yield number, _json_text(line, path, number, field)
-
-
-def _read_json_objects(stream: Any, path: pathlib.Path, reading: Reading) -> Iterable[tuple[int | None, bytes]]:
-    """Yields (number from 1, text) of objects of several lines each, or of the one list of records in the only object.
-    What is none of both is plain text, such as the settings of a program."""
-    [(_, content)] = _split(stream, path, None, reading.max_document_bytes)
-    objects = objects_in(content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape"), path)
-    if found := records_of(objects[0], path, reading.field) if len(objects) == 1 else objects:
-        return _texts_of(found, path, reading.field)
-    return _read_text(io.BytesIO(content), path, reading)
-
-
-def _texts_of(records: Iterable[Any], path: pathlib.Path, field: str) -> Iterator[Record]:
-    for number, record in enumerate(records, 1):
-        yield number, _text_in(record, "surrogateescape", path, number, field)
-
-
-def _read_json_array(stream: Readable, path: pathlib.Path, field: str, max_bytes: int) -> Iterator[Record]:
-    """Yields (element number from 1, text in `field`)."""
-    number = 0
-    try:
-        for element in array_elements(functools.partial(stream.read, _READ_BYTES), max_bytes):
-            number += 1
-            yield number, _json_text(_checked_size(element, path, number, max_bytes), path, number, field)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON array behind record {number}: {error}; mend the file") from error
-
-
-def _read_csv(stream: Readable, path: pathlib.Path, column: str, max_bytes: int) -> Iterator[Record]:
-    """Yields (row number from 1, text in `column`), of which the first line has the names."""
-    lines = (line for _, line in _split(_Text(stream, path), path, b"\n", max_bytes))
-    decode = lambda line: line.decode(errors="surrogateescape") + "\n"
-    csv.field_size_limit(min(max_bytes, 2**31 - 1))
-    number = 0
-    try:
-        first = decode(next(lines).removeprefix(codecs.BOM_UTF8))
-        delimiter = next((mark for mark in ",;\t" if column in next(csv.reader([first], delimiter=mark), [])), ",")
-        rows = csv.reader(itertools.chain([first], map(decode, lines)), delimiter=delimiter, strict=True)
-        names = next(rows, [])
-        _check_name(names, path, column)
-        for number, row in enumerate(filter(None, rows), 1):
-            if len(row) != len(names):
-                raise UserError(
-                    f"{path}, record {number}, has {len(row)} values for {len(names)} names; mend or remove the line"
-                )
-            yield number, row[names.index(column)].encode(errors="surrogateescape")
-    except csv.Error as error:
-        reason, remedy = str(error), "mend the file"
-        if "new-line character" in reason:
-            reason, remedy = "a line ends in \\r alone", "let lines end in \\n, e.g. with tr '\\r' '\\n'"
-        elif "field limit" in reason:
-            reason, remedy = f"a value has more than {max_bytes} bytes", "raise --max-document-bytes"
-        raise UserError(f"{path} cannot be read on as CSV after record {number}: {reason}; {remedy}") from error
-
-
-def _json_text(line: bytes, path: pathlib.Path, number: int, field: str) -> bytes:
-    return _text_in(*_parse_json(line, path, number), path, number, field)
-
-
-def _parse_json(line: bytes, path: pathlib.Path, number: int) -> tuple[Any, str]:
-    """The value, and how its text becomes bytes again."""
-    # Bytes that are not UTF-8 become lone surrogates and bytes again; in a valid line, lone surrogates are its text.
-    try:
-        text, errors = line.decode(), "surrogatepass"
-    except UnicodeDecodeError:
-        text, errors = line.decode(errors="surrogateescape"), "surrogateescape"
-    try:
-        return loads(text), errors
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, record {number}, is not JSON: {error}; mend or remove the line") from error
-
-
-def _text_in(record: Any, errors: str, path: pathlib.Path, number: int, field: str) -> bytes:
-    if not isinstance(record, dict):
-        raise UserError(
-            f"{path}, record {number}, is no JSON object but of type {type(record).__name__}; mend or remove the line"
-        )
-    value = "" if field in record and record[field] is None else record.get(field)
-    if not isinstance(value, str):
-        found = f"is of type {type(value).__name__}, not text" if field in record else "is missing"
-        raise UserError(f"{path}, record {number}: field {field!r} {found}; {_choose_other(record, field)}")
-    try:
-        return value.encode(errors=errors)
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{path}, record {number}, has invalid UTF-8 and a lone surrogate escape; mend or remove the line"
-        ) from error
-
-
-def _read_parquet(stream: Readable, path: pathlib.Path, column: str, max_bytes: int) -> Iterator[Record]:
-    """Yields (row number from 1, text in `column`). Holds a batch of rows, and a page of the file."""
-    with pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False) as parquet:
-        _check_column(parquet.schema_arrow, path, column)
-        batches = parquet.iter_batches(_PARQUET_BATCH_ROWS, columns=[column], use_threads=False)
-        yield from _texts((batch.column(0) for batch in batches), path, max_bytes)
-
-
-def _read_arrow(stream: Any, path: pathlib.Path, column: str, max_bytes: int) -> Iterator[Record]:
-    """Yields (row number from 1, text in `column`), of Arrow's files and streams. Holds a batch of the file."""
-    is_file = stream.peek(1).startswith(b"ARROW1")
-    reader: Any = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
-    _check_column(reader.schema, path, column)
-    batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-    yield from _texts((batch.column(column) for batch in batches), path, max_bytes)
-
-
-def _texts(columns: Iterable[pa.Array], path: pathlib.Path, max_bytes: int) -> Iterator[Record]:
-    """Yields (row number from 1, text)."""
-    number = 0
-    for column in columns:
-        for value in column.cast(pa.large_binary()):  # as bytes, because text columns are not always valid UTF-8
-            number += 1
-            yield number, _checked_size(value.as_py() or b"", path, number, max_bytes)
-
-
-def _check_column(schema: pa.Schema, path: pathlib.Path, column: str) -> None:
-    _check_name(schema.names, path, column)
-    if not _is_text(kind := schema.field(column).type):
-        raise UserError(f"{path}: column {column!r} is of type {kind}, not text; {_choose_other(schema.names, column)}")
-
-
-def _check_name(names: Sequence[str], path: pathlib.Path, column: str) -> None:
-    if names.count(column) != 1:
-        raise UserError(f"{path} has no single column {column!r}; {_choose_other(names, column)}")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_null(kind) or kind in (
-        pa.string(),
-        pa.large_string(),
-        pa.string_view(),
-        pa.binary(),
-        pa.large_binary(),
-        pa.binary_view(),
-    )
-
-
-def _choose_other(names: Iterable[str], field: str) -> str:
-    """What to do where a field is not to be used."""
-    others = [repr(name[:40]) for name in names if name != field]
-    if not others:
-        return "there are no other fields: mend the file or leave it out"
-    more = f" and {len(others) - 20} more" if len(others) > 20 else ""
-    return f"choose --field from {', '.join(others[:20])}{more}"
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

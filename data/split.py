@@ -7,15 +7,36 @@ corpora holds out.
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable
+
+import numpy as np
 
 RULE = "test if the first 8 bytes of sha256(document), big endian, / 2^64 < test_fraction"
 
 
+KEY_BYTES = 16
+
+
+def document_key(document: bytes) -> bytes:
+    """What a corpus's documents are ordered by: the beginning of their hash, of which the beginning is their place."""
+    return hashlib.sha256(document).digest()[:KEY_BYTES]
+
+
 def is_held_out(document: bytes, fraction: float) -> bool:
     """Whether a document's place is below `fraction`: by its bytes alone, so that all its copies are on one side."""
-    first_bytes = hashlib.sha256(document).digest()[:8]
-    return int.from_bytes(first_bytes) < fraction * 2**64
+    return key_is_held_out(document_key(document), fraction)
+
+
+def key_is_held_out(key: bytes, fraction: float) -> bool:
+    """`is_held_out` of the document with this key, which is that of the whole for a part of a document."""
+    return int.from_bytes(key[:8]) < fraction * 2**64
+
+
+def are_held_out(key_starts: np.ndarray, fraction: float) -> np.ndarray:
+    """`key_is_held_out` of keys whose first 8 bytes are these u64[n]."""
+    limit = math.ceil(fraction * 2**64)
+    return key_starts < np.uint64(limit) if limit < 2**64 else np.ones(len(key_starts), bool)
 
 
 @dataclasses.dataclass(frozen=True)

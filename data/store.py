@@ -1,30 +1,53 @@
-"""The corpus store: whole documents as raw bytes, in ArrayRecord shards, and a manifest that says what they are
+"""The corpus store: whole documents as raw bytes, in shards, and a manifest that says what they are
 (`data/manifest.py`). `data/corpus_writer.py` writes it.
 
     CORPUS/manifest.json
-    CORPUS/<domain>-<train|test>-00000.array_record     zstd, one record a document, readable in any order
+    CORPUS/<domain>/<train|valid|test>-00000-<name>.zst     `data/shards.py`
+
+The documents of a domain and split are in the order of their hashes: a random order, in which those that are held out
+come first and equal ones are neighbours. Any document is read by two ranges of bytes, its shard's footer and its unit;
+nothing is copied to this machine, and both are kept for a while.
 """
 
 import collections
 import errno
 import itertools
 import operator
-import os
-import resource
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from data.manifest import MANIFEST, PARTIAL, Shard, Split, check_files, content_hash_of, read_manifest
+from data import array_record_manifest
+from data.array_record_manifest import read_manifest as read_old_manifest
+from data.array_record_store import ArrayRecordDocuments
+from data.manifest import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    Shard,
+    Split,
+    StoredText,
+    check_files,
+    content_hash_of,
+    read_manifest,
+)
+from data.shards import WHOLE, Damaged, Unit, UnitSpan, decode_footer, decode_unit, footer_bytes
+from data.split import document_key
+from data.storage import Range, read_ranges
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import cache_folder, fetch, is_remote, remote_errors
+from tokenizer_lab.files import cache_folder, is_remote, read_json, remote_errors
 
-_MAX_READERS = 1024  # each has a buffer
+PARTIAL = ".partial"  # what an ingest that was cut off leaves
+_UNITS_BYTES = 128 << 20  # of decompressed units that are kept, for the documents of one split
+_FOOTERS_BYTES = 32 << 20  # of footers
+AGAIN = "ingest it again"  # what to do where a corpus is damaged
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
 class Corpus:
@@ -39,19 +62,18 @@ class Corpus:
       num_documents, num_bytes: of text, in all domains and splits.
     """
 
-    def __init__(self, folder: epath.Path, manifest: dict[str, Any], shards: tuple[Shard, ...]):
+    def __init__(self, folder: epath.Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
-        self.shards = shards
-        self.content_hash: str = manifest["content_hash"]
-        self.domains = tuple(sorted({shard.domain for shard in shards}))
-        self.num_documents: int = manifest["num_documents"]
-        self.num_bytes: int = manifest["num_bytes"]
+        self.content_hash = manifest.content_hash
+        self.num_documents = manifest.num_documents
+        self.num_bytes = manifest.num_bytes
+        self.shards: tuple[Shard, ...] = tuple(shard for text in manifest.texts for shard in text.shards)
+        self.domains = tuple(sorted({text.domain for text in manifest.texts}))
 
     @classmethod
     def open(cls, folder: epath.PathLike) -> Self:
-        """Opens the corpus in `folder`; one in an object store is copied to this machine's cache, a shard when a
-        document of it is first read.
+        """Opens the corpus in `folder`, which may be in an object store.
 
         Raises:
           UserError: there is none, or one that is half-written, incomplete, or of another format.
@@ -59,30 +81,38 @@ class Corpus:
         folder = epath.Path(folder)
         try:
             with remote_errors(folder):
-                return cls(folder, *_read_store(folder))
+                return cls(folder, _read_store(folder))
         except OSError as error:
             raise UserError(f"cannot read {folder}: {error.strerror or error}; check its permissions") from error
 
-    def documents(self, split: Split) -> "Documents":
+    def documents(self, split: Split) -> "AnyDocuments":
         """The documents of a split, domain after domain. Raises UserError if there are none."""
-        return Documents(self.folder, self.shards_of(split), self.cache)
+        texts = self.texts_of(split)
+        if self.manifest.format == array_record_manifest.FORMAT:
+            cache = cache_folder("corpora") / self.content_hash if is_remote(self.folder) else None
+            return ArrayRecordDocuments(self.folder, texts, cache, AGAIN)
+        return Documents(self.folder, texts, self.manifest.block_documents[split], AGAIN)
+
+    @property
+    def splits(self) -> frozenset[Split]:
+        """Those that it has documents of."""
+        return frozenset(text.split for text in self.manifest.texts)
+
+    def texts_of(self, split: Split) -> tuple[StoredText, ...]:
+        """The domains that have a split. Raises UserError if there are none."""
+        texts = tuple(text for text in self.manifest.texts if text.split == split)
+        if not texts:
+            raise UserError(f"{self.folder} has no {split} documents; ingest more documents, into a new --out")
+        return texts
 
     def shards_of(self, split: Split) -> tuple[Shard, ...]:
         """The shards of a split. Raises UserError if there are none."""
-        shards = tuple(shard for shard in self.shards if shard.split == split)
-        if not shards:
-            raise UserError(f"{self.folder} has no {split} documents; ingest more documents, into a new --out")
-        return shards
+        return tuple(shard for text in self.texts_of(split) for shard in text.shards)
 
     @property
     def test_fraction(self) -> float:
         """The share of documents held out when it was made (`data/split.py`)."""
-        return float(self.manifest["holdout"]["test_fraction"])
-
-    @property
-    def cache(self) -> epath.Path | None:
-        """Where its shards are copied to before they are read; None for a corpus of this machine."""
-        return cache_folder("corpora") / self.content_hash if is_remote(self.folder) else None
+        return self.manifest.test_fraction
 
 
 def corpora_hash(corpora: Sequence[Corpus]) -> str:
@@ -96,129 +126,181 @@ class Documents(Sequence[bytes]):
     Attributes:
       num_bytes: of all documents together.
       content_hash: over all of them in order, with their domain and split.
+      block_documents: how many consecutive ones are read, and shuffled, as one block.
     """
 
-    _again = "ingest it again"  # what to do where they are damaged
+    def __init__(self, folder: epath.Path, texts: Sequence[StoredText], block_documents: int, again: str):
+        """
+        Args:
+          folder: where the files are.
+          texts: whose documents, one after the other.
+          block_documents: see above.
+          again: what to do where they are damaged.
+        """
+        self._folder, self._texts, self._again = folder, tuple(texts), again
+        self.block_documents = block_documents
+        self._shards = [shard for text in texts for shard in text.shards]
+        self._spans = [span for text in texts for span in _spans(text)]
+        self._ends = list(itertools.accumulate(shard.num_documents for shard in self._shards))
+        self._units: _Kept[tuple[int, int], Unit] = _Kept(_UNITS_BYTES)
+        self._footers: _Kept[int, np.ndarray] = _Kept(_FOOTERS_BYTES)
+        self.num_bytes = sum(shard.num_bytes for shard in self._shards)
+        self.content_hash = content_hash_of(texts)
 
-    def __init__(self, folder: epath.Path, shards: tuple[Shard, ...], cache: epath.Path | None = None):
-        self._folder = folder
-        self._shards = shards
-        self._cache = cache
-        self._here = cache or folder
-        self._remedy = f"remove {self._here} and {'start again' if cache else self._again}"
-        self._ends = list(itertools.accumulate(shard.num_documents for shard in shards))
-        self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()  # last used last
-        self._lock, self._opening = threading.Lock(), collections.defaultdict[int, threading.Lock](threading.Lock)
-        self.num_bytes = sum(shard.num_bytes for shard in shards)
-        self.content_hash = content_hash_of(shards)
-
-    def __reduce__(self):
-        return Documents, (self._folder, self._shards, self._cache)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Documents, (self._folder, self._texts, self.block_documents, self._again)
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # nobody takes slices
-        """The bytes of a document. Raises UserError, naming shard and record, if they are damaged on disk."""
-        shard_index, record = self._locate(index)
-        return self._read(self._reader(shard_index), index, record)
+        """The bytes of a document. Raises UserError, naming shard and document, if they are damaged."""
+        unit, number = self._unit_of(index)
+        return unit[number]
 
-    def read_many(self, indices: Sequence[int]) -> Sequence[bytes]:
-        """The bytes of some documents. Raises UserError, naming shard and record, if they are damaged on disk."""
-        index_n = np.asarray(indices, np.int64)
-        if len(index_n) and not 0 <= index_n.min() <= index_n.max() < len(self):
-            raise IndexError(f"documents {index_n.min()} to {index_n.max()} of {len(self)}")
-        shard_n = np.searchsorted(self._ends, index_n, side="right")
-        texts = [b""] * len(index_n)
-        for shard_index in np.unique(shard_n).tolist():
-            reader, first = self._reader(shard_index), self._ends[shard_index] - self._shards[shard_index].num_documents
-            for number in np.flatnonzero(shard_n == shard_index).tolist():
-                texts[number] = self._read(reader, indices[number], indices[number] - first)
-        return texts
+    def read_many(self, indices: Iterable[int]) -> list[bytes]:
+        """Documents in the order asked for; what they are in is read once, and from an object store at the same
+        time."""
+        places = [self._locate(index) for index in indices]
+        units = self._read_units([(shard, unit) for shard, unit, _ in places])
+        return [units[shard, unit][number] for shard, unit, number in places]
 
-    def _read(self, reader: ArrayRecordReader, index: int, record: int) -> bytes:
-        try:
-            return reader.read(record, record + 1)[0]  # `read([record])` takes four times as long
-        except Exception as error:  # array_record has no error type of its own
-            raise UserError(f"{self.place(index)} is damaged ({error}); {self._remedy}") from error
+    def read_block(self, number: int) -> list[bytes]:
+        """Documents number * block_documents to the next block's first."""
+        start = number * self.block_documents
+        return self.read_many(range(start, min(len(self), start + self.block_documents)))
+
+    def key(self, index: int) -> bytes:
+        """The first 16 bytes of sha256 of a document, or of the whole that it is a part of."""
+        unit, number = self._unit_of(index)
+        key, _ = unit.cut.get(number, (None, WHOLE))
+        return key or document_key(unit[number])
+
+    def part(self, index: int) -> int:
+        """0, 1, ... of a document that was cut; WHOLE for others."""
+        unit, number = self._unit_of(index)
+        return unit.cut.get(number, (b"", WHOLE))[1]
 
     def place(self, index: int) -> str:
-        """Where a document is on disk, for people."""
-        shard_index, record = self._locate(index)
-        return f"{self._here / self._shards[shard_index].file}, record {record},"
+        """Where a document is, for people."""
+        shard = bisect_right(self._ends, index)
+        number = index - self._ends[shard] + self._shards[shard].num_documents
+        return f"{self._folder / self._shards[shard].file}, document {number},"
 
     def domain(self, index: int) -> str:
         """The domain of a document."""
         return self._shards[self._locate(index)[0]].domain
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Document -> its shard, and its record in that."""
+    def _locate(self, index: int) -> tuple[int, int, int]:
+        """Document -> its shard, its unit in that, and its number there."""
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        shard_index = bisect_right(self._ends, index)
-        return shard_index, index - self._ends[shard_index] + self._shards[shard_index].num_documents
+        shard = bisect_right(self._ends, index)
+        return shard, *self._spans[shard].find(index - self._ends[shard] + self._shards[shard].num_documents)
 
-    def _reader(self, shard_index: int) -> ArrayRecordReader:
-        if reader := self._opened(shard_index):
-            return reader
+    def _unit_of(self, index: int) -> tuple[Unit, int]:
+        shard, unit, number = self._locate(index)
+        found = self._units.get((shard, unit)) or self._read_units([(shard, unit)])[shard, unit]
+        return found, number
+
+    def _read_units(self, wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Unit]:
+        """Units by (shard, number)."""
+        units = {place: unit for place in wanted if (unit := self._units.get(place))}
+        missing = sorted({place for place in wanted if place not in units})
+        edges = self._read_footers(sorted({shard for shard, _ in missing}))
+        ranges = [self._range(shard, edges[shard][unit], edges[shard][unit + 1]) for shard, unit in missing]
+        for place, frame in zip(missing, self._read(ranges), strict=True):
+            units[place] = self._decoded(*place, frame)
+            self._units.put(place, units[place], units[place].num_bytes)
+        return units
+
+    def _decoded(self, shard: int, unit: int, frame: bytes) -> Unit:
+        span = self._spans[shard]
+        try:
+            # Ids of a document (`data/encoded.py`) may have more bytes than it has.
+            return decode_unit(frame, span.size(unit), 16 * self._shards[shard].num_bytes + _UNITS_BYTES)
+        except (Damaged, MemoryError) as error:
+            first = self._ends[shard] - span.num_documents + span.start(unit)
+            raise UserError(f"{self.place(first)} is damaged ({error}); {self._remedy}") from error
+
+    def _read_footers(self, shards: Sequence[int]) -> dict[int, np.ndarray]:
+        """Shard -> i64[u + 1], where its units begin and end."""
+        edges = {shard: found for shard in shards if (found := self._footers.get(shard)) is not None}
+        missing = [shard for shard in shards if shard not in edges]
+        ranges = []
+        for shard in missing:
+            file_bytes = self._shards[shard].file_bytes
+            ranges.append(self._range(shard, file_bytes - footer_bytes(self._spans[shard].num_units), file_bytes))
+        for shard, footer in zip(missing, self._read(ranges), strict=True):
+            about = self._shards[shard]
+            try:
+                edges[shard] = decode_footer(footer, self._spans[shard].num_units, about.file_bytes)
+            except Damaged as error:
+                raise UserError(f"{self._folder / about.file} is damaged: {error}; {self._remedy}") from error
+            self._footers.put(shard, edges[shard], edges[shard].nbytes)
+        return edges
+
+    def _range(self, shard: int, start: int, end: int) -> Range:
+        return Range(self._folder / self._shards[shard].file, max(0, int(start)), int(end - max(0, start)))
+
+    def _read(self, ranges: Sequence[Range]) -> list[bytes]:
+        try:
+            return read_ranges(ranges)
+        except OSError as error:
+            what_helps = (
+                "allow more open files with `ulimit -n`" if error.errno == errno.EMFILE else "check its permissions"
+            )
+            path = error.filename or ranges[0].path
+            raise UserError(f"cannot read {path}: {error.strerror}; {what_helps}") from error
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self._folder} and {self._again}"
+
+
+AnyDocuments = Documents | ArrayRecordDocuments
+
+
+class _Kept(Generic[Key, Value]):
+    """What was last used, up to a number of bytes; for any number of threads."""
+
+    def __init__(self, max_bytes: int):
+        self._values: collections.OrderedDict[Key, tuple[Value, int]] = collections.OrderedDict()  # last used last
+        self._lock, self._max_bytes, self.num_bytes = threading.Lock(), max_bytes, 0
+
+    def get(self, key: Key) -> Value | None:
         with self._lock:
-            opening = self._opening[shard_index]
-        with opening:  # by one thread; others go on with other shards
-            if reader := self._opened(shard_index):
-                return reader
-            reader = self._open_reader(self._shards[shard_index])
-            with self._lock:
-                self._readers[shard_index] = reader
-                while len(self._readers) > max_open_readers():
-                    self._readers.popitem(last=False)  # closed when no thread reads from it any more
-        return reader
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
 
-    def _opened(self, shard_index: int) -> ArrayRecordReader | None:
+    def put(self, key: Key, value: Value, num_bytes: int) -> None:
+        """Keeps a value, in the place of others where there is no room."""
         with self._lock:
-            if shard_index in self._readers:
-                self._readers.move_to_end(shard_index)
-            return self._readers.get(shard_index)
-
-    def _open_reader(self, shard: Shard) -> ArrayRecordReader:
-        path = self._here / shard.file
-        if self._cache and not (path.exists() and path.stat().length == shard.file_bytes):
-            fetch(self._folder / shard.file, path)  # ArrayRecord's library reads files of this machine only
-        return _open_reader(path, shard, self._remedy)
+            if key in self._values:
+                self.num_bytes -= self._values.pop(key)[1]
+            self._values[key] = value, num_bytes
+            self.num_bytes += num_bytes
+            while self.num_bytes > self._max_bytes and len(self._values) > 1:
+                self.num_bytes -= self._values.popitem(last=False)[1][1]
 
 
-def max_open_readers() -> int:
-    """How many shards of a split are open at a time: a corpus has more than a process may open files, and a run reads
-    from several splits and folders of ids."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MAX_READERS if soft == resource.RLIM_INFINITY else min(_MAX_READERS, max(1, soft // 16))
+def _spans(text: StoredText) -> Iterable[UnitSpan]:
+    first = 0
+    for shard in text.shards:
+        yield UnitSpan(first, shard.num_documents, text.unit_documents)
+        first += shard.num_documents
 
 
-def _open_reader(path: epath.Path, shard: Shard, remedy: str) -> ArrayRecordReader:
-    try:
-        with path.open("rb"):  # array_record would take a file that cannot be opened for an empty one
-            pass
-    except OSError as error:
-        what_helps = (
-            "allow more open files with `ulimit -n`" if error.errno == errno.EMFILE else "check its permissions"
-        )
-        raise UserError(f"cannot read {path}: {error.strerror}; {what_helps}") from error
-    reader = ArrayRecordReader(
-        os.fspath(path), "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=4 << 10
-    )
-    if reader.num_records() != shard.num_documents:
-        raise UserError(
-            f"{path} is damaged: {reader.num_records()} documents can be found, {shard.num_documents} should be there;"
-            f" {remedy}"
-        )
-    return reader
-
-
-def _read_store(folder: epath.Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
-    """The manifest and the shards of a whole store. Raises UserError for any other."""
+def _read_store(folder: epath.Path) -> Manifest:
+    """The manifest of a whole store. Raises UserError for any other."""
     if not (folder / MANIFEST).exists():
         reason = "the ingest into it was cut off" if (folder / PARTIAL).exists() else f"it has no {MANIFEST}"
         raise UserError(f"{folder} is not a corpus: {reason}; make one with `toklab ingest SOURCE... --out {folder}`")
-    manifest, shards = read_manifest(folder / MANIFEST)
-    check_files(folder, shards, "ingest it again")
-    return manifest, shards
+    value = read_json(folder / MANIFEST, "corpus manifest", MAX_MANIFEST_BYTES)
+    old = isinstance(value, dict) and value.get("format") == array_record_manifest.FORMAT
+    manifest = (read_old_manifest if old else read_manifest)(folder / MANIFEST, value)
+    check_files(folder, [shard for text in manifest.texts for shard in text.shards], AGAIN)
+    return manifest

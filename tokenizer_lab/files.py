@@ -60,14 +60,15 @@ def remote_errors(path: epath.PathLike) -> Iterator[None]:
         ) from error
 
 
-def write_bytes(path: epath.PathLike, content: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part. Raises UserError if it cannot."""
+def write_bytes(path: epath.PathLike, content: bytes, sync: bool = True) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part; and, with `sync`, so that a machine
+    that crashes then keeps it. Raises UserError if it cannot."""
     path = epath.Path(path)
     if is_remote(path):  # an object appears when it is whole
         with remote_errors(path):
             path.write_bytes(content)
         return
-    with _appearing_whole(path) as partial:
+    with _appearing_whole(path, sync) as partial:
         partial.write_bytes(content)
 
 
@@ -85,19 +86,36 @@ def fetch(source: epath.Path, target: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def _appearing_whole(path: epath.Path) -> Iterator[epath.Path]:
+def _appearing_whole(path: epath.Path, sync: bool = True) -> Iterator[epath.Path]:
     """Where to write what becomes the local file `path` in one go. Raises UserError if it cannot."""
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            if sync:
+                _sync(partial)
             partial.replace(path)
+            if sync:
+                sync_folder(path.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def sync_folder(folder: epath.PathLike) -> None:
+    """Waits until the names in a folder of this machine are on its disk. Raises OSError."""
+    _sync(folder)
+
+
+def _sync(path: epath.PathLike) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def cache_folder(name: str) -> epath.Path:
@@ -131,9 +149,9 @@ def copy_folder(source: epath.Path, target: epath.Path) -> None:
         write_bytes(target / name, path.read_bytes())
 
 
-def write_json(path: epath.PathLike, value: Any) -> None:
+def write_json(path: epath.PathLike, value: Any, sync: bool = True) -> None:
     """`write_bytes` of `value` as readable JSON."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(), sync)
 
 
 def read_bytes(path: epath.PathLike, what: str, max_bytes: int) -> bytes:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 
-from data.held_out import fixed_subset, held_out_documents
+from data.held_out import fixed_subset, tuning_documents
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from train.batches import open_batches
@@ -80,7 +80,7 @@ def train(
         # 3. The data from there, and the held-out text.
         document_hashes = DocumentHashes(run.documents, processes.this_host())
         next_batch = stack.enter_context(open_batches(setup, state, document_hashes.note))
-        evaluate = make_evaluate(setup, make_judge(setup)) if recipe.evaluation.every_steps else None
+        evaluate = make_evaluate(setup, make_judge(setup), console) if recipe.evaluation.every_steps else None
         # 4. The step.
         enter("compile")
         batch = next_batch()
@@ -301,11 +301,20 @@ def make_on_clock(setup: Setup, state: TrainState, clock: Stopwatch) -> Callable
     return lambda state: dataclasses.replace(state, seconds=shared(trained()))
 
 
-def make_evaluate(setup: Setup, judge: Judge) -> Callable[[TrainState], dict[str, Any]]:
-    """A function that scores a fixed part of the held-out text; its result is a line of eval.jsonl."""
-    held_out = fixed_subset(
-        held_out_documents(setup.corpora, setup.split.scored_below), setup.recipe.evaluation.max_bytes
-    )
+def make_evaluate(
+    setup: Setup, judge: Judge, console: rich.console.Console
+) -> Callable[[TrainState], dict[str, Any]] | None:
+    """A function that scores a fixed part of the held-out text; its result is a line of eval.jsonl. None, and says so,
+    where nothing is held out."""
+    documents = tuning_documents(setup.corpora, setup.split.scored_below)
+    if documents is None:
+        say(
+            console,
+            "no corpus holds anything out, so that nothing is scored while training; score another text"
+            " afterwards: toklab eval RUN --corpus OTHER --whole-corpus",
+        )
+        return None
+    held_out = fixed_subset(documents, setup.recipe.evaluation.max_bytes)
     return lambda state: counters(setup, state) | judge(held_out, state.params)
 
 

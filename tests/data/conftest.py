@@ -43,13 +43,20 @@ def ingest_from():
     return _ingest_from
 
 
+class _InAnyOrder(list):
+    """Documents, which a corpus has in the order of their hashes: equal to the same ones in another order."""
+
+    def __eq__(self, other):
+        return sorted(self) == sorted(other)
+
+
 def _stored(folder, split="train"):
-    return list(Corpus.open(folder / "corpus").documents(split))
+    return _InAnyOrder(Corpus.open(folder / "corpus").documents(split))
 
 
 @pytest.fixture(scope="session")
 def stored():
-    """stored(folder, split): the documents of the folder's corpus."""
+    """stored(folder, split): the documents of the folder's corpus, to be compared in any order."""
     return _stored
 
 

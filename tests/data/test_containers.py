@@ -21,7 +21,7 @@ import safetensors.numpy
 import zstandard
 from hypothesis import given, settings, strategies as st
 
-from data import containers, records
+from data import containers, text_records
 from data.json_array import array_elements
 from tokenizer_lab.errors import UserError
 
@@ -238,7 +238,7 @@ def test_formats_that_only_a_name_tells(ingest_from, write_files, tmp_path):
 
 
 def test_a_byte_0_behind_much_text(ingest_from, stored, write_files, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_READ_BYTES", 100)
+    monkeypatch.setattr(text_records, "READ_BYTES", 100)
     write_files(tmp_path, {"a.txt": b"ten bytes " * 20 + b"\0"})
     ingest_from(tmp_path, "a.txt")
     assert stored(tmp_path) == [b"ten bytes " * 20 + b"\0"]
@@ -321,7 +321,7 @@ def test_a_null_is_empty(ingest_from, stored, write_files, tmp_path, name):
     assert ingest_from(tmp_path, name, on_empty="skip").num_skipped == 3
     assert stored(tmp_path) == [b"one"]
     ingest_from(tmp_path, name, on_empty="keep", domain="kept")
-    assert stored(tmp_path)[:4] == [b"", b"one", b"", b""]
+    assert sorted(stored(tmp_path)[:4]) == [b"", b"", b"", b"one"]
 
 
 def test_a_column_of_nothing_but_nulls(ingest_from, write_files, tmp_path):

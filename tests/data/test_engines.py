@@ -1,6 +1,7 @@
 """Engines: one outcome, in one order, whoever does the work; and what goes wrong there is one line here."""
 
 import concurrent.futures
+import importlib
 import json
 import os
 import pathlib
@@ -14,10 +15,13 @@ import time
 import psutil
 import pytest
 
-from data import engines
+from data import process_engine
+from data.corpus_writer import Sizes
 from data.encode_corpus import EncodeOptions, encode_corpus
 from data.engines import EngineOptions, LocalEngine
 from data.ingest import IngestOptions, ingest
+from data.process_engine import ProcessEngine
+from data.ray_engine import ITEMS_AHEAD, RESULTS_AHEAD
 from tokenizer_lab.errors import UserError
 from train.commands import command_line
 
@@ -38,7 +42,12 @@ def test_local_results_come_in_order_and_only_when_asked_for():
     ("options", "message"),
     [
         (["--engine", "spark"], "invalid choice 'spark'.*local.*ray"),
-        (["--ray-address", "head:6379"], "--ray-address head:6379 is for --engine ray, and the engine is local"),
+        (
+            ["--engine", "local", "--ray-address", "head:6379"],
+            "--ray-address head:6379 is for --engine ray, and the engine is local",
+        ),
+        (["--engine", "local", "--workers", "2"], "--workers 2 is for --engine processes.* and the engine is local"),
+        (["--engine", "processes", "--workers", "0"], "--workers 0 is for --engine processes, one or more of them"),
     ],
 )
 @pytest.mark.parametrize(
@@ -57,15 +66,128 @@ def test_ray_client_is_refused():
         EngineOptions(engine="ray", ray_address="ray://head:10001").open().__enter__()
 
 
-def test_devices_are_for_ray():
-    with pytest.raises(UserError, match="1 GPU, 4 TPU for each worker needs --engine ray"):
-        next(LocalEngine().stream(iter, [[]], {"TPU": 4, "GPU": 1}))
+@pytest.mark.parametrize("engine", [LocalEngine(), ProcessEngine(2)])
+def test_devices_are_for_ray(engine):
+    with pytest.raises(UserError, match="1 GPU, 4 TPU for each .*needs --engine ray"):
+        next(engine.stream(iter, [[]], {"TPU": 4, "GPU": 1}))
 
 
 def test_ray_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="needs Ray, which is not installed: pip install 'tokenizer-lab\\[ray\\]'"):
         EngineOptions(engine="ray").open().__enter__()
+
+
+# Processes of this machine.
+
+WORK = """
+import os, pathlib, time
+from tokenizer_lab.errors import UserError
+
+def count(item):
+    for number in range(item % 4):
+        yield item, number
+
+def wait_for_go(item):
+    num_results, folder = item
+    while num_results == 0 and not (folder / "go").exists():
+        time.sleep(0.01)
+    for number in range(num_results):
+        (folder / f"{num_results}-{number}").touch()
+        yield number
+
+def die(item):
+    folder, times = item
+    yield "first"
+    if times > len(list(folder.glob("died-*"))):
+        (folder / f"died-{os.getpid()}").touch()
+        os.kill(os.getpid(), 9)
+    yield "last"
+
+def fail(item):
+    yield item
+    if item == 2:
+        time.sleep(0.2)
+    if item >= 2:
+        raise UserError(f"{item} in {os.path.basename(os.getcwd())} cannot be done")
+
+def divide(item):
+    yield 1 // item
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """Functions that other processes can import."""
+    (tmp_path / "engine_work.py").write_text(WORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("engine_work")
+    del sys.modules["engine_work"]
+
+
+def workers() -> list[psutil.Process]:
+    return [
+        process for process in psutil.Process().children() if any("spawn_main" in word for word in process.cmdline())
+    ]
+
+
+def test_results_of_processes_come_in_order(work):
+    assert list(ProcessEngine(2).stream(work.count, range(30))) == list(LocalEngine().stream(work.count, range(30)))
+    assert not workers(), "processes are left behind"
+
+
+def test_processes_are_not_far_ahead_of_the_order(work, tmp_path):
+    """While the first item takes its time."""
+    results = ProcessEngine(2).stream(
+        work.wait_for_go, [(0, tmp_path), *((50 + number, tmp_path) for number in range(20))]
+    )
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        first = thread.submit(next, results)
+        try:
+            wait_until(lambda: len(list(tmp_path.glob("50-*"))) > process_engine.RESULTS_AHEAD)
+            time.sleep(0.3)
+            made = len(list(tmp_path.glob("*-*")))
+        finally:
+            (tmp_path / "go").touch()
+        num_results = 1 + len([first.result(), *results][1:])
+    # A message of some bytes waits in the pipe, which is bounded too: by 64 KiB on Linux.
+    assert made <= 50 and num_results == sum(range(50, 70))
+
+
+def test_a_process_that_dies_is_replaced_and_its_results_come_once(work, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    items = [(tmp_path / "other", 0), (tmp_path, 2), (tmp_path / "other", 0)]
+    assert list(ProcessEngine(2).stream(work.die, items)) == ["first", "last"] * 3
+    assert len(list(tmp_path.glob("died-*"))) == 2
+    monkeypatch.setattr(process_engine, "_MAX_RESTARTS", 1)
+    with pytest.raises(UserError, match=r"a worker died 2 times at the same work \(signal SIGKILL\)") as caught:
+        list(ProcessEngine(2).stream(work.die, [(tmp_path, 9), (tmp_path / "other", 0)]))
+    assert "\n" not in str(caught.value)
+    assert not workers()
+
+
+def test_the_error_of_the_first_item_that_has_one_is_told(work, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = []
+    with pytest.raises(UserError, match=f"2 in {tmp_path.name} cannot be done"):
+        for result in ProcessEngine(3).stream(work.fail, range(5)):
+            results.append(result)
+    assert results == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="in a worker:(.|\n)*ZeroDivisionError"):
+        list(ProcessEngine(2).stream(work.divide, [1, 0]))
+
+
+def test_processes_do_what_this_process_does(tmp_path, byte_artifact, monkeypatch):
+    (tmp_path / "in").mkdir()
+    write_sources(tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    sizes = Sizes(task=100_000, run=100_000, merge=10_000, shard=500_000)
+    for name, engine in {"local": LocalEngine(), "processes": ProcessEngine(2)}.items():
+        ingest(IngestOptions(sources=("in",), out=tmp_path / name, on_empty="skip"), engine=engine, sizes=sizes)
+        options = EncodeOptions(artifact=byte_artifact, corpus=tmp_path / name, out=tmp_path / f"{name}-ids")
+        encode_corpus(options, engine=engine, shard_bytes=300_000)
+    for suffix in ("", "-ids"):
+        assert everything(tmp_path / f"local{suffix}") == everything(tmp_path / f"processes{suffix}")
 
 
 # With Ray: one cluster of real processes on the loopback for all of these tests.
@@ -104,7 +226,7 @@ def write_sources(folder: pathlib.Path) -> None:
 
 
 def everything(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_ray_does_what_this_process_does(ray_engine, tmp_path, monkeypatch, capfd, byte_artifact):
@@ -116,7 +238,7 @@ def test_ray_does_what_this_process_does(ray_engine, tmp_path, monkeypatch, capf
     for name, engine in {"local": LocalEngine(), "ray": ray_engine}.items():
         calls[name] = []
         options = IngestOptions(sources=("in",), out=tmp_path / name, on_empty="skip")
-        ingest(options, lambda *call: calls[name].append(call), engine)
+        ingest(options, lambda *call: calls[name].append(call), engine, Sizes(task=100_000))
         options = EncodeOptions(artifact=byte_artifact, corpus=tmp_path / name, out=tmp_path / f"{name}-ids")
         encode_corpus(options, engine=engine, shard_bytes=300_000)
         stores[name] = everything(tmp_path / name), everything(tmp_path / f"{name}-ids")
@@ -158,7 +280,7 @@ def check_results_ahead(ray_engine, folder: pathlib.Path) -> None:
             yield item, number
 
     results = ray_engine.stream(work, range(9), {"CPU": ray.cluster_resources()["CPU"] / 3 - 0.01})  # three workers
-    last_begun = 3 * engines._ITEMS_AHEAD - 1
+    last_begun = 3 * ITEMS_AHEAD - 1
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         first = thread.submit(next, results)
         try:
@@ -170,7 +292,7 @@ def check_results_ahead(ray_engine, folder: pathlib.Path) -> None:
         assert [first.result(), *results] == [
             (item, number) for item in range(9) for number in range(num_results[item])
         ]
-    assert made[1] <= engines._RESULTS_AHEAD + 1 and not any(made[last_begun + 1 :]), made
+    assert made[1] <= RESULTS_AHEAD + 1 and not any(made[last_begun + 1 :]), made
 
 
 def wait_until(condition) -> None:
@@ -182,7 +304,7 @@ def wait_until(condition) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_is_lost_for_good_is_one_line(ray_engine, monkeypatch):
-    monkeypatch.setattr(engines, "_MAX_RESTARTS", 0)
+    monkeypatch.setattr("data.ray_engine._MAX_RESTARTS", 0)
     with pytest.raises(UserError, match="Ray could not go on: ActorDiedError.*start again") as caught:
         next(ray_engine.stream(lambda item: os._exit(1), [0]))
     assert "\n" not in str(caught.value)
@@ -268,7 +390,7 @@ def test_stopped_in_the_middle(tmp_path, number, code):
         str(tmp_path / "corpus"),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not list((tmp_path / "corpus").glob(".partial/*.array_record")):
+        while not list((tmp_path / "corpus").glob(".partial/*/*.run")):
             time.sleep(0.1)
             assert process.poll() is None
         processes = psutil.Process(process.pid).children(recursive=True)

@@ -119,7 +119,7 @@ def test_another_corpus_is_scored_where_the_run_holds_it_out(corpora, share):
     held_out = held_out_documents([corpora[share]], below)
     scored = [held_out[number] for number in range(len(held_out))]
     expected = [text.encode() for text in TEXTS if is_held_out(text.encode(), min(share, 1 / 16))]
-    assert scored == expected
+    assert sorted(scored) == sorted(expected)
     assert held_out.parts[0].num_bytes == sum(map(len, scored)) and held_out.domain(0) == "text"
 
 

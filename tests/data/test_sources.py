@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from data import records, sources
+from data import sources, text_records
 from tokenizer_lab.errors import UserError
 
 COMPRESSIONS = "", ".gz", ".zst", ".xz"
@@ -38,10 +38,10 @@ def test_text_split_at_a_separator(ingest_from, stored, write_files, compress, t
 def test_split_is_that_of_bytes_whatever_the_size_of_reads(parts, separator, read_bytes):
     text = separator.join(parts)
     with tempfile.TemporaryFile() as stream, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_READ_BYTES", read_bytes)
+        patch.setattr(text_records, "READ_BYTES", read_bytes)
         stream.write(text)
         stream.seek(0)
-        pieces = list(records._split(stream, pathlib.Path("x"), separator, 1000))
+        pieces = list(text_records.split_text(stream, "x", separator, 1000))
     expected = text.split(separator)
     if expected[-1] == b"" and len(expected) > 1:
         expected.pop()

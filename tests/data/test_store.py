@@ -1,6 +1,7 @@
 """The corpus store: what goes in comes out, in any order, from any thread; and it is whole or it is not there."""
 
 import errno
+import hashlib
 import json
 import pathlib
 import pickle
@@ -9,17 +10,16 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import example, given, settings, strategies as st
 
 import data.store
-from data import corpus_writer
+from data import corpus_writer, layout, shards, storage
 from data.corpus_writer import write_corpus
+from data.split import document_key
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import sha256_of_parts
@@ -45,43 +45,61 @@ def edit_manifest(folder, change):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def in_order(documents):
+    return sorted(documents, key=document_key)
+
+
 def hash_of(documents, split="train", domain="text"):
-    return sha256_of_parts([domain.encode(), split.encode(), sha256_of_parts(documents).encode()])
+    """A corpus's content hash, of documents of which no two are in one bucket."""
+    buckets = [
+        document_key(document)[:2]
+        + hashlib.sha256(
+            document_key(document) + (-1).to_bytes(8, "little", signed=True) + len(document).to_bytes(8, "little")
+        ).digest()
+        for document in in_order(documents)
+    ]
+    of_text = hashlib.sha256(b"".join(buckets)).hexdigest()
+    return sha256_of_parts([domain.encode(), split.encode(), of_text.encode()])
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("ab"), st.sampled_from(["train", "test"]), st.binary(max_size=200)),
-        min_size=1,
-        max_size=30,
-    ),
-    st.integers(0, 300),
+some_documents = st.lists(
+    st.tuples(st.sampled_from("ab"), st.sampled_from(["train", "valid", "test"]), st.binary(max_size=200)),
+    min_size=1,
+    max_size=30,
 )
-@example([("a", "train", b"")], 0)
-def test_round_trip(documents, shard_bytes):
-    with tempfile.TemporaryDirectory() as folder:
-        with write_corpus(pathlib.Path(folder), 0.5, shard_bytes) as writer:
-            for document in documents:
-                writer.add(*document)
-            assert writer.commit()
-        corpus = Corpus.open(folder)
+
+
+@settings(deadline=None, max_examples=25)
+@given(some_documents, st.integers(0, 300), st.integers(1, 4), st.randoms())
+@example([("a", "train", b"")], 0, 1, random.Random(0))
+def test_round_trip(documents, shard_bytes, min_blocks, random_):
+    """In the order of their hashes, whatever the order they came in, the sizes of shards, units and blocks."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "MIN_BLOCKS", min_blocks)
+        for name, size in (("one", shard_bytes), ("other", 1 << 20)):
+            with write_corpus(pathlib.Path(folder, name), 0.5, size) as writer:
+                for document in random_.sample(documents, len(documents)):
+                    writer.add(*document)
+                assert writer.commit()
+        corpus, other = Corpus.open(f"{folder}/one"), Corpus.open(f"{folder}/other")
+        assert corpus.content_hash == other.content_hash
         assert corpus.num_documents == len(documents)
         assert corpus.num_bytes == sum(len(content) for _, _, content in documents)
         assert corpus.domains == tuple(sorted({domain for domain, _, _ in documents}))
-        hash_parts = []
-        for domain in corpus.domains:
-            for split in ("test", "train"):
-                contents = [x for d, s, x in documents if (d, s) == (domain, split)]
-                hash_parts += [domain.encode(), split.encode(), sha256_of_parts(contents).encode()] if contents else []
-        assert corpus.content_hash == sha256_of_parts(hash_parts)
         for split in {split for _, split, _ in documents}:
-            expected = sorted(
-                [(domain, content) for domain, s, content in documents if s == split], key=lambda pair: pair[0]
-            )
+            expected = [
+                (domain, content)
+                for domain in corpus.domains
+                for content in in_order(c for d, s, c in documents if (d, s) == (domain, split))
+            ]
             stored = corpus.documents(split)
             assert [(stored.domain(i), stored[i]) for i in range(len(stored))] == expected
+            assert stored.read_many(range(len(stored))) == [content for _, content in expected]
+            blocks = [stored.read_block(number) for number in range(-(-len(stored) // stored.block_documents))]
+            assert sum(blocks, []) == [content for _, content in expected]
+            assert {len(block) for block in blocks[:-1]} <= {stored.block_documents}
             assert stored.num_bytes == sum(len(content) for _, content in expected)
+            assert [stored.key(i) for i in range(len(stored))] == [document_key(content) for _, content in expected]
 
 
 def test_content_hash_is_over_documents_and_not_over_shards(tmp_path):
@@ -94,41 +112,47 @@ def test_content_hash_is_over_documents_and_not_over_shards(tmp_path):
     assert Corpus.open(tmp_path / "border").content_hash != one.content_hash
 
 
+def test_golden_store(tmp_path):
+    """Runs name a corpus by its hash, and their rows' order hangs on that of its documents."""
+    write(tmp_path)
+    documents = Corpus.open(tmp_path).documents("train")
+    assert list(documents) == [DOCUMENTS[number] for number in (3, 2, 0, 1)]
+    assert documents.content_hash == "f01cf8d740996fdffdf33ec809f37909dfd536088a5996890e099f65ded9c2bc"
+
+
 def test_a_shard_ends_before_it_gets_too_large(tmp_path):
-    write(tmp_path, documents=[b"12345", b"12345", b"1", b"123456789012"], shard_bytes=10)
-    assert [(shard.num_documents, shard.num_bytes) for shard in Corpus.open(tmp_path).shards] == [
-        (2, 10),
-        (1, 1),
-        (1, 12),
-    ]
+    documents = [b"%d" % number * 5 for number in range(10)]
+    write(tmp_path, documents=documents, shard_bytes=12)
+    sizes = [(shard.num_documents, shard.num_bytes) for shard in Corpus.open(tmp_path).shards]
+    assert sizes == [(2, 10)] * 5
+    assert list(Corpus.open(tmp_path).documents("train")) == in_order(documents)
+
+
+def test_what_is_read_is_kept_within_bounds_and_each_unit_is_read_once_a_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "_UNIT_BYTES", 8_000)
+    documents = in_order(b"%04d" % number * 100 for number in range(300))  # of 400 bytes, 16 in a unit
+    write(tmp_path, documents=documents, shard_bytes=30_000)
+    asked, read = [], storage.read_ranges
+    monkeypatch.setattr(data.store, "read_ranges", lambda ranges: asked.extend(ranges) or read(ranges))
+    monkeypatch.setattr(data.store, "_UNITS_BYTES", 20_000)
+    stored = Corpus.open(tmp_path).documents("train")
+    assert stored.read_many([*range(40), *range(40)]) == documents[:40] * 2
+    assert len(asked) == 1 + 3  # the footer, and units
+    assert stored[39] == documents[39] and len(asked) == 4
+    assert list(stored) == documents
+    assert 0 < stored._units.num_bytes <= 20_000 and 1 < len(stored._units._values) < 5
 
 
 def test_documents_are_a_pickled_grain_source_for_many_threads(tmp_path):
     contents = [random.Random(i).randbytes(i) for i in range(300)]
     write(tmp_path, documents=contents, shard_bytes=3000)
     documents = pickle.loads(pickle.dumps(Corpus.open(tmp_path).documents("train")))
-    assert documents.content_hash == hash_of(contents)
+    contents = in_order(contents)
     order = random.Random(0).choices(range(300), k=3000)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(documents.__getitem__, order)) == [contents[i] for i in order]
     assert list(grain.MapDataset.source(documents).shuffle(seed=0)) != contents
     assert sorted(grain.MapDataset.source(documents).shuffle(seed=0)) == sorted(contents)
-
-
-def test_threads_that_ask_at_once_open_a_shard_once(tmp_path, monkeypatch):
-    write(tmp_path)
-    opened, open_reader = [], data.store._open_reader
-
-    def slowly(*arguments):
-        opened.append(arguments[0])
-        time.sleep(0.05)
-        return open_reader(*arguments)
-
-    monkeypatch.setattr(data.store, "_open_reader", slowly)
-    documents = Corpus.open(tmp_path).documents("train")
-    with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(documents.__getitem__, [0, 1, 2, 3] * 2)) == DOCUMENTS * 2
-    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("index", [-1, 4])
@@ -184,42 +208,60 @@ def test_a_folder_that_is_no_corpus(tmp_path):
 
 def test_a_missing_shard(tmp_path):
     write(tmp_path)
-    (tmp_path / "text-train-00000.array_record").unlink()
-    with pytest.raises(UserError, match="text-train-00000.array_record is missing"):
+    [path] = (tmp_path / "text").iterdir()
+    path.unlink()
+    with pytest.raises(UserError, match=f"text/{path.name} is missing; remove .* and ingest it again"):
         Corpus.open(tmp_path)
 
 
 def test_a_truncated_shard(tmp_path):
     write(tmp_path)
-    path = tmp_path / "text-train-00000.array_record"
+    [path] = (tmp_path / "text").iterdir()
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"has {len(content) - 1} bytes, the manifest says {len(content)}"):
         Corpus.open(tmp_path)
     path.write_bytes(bytes(len(content)))
-    with pytest.raises(
-        UserError, match="text-train-00000.array_record is damaged: 0 documents can be found, 4 should be there"
-    ):
+    with pytest.raises(UserError, match=f"text/{path.name} is damaged: its footer is not one; remove"):
         Corpus.open(tmp_path).documents("train")[0]
 
 
-def test_a_flipped_byte_is_found_or_harmless(tmp_path):
-    contents = [random.Random(i).randbytes(3000) for i in range(50)]
+def test_a_flipped_byte_is_found(tmp_path):
+    contents = in_order(random.Random(i).randbytes(3000) for i in range(50))
     write(tmp_path, documents=contents)
-    path = tmp_path / "text-train-00000.array_record"
-    whole = path.read_bytes()
-    num_found = 0
-    for offset in random.Random(0).sample(range(len(whole)), 150):
+    [path] = (tmp_path / "text").iterdir()
+    whole, reported = path.read_bytes(), 0
+    for offset in random.Random(0).sample(range(len(whole)), 60):
         path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x10]) + whole[offset + 1 :])
         documents = Corpus.open(tmp_path).documents("train")
-        for record, content in enumerate(contents):
+        for number, content in enumerate(contents):
             try:
-                assert documents[record] == content
+                assert documents[number] == content
             except UserError as error:
-                num_found += 1
-                assert "text-train-00000.array_record" in str(error) and "is damaged" in str(error)
-                assert f"record {record}, " in str(error) or "documents can be found" in str(error)
-    assert num_found > 50  # the rest is padding
+                reported += 1
+                assert f"text/{path.name}" in str(error) and "is damaged" in str(error)
+                assert f"document {number // 2 * 2}, " in str(error) or "footer" in str(error)
+    assert reported >= 2 * 60  # the two documents of a unit, or all where it is the footer
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=60), st.integers(0, 3), st.booleans())
+def test_any_unit_and_footer_is_read_or_refused(content, num_documents, compressed):
+    frame = shards.compressor()(content) if compressed else content
+    for read in (
+        lambda: shards.decode_unit(frame, num_documents, 1000),
+        lambda: shards.decode_footer(content, num_documents, 100),
+    ):
+        try:
+            read()
+        except shards.Damaged:
+            pass
+
+
+def test_a_unit_that_would_take_all_memory_is_refused():
+    frame = shards.compressor()(bytes(1 << 20))
+    with pytest.raises(shards.Damaged, match="a unit of 1,048,576 bytes, in a file of at most"):
+        shards.decode_unit(frame, 1, 1000)
 
 
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
@@ -236,9 +278,9 @@ def test_too_many_open_files(tmp_path, monkeypatch):
     documents = Corpus.open(tmp_path).documents("train")
 
     def fail(*_):
-        raise OSError(errno.EMFILE, "Too many open files")
+        raise OSError(errno.EMFILE, "Too many open files", "shard")
 
-    monkeypatch.setattr(type(documents._folder), "open", fail)
+    monkeypatch.setattr(storage, "_read_here", fail)
     with pytest.raises(UserError, match="Too many open files; allow more open files with `ulimit -n`"):
         documents[0]
 
@@ -248,24 +290,35 @@ def test_too_many_open_files(tmp_path, monkeypatch):
     [
         (
             lambda m: m.update(format="tokenizer-lab corpus 1"),
-            "format 'tokenizer-lab corpus 1', this version reads 'tokenizer-lab corpus 2'",
+            "format 'tokenizer-lab corpus 1', this version reads 'tokenizer-lab corpus 3'",
         ),
         (lambda m: m.update(num_bytes=5), "contradict each other"),
         (lambda m: m.update(content_hash="0" * 64), "contradict each other"),
-        (lambda m: m.update(shards=[]), "contradict each other"),
-        (lambda m: m.update(shards=None), "damaged or was changed"),
+        (lambda m: m.update(texts=[]), "contradict each other"),
+        (lambda m: m.update(texts=None), "damaged or was changed"),
+        (lambda m: m.update(texts=m["texts"] * 2), "contradict each other"),
         (lambda m: m.pop("holdout"), "damaged or was changed"),
         (lambda m: m["holdout"].update(test_fraction=float("nan")), "contradict each other"),
         (lambda m: m["holdout"].update(test_fraction=10**400), "damaged or was changed"),
-        (lambda m: m["shards"][0].update(file="../text-train-00000.array_record"), "not a plain name"),
-        (lambda m: m["shards"][0].update(domain="../x"), "not a plain name"),
-        (lambda m: m["shards"][0].update(split="dev"), "not train or test"),
-        (lambda m: m["shards"][0].update(num_documents=10**12), "not 1000000000000 documents"),
-        (lambda m: m["shards"][0].update(num_documents=-1), "not -1 documents"),
-        (lambda m: m["shards"][0].update(num_bytes=2**70), "not 4 documents"),
-        (lambda m: m["shards"][0].update(num_documents=True), "not described by"),
-        (lambda m: m["shards"][0].update(extra=1), "not described by"),
-        (lambda m: m["shards"].append(3), "not described by"),
+        (lambda m: m["block_documents"].update(train=3), "blocks of {'train': 3} documents"),
+        (lambda m: m["block_documents"].update(train=0), "blocks of {'train': 0} documents"),
+        (lambda m: m["block_documents"].update(test=1), "contradict each other"),
+        (lambda m: m["texts"][0].update(domain="../x"), "not a plain name"),
+        (lambda m: m["texts"][0].update(name="../x"), "not a plain name"),
+        (lambda m: m["texts"][0].update(split="dev"), "text is of split 'dev' by 'hash'"),
+        (lambda m: m["texts"][0].update(rule="dice"), "text is of split 'train' by 'dice'"),
+        (lambda m: m["texts"][0].update(content_hash=3), "text has no hash"),
+        (lambda m: m["texts"][0].update(unit_documents=0), "units of 0 documents"),
+        (lambda m: m["texts"][0].update(num_parts=-1), "-1 of which are parts"),
+        (lambda m: m["texts"][0].update(extra=1), "not described by"),
+        (lambda m: m["texts"].append(3), "not described by"),
+        (lambda m: m["texts"][0].update(shards=[]), "text has no shards"),
+        (lambda m: m["texts"][0]["shards"].append([1, 2, 3]), "damaged or was changed"),
+        (lambda m: m["texts"][0]["shards"][0].__setitem__(0, 10**12), "not 1000000000000 documents"),
+        (lambda m: m["texts"][0]["shards"][0].__setitem__(0, -1), "not described by three counts"),
+        (lambda m: m["texts"][0]["shards"][0].__setitem__(0, True), "not described by three counts"),
+        (lambda m: m["texts"][0]["shards"][0].__setitem__(1, 2**70), "not described by three counts"),
+        (lambda m: m["texts"][0]["shards"][0].__setitem__(3, None), "not described by three counts"),
     ],
 )
 def test_a_manifest_of_a_stranger(tmp_path, change, message):
@@ -302,15 +355,17 @@ def test_without_commit_nothing_changes(tmp_path, error):
 
 KILLED_AT_A_RENAME = """
 import os, pathlib, sys
+from etils import epath
 from data.corpus_writer import write_corpus
-real, count = pathlib.Path.rename, int(sys.argv[2])
-def rename(self, target):
+Path = type(epath.Path("/"))
+real, count = Path.replace, int(sys.argv[2])
+def replace(self, target):
     global count
     if count == 0:
         os.kill(os.getpid(), 9)
     count -= 1
     return real(self, target)
-pathlib.Path.rename = rename
+Path.replace = replace
 with write_corpus(pathlib.Path(sys.argv[1]), 0.5, 1) as writer:
     for document in (b"first", b"second"):
         writer.add("killed", "train", document)
@@ -318,9 +373,10 @@ with write_corpus(pathlib.Path(sys.argv[1]), 0.5, 1) as writer:
 """
 
 
-@pytest.mark.parametrize("num_renames", [0, 1, 2])
+@pytest.mark.parametrize("num_renames", [1, 3, 6])
 @pytest.mark.parametrize("old", [True, False])
 def test_killed_between_two_renames(tmp_path, num_renames, old):
+    """A run, what may be written, a shard, its note, a shard, its note, the manifest."""
     if old:
         write(tmp_path)
     before = everything(tmp_path)
@@ -328,16 +384,16 @@ def test_killed_between_two_renames(tmp_path, num_renames, old):
         [sys.executable, "-c", textwrap.dedent(KILLED_AT_A_RENAME), str(tmp_path), str(num_renames)]
     )
     assert killed.returncode == -9
-    assert len(list(tmp_path.glob("killed-*"))) == num_renames  # so this was a test
+    assert len(list((tmp_path / "killed").glob("[!.]*"))) == num_renames // 3  # so this was a test
     if old:
-        assert list(Corpus.open(tmp_path).documents("train")) == DOCUMENTS
+        assert list(Corpus.open(tmp_path).documents("train")) == in_order(DOCUMENTS)
         assert not write(tmp_path)
         assert everything(tmp_path) == before
     else:
         with pytest.raises(UserError, match="the ingest into it was cut off"):
             Corpus.open(tmp_path)
         assert write(tmp_path, documents=[b"new"])
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "text-train-00000.array_record"]
+        assert {path.parts[0] for path in everything(tmp_path)} == {"manifest.json", "text"}
 
 
 def test_two_writers(tmp_path):
@@ -363,9 +419,12 @@ def test_a_writer_that_ends_while_another_begins(tmp_path, monkeypatch):
 
 
 def test_disk_full(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     write(tmp_path)
     before = everything(tmp_path)
-    monkeypatch.setattr(corpus_writer, "ArrayRecordWriter", lambda _, options: ArrayRecordWriter("/dev/full", options))
+    monkeypatch.setattr(storage.os, "fsync", fail)
     for documents in ([b"small"], [b"large" * 1000] * 5000):
         with pytest.raises(UserError, match=f"cannot write {tmp_path}: No space left on device; free some space"):
             write(tmp_path, documents=documents, domain="more")
@@ -390,7 +449,7 @@ def test_a_file_is_in_the_way(tmp_path):
             write(folder)
 
 
-@pytest.mark.parametrize("domain", ["", "a/b", "..", "-x", "x" * 120])
+@pytest.mark.parametrize("domain", ["", "a/b", "..", "-x", "x" * 129])
 def test_a_domain_must_be_a_plain_name(tmp_path, domain):
     with pytest.raises(UserError, match="not a plain name"):
         write(tmp_path / "corpus", domain=domain)

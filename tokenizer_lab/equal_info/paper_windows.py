@@ -88,13 +88,13 @@ class PaperCode:
         """A text -> its windows, (number, bytes in it)."""
         windows, start = [], 0
         while start < len(text):
-            numbers = yield from self._fill(text[start:])
+            numbers = yield from self._fill(memoryview(text)[start:])
             length = numbers.index(numbers[-1]) + 1 if self.rule == "delay" else len(numbers)
             windows.append((numbers[-1], length))
             start += length
         return windows
 
-    def _fill(self, text: bytes) -> Generator[tuple[int, int], np.ndarray, list[int]]:
+    def _fill(self, text: memoryview) -> Generator[tuple[int, int], np.ndarray, list[int]]:
         """The padded codes of all prefixes of a text that fit into a window."""
         interval, shares, numbers = Interval(0, 1, 0), self._root, []
         for byte in text:

@@ -26,6 +26,7 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.memory import available_bytes
 
 MIN_WINDOW_BITS, MAX_TABLE_BITS = 9, 24
+_PIECE_BYTES = 1 << 20  # of a document that is encoded at once
 _BATCH_NODES = 256  # a power of 16, or the language model pads it
 
 Shares = Callable[[np.ndarray], np.ndarray]  # u8[N, n] contexts -> i32[N, 256], rows summing to 2^16
@@ -202,7 +203,17 @@ class Matcher:
         self._text, self._starts = tree.text()
 
     def encode(self, text: bytes) -> np.ndarray:
-        """A document -> i32[n] window numbers."""
+        """A document -> i32[n] window numbers. A long one in pieces, as a piece takes four times its memory: but for
+        its last window, which may be longer in the whole, its windows are those of the document."""
+        parts, start, size = [], 0, _PIECE_BYTES
+        while len(text) - start > size:
+            numbers = self._encode(text[start : start + size])[:-1]
+            parts.append(numbers)
+            size = _PIECE_BYTES if len(numbers) else 2 * size
+            start += int((self._starts[numbers + 1] - self._starts[numbers]).sum())
+        return np.concatenate([*parts, self._encode(text[start:])])
+
+    def _encode(self, text: bytes) -> np.ndarray:
         numbers = np.empty(len(text), np.int32)
         count = _longest_matches(
             np.frombuffer(text, np.uint8), self._roots, self._pairs, self._slots, self._slot_bits, numbers

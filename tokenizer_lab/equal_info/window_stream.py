@@ -1,10 +1,10 @@
 """The exact window code with the language model in the loop, for windows too wide for a table (32, 64, 128 bits).
 
-Texts are laid into lanes, one after the other, and all lanes walk the tree together, a byte at a time: the coder's step
-(`kernels/window_coder`), then one step of the byte language model with a cache of its own for each lane. A window's end
-only sets its lane back to the root: what the cache holds beyond a lane's position is never looked at. The top of the
-tree, the root's 256 children, is a table. Decoding walks the same way, a window a lane, and needs no order between
-windows.
+Texts go through lanes, one after the other (`lane_queue.py`), and all lanes walk the tree together, a byte at a time:
+the coder's step (`kernels/window_coder`), then one step of the byte language model with a cache of its own for each
+lane. A window's end only sets its lane back to the root: what the cache holds beyond a lane's position is never looked
+at. The top of the tree, the root's 256 children, is a table. Decoding walks the same way, a window a lane, and needs no
+order between windows.
 
 All of it is integer arithmetic, so a text has the same windows whatever the lanes, and on every machine.
 
@@ -21,12 +21,13 @@ import numpy as np
 
 from tokenizer_lab.equal_info import byte_lm
 from tokenizer_lab.equal_info.byte_lm import START, ByteLM, LayerCache, positions_by_depth
+from tokenizer_lab.equal_info.lane_queue import END_OF_TEXT, IDLE, LaneQueue, Windows
 from tokenizer_lab.kernels.window_coder import decode_step, encode_step
 
 WINDOW_BITS = (16, 32, 64, 128)  # 16 is for tests, against the table
 MAX_LANES = 256
-_END_OF_TEXT, _IDLE = 256, -1  # what a lane is given instead of a byte
 _STEPS_OF_ENCODE, _STEPS_OF_DECODE = 128, 8  # compiled together
+_WINDOWS_OF_DECODE = 1 << 16  # at a time
 
 
 class Lanes(NamedTuple):
@@ -73,24 +74,16 @@ class WindowStream:
         shares, cache = _lm_step(self.lm.weights, start, zero, self.lm.empty_cache(num_lanes))
         return Lanes(zero, *_root_node(self._num_limbs, num_lanes), shares, cache)
 
-    def encode(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encode(self, texts: Sequence[bytes]) -> list[Windows]:
         """Texts -> for each, its windows' numbers u8[n, W / 8] (big-endian) and lengths i64[n] in bytes."""
         if not texts:
             return []
-        lanes, owners = _lay_out(texts)
-        state, outputs = self._at_root(lanes.shape[1]), []
-        for start in range(0, len(lanes), _STEPS_OF_ENCODE):
-            inputs = np.full((_STEPS_OF_ENCODE, lanes.shape[1]), _IDLE, np.int32)
-            part = lanes[start : start + _STEPS_OF_ENCODE]
-            inputs[: len(part)] = part
-            state, output = _encode(self.lm.weights, self._root, state, inputs)
-            outputs.append([np.asarray(x)[: len(part)] for x in output])
-        ended, numbers = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-        result: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for lane, texts_of_lane in enumerate(owners):
-            windows = _windows_of_lane(lanes[:, lane], ended[:, :, lane], numbers[:, :, :, lane])
-            result |= zip(texts_of_lane, windows, strict=True)
-        encoded = [result[number] for number in range(len(texts))]
+        queue = LaneQueue(texts, num_lanes := _num_lanes(len(texts)))
+        state = self._at_root(num_lanes)
+        while (bytes_tn := queue.next_steps(_STEPS_OF_ENCODE)) is not None:
+            state, output = _encode(self.lm.weights, self._root, state, bytes_tn)
+            queue.take(*map(np.asarray, output))
+        encoded = queue.windows()
         self._check(texts, encoded)
         return encoded
 
@@ -100,16 +93,33 @@ class WindowStream:
         depths[0] = 0  # the top of the tree is a table
         return 2 * depths
 
-    def _check(self, texts: Sequence[bytes], encoded: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    def _check(self, texts: Sequence[bytes], encoded: Sequence[Windows]) -> None:
         """Decodes what was encoded: a text that does not come back would be lost for good."""
-        decoded, lengths = self.decode(np.concatenate([numbers for numbers, _ in encoded]))
-        same_lengths = np.array_equal(lengths, np.concatenate([lengths for _, lengths in encoded]))
-        if decoded != b"".join(texts) or not same_lengths:  # not an assert, which `python -O` leaves out
+        numbers, lengths, text = (
+            np.concatenate([numbers for numbers, _ in encoded]),
+            np.concatenate([lengths for _, lengths in encoded]),
+            b"".join(texts),
+        )
+        at, is_same = 0, True
+        for first, (decoded, decoded_lengths) in self._decoded_parts(numbers):
+            is_same &= decoded == text[at : at + len(decoded)]
+            is_same &= np.array_equal(decoded_lengths, lengths[first : first + len(decoded_lengths)])
+            at += len(decoded)
+        if not is_same or at != len(text):  # not an assert, which `python -O` leaves out
             raise AssertionError("the windows do not decode to their texts")
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         """Windows' numbers u8[n, W / 8], any -> the bytes of all, and how many each has, i64[n]."""
+        parts = [part for _, part in self._decoded_parts(numbers)]
+        return b"".join(text for text, _ in parts), np.concatenate([np.zeros(0, int), *(each for _, each in parts)])
+
+    def _decoded_parts(self, numbers: np.ndarray) -> Iterator[tuple[int, tuple[bytes, np.ndarray]]]:
+        """Yields (first window, what `decode` says) for stretches of windows, as decoding takes 40 bytes a byte."""
         numbers = np.ascontiguousarray(numbers).reshape(len(numbers), self.window_bits // 8)
+        for first in range(0, len(numbers), _WINDOWS_OF_DECODE):
+            yield first, self._decode(numbers[first : first + _WINDOWS_OF_DECODE])
+
+    def _decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         points = numbers.view(">u2")[:, ::-1].T.astype(np.uint32)
         num_lanes = _num_lanes(len(numbers))
         window = np.full(num_lanes, -1)  # of each lane
@@ -122,7 +132,7 @@ class WindowStream:
             state, bytes_tn, ended_n = _decode(
                 self.lm.weights, self._root, state, fresh, points[:, np.maximum(window, 0)]
             )
-            bytes_tn = np.where(window >= 0, bytes_tn, _IDLE)
+            bytes_tn = np.where(window >= 0, bytes_tn, IDLE)
             step, lane = np.nonzero(bytes_tn >= 0)
             found.append((window[lane], bytes_tn[step, lane]))
             window[np.asarray(ended_n)] = -1
@@ -154,42 +164,6 @@ def _root_node(num_limbs: int, num_lanes: int) -> tuple[jax.Array, jax.Array]:
     return jnp.full(shape, (1 << 16) - 1, jnp.uint32), jnp.zeros(shape, jnp.uint32)
 
 
-def _lay_out(texts: Sequence[bytes]) -> tuple[np.ndarray, list[list[int]]]:
-    """Texts in lanes, longest first where there is most room: i32[T, N] bytes and ends, and each lane's texts."""
-    owners: list[list[int]] = [[] for _ in range(_num_lanes(len(texts)))]
-    used = np.zeros(len(owners), np.int64)
-    for number in sorted(range(len(texts)), key=lambda number: -len(texts[number])):
-        lane = int(np.argmin(used))
-        owners[lane].append(number)
-        used[lane] += len(texts[number]) + 1
-    lanes = np.full((int(used.max()), len(owners)), _IDLE, np.int32)
-    for lane, numbers in enumerate(owners):
-        at = 0
-        for number in numbers:
-            lanes[at : at + len(texts[number]), lane] = np.frombuffer(texts[number], np.uint8)
-            at += len(texts[number]) + 1
-            lanes[at - 1, lane] = _END_OF_TEXT
-    return lanes, owners
-
-
-def _windows_of_lane(
-    bytes_t: np.ndarray, ended_te: np.ndarray, numbers_tek: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Splits a lane's windows up among its texts: yields numbers and lengths of each."""
-    step, _ = np.nonzero(ended_te)
-    numbers = np.ascontiguousarray(numbers_tek[ended_te][:, ::-1]).astype(">u2").view(np.uint8)
-    # A window that ends before a step's byte, in the first place, lacks it; one that ends behind it has it.
-    is_byte = (bytes_t >= 0) & (bytes_t < _END_OF_TEXT)
-    bytes_before: np.ndarray = np.cumsum(is_byte) - is_byte
-    ends_at = bytes_before[step] + (is_byte[step] & (np.nonzero(ended_te)[1] == 1))
-    lengths = np.diff(ends_at, prepend=0)
-    first = 0
-    for end_step in np.flatnonzero(bytes_t == _END_OF_TEXT):
-        last = int(np.searchsorted(step, end_step, side="right"))
-        yield numbers[first:last], lengths[first:last].astype(np.int64)
-        first = last
-
-
 # ---- On the device -------------------------------------------------------------------------------
 
 _lm_step = jax.jit(byte_lm.step, donate_argnums=3)
@@ -205,7 +179,7 @@ def _encode_byte(
     weights: Any, root: Root, lanes: Lanes, byte_n: jax.Array
 ) -> tuple[Lanes, tuple[jax.Array, jax.Array]]:
     """One byte a lane. A window may end before it, where it does not fit, and another behind it, at a leaf."""
-    is_byte, at_end = (byte_n >= 0) & (byte_n < _END_OF_TEXT), byte_n == _END_OF_TEXT
+    is_byte, at_end = (byte_n >= 0) & (byte_n < END_OF_TEXT), byte_n == END_OF_TEXT
     index_n = jnp.clip(byte_n, 0, 255)
     fits, span, low = encode_step(lanes.shares.T, lanes.span, lanes.low, index_n)
     ends_before = jnp.where(is_byte, ~fits, at_end & (lanes.depth > 0))
@@ -249,7 +223,7 @@ def _decode(
     def decode_byte(carry, _):
         lanes, ended = carry
         byte_n, span, low = decode_step(lanes.shares.T, lanes.span, lanes.low, point_kn)
-        byte_n = jnp.where(ended, _IDLE, byte_n)
+        byte_n = jnp.where(ended, IDLE, byte_n)
         moved = byte_n >= 0
         depth = jnp.where(moved, lanes.depth + 1, lanes.depth)
         shares, cache = _follow(weights, depth, jnp.maximum(byte_n, 0), lanes.cache)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 import rich.console
 import tyro
@@ -27,6 +28,8 @@ class EvalOptions:
     whole_corpus: bool = False
     """With --corpus: score all of its test documents, as of a published test set. By default those are left out that
     the run's own corpora do not hold out, of which it may have seen copies."""
+    split: Literal["valid", "test"] = "test"
+    """Which published split to score. What is tuned on is valid; what is reported is test."""
     stride: int = 0
     """Score by a window as long as the run's rows that moves on by so many positions, so that every byte sees at least
     the rest of a row before it; a figure of its own, in RUN/eval_stride.json. By default pieces of that length do not
@@ -61,6 +64,8 @@ class EvalOptions:
             raise UserError(f"--stride is {self.stride}; it must be at least 1")
         if self.stride and (self.noise or self.exact_bytes or self.tasks is not None):
             raise UserError("--stride is one way to evaluate; leave out --noise, --exact-bytes and --tasks")
+        if self.split != "test" and (self.noise or self.exact_bytes or self.tasks):
+            raise UserError("--split valid goes with --corpus alone; leave out --noise, --exact-bytes and --tasks")
         if self.corpus is not None and self.tasks is not None:
             raise UserError("--tasks bring their own text; give them or --corpus, not both")
 
@@ -78,7 +83,7 @@ def run(arguments: list[str]) -> None:
     with progress_bar(console, "eval", of_bytes=True) as update:
         corpus = str(options.corpus) if options.corpus else None
         result = evaluate_run(
-            str(options.run), corpus, update, options.batch_rows, options.whole_corpus, options.stride
+            str(options.run), corpus, update, options.batch_rows, options.whole_corpus, options.split, options.stride
         )
     lines, by_window = [], f" by a window with stride {options.stride}" if options.stride else ""
     if "encoder" in result:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import grain
@@ -11,16 +11,19 @@ import tyro
 from etils import epath
 
 from data.held_out import fixed_subset
+from data.sample import Sample
 from data.store import Corpus
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.representation import KINDS, fit_options
+from tokenizer_lab.representation import KINDS, Representation, fit_options
 from train.commands.options import parse
-from train.commands.terminal import STOPPED_AND_SAVED, heartbeat, progress_bar
+from train.commands.terminal import STOPPED_AND_SAVED, heartbeat, progress_bar, time_left
 from train.console import say
 from train.exits import EXIT_STOPPED, interruptible_import
 from train.nearest import nearest
 
+FIT_BYTES = 2 << 30
+_SAMPLE_HELP = "Text to learn from, about: the documents of the train split with the lowest hashes, if there are more."
 SAMPLE_BYTES = 1 << 20
 """Of the text that is looked at for what a representation spells in bytes."""
 _SAMPLE_SEED = 0
@@ -36,31 +39,28 @@ def run(arguments: list[str]) -> int:
             f"no representation {given!r}{nearest(given, KINDS)}; toklab fit takes one of {', '.join(KINDS)}"
         )
     kind, *arguments = arguments
-    command = dataclasses.make_dataclass(
-        "Fit",
-        [
-            ("corpus", epath.Path),
-            ("out", epath.Path),
-            ("options", Annotated[fit_options(kind), tyro.conf.arg(name="")]),
-        ],
-        kw_only=True,
-        frozen=True,
-    )
+    fields: list[Any] = [
+        ("corpus", epath.Path),
+        ("out", epath.Path),
+        ("options", Annotated[fit_options(kind), tyro.conf.arg(name="")]),
+    ]
+    learns_from_text = "lm" not in {field.name for field in dataclasses.fields(fit_options(kind))}
+    if learns_from_text:
+        fields.append(("sample_bytes", Annotated[int, tyro.conf.arg(help=_SAMPLE_HELP)], FIT_BYTES))
+    command = dataclasses.make_dataclass("Fit", fields, kw_only=True, frozen=True)
     command.__doc__ = f"Fit a {kind} representation on a corpus's train split."
     options, console = parse(command, arguments, f"fit {kind}"), rich.console.Console()
     corpus = Corpus.open(options.corpus)
     documents = corpus.documents("train")
-    if not hasattr(options.options, "lm"):
-        learning = f"fit {kind}: all text has been read, learning from it"
-        with progress_bar(console, f"fit {kind}", of_bytes=True) as update, heartbeat(console, learning) as all_is_read:
-            counting = counted(documents, documents.num_bytes, update, all_is_read)
-            representation = options.options.fit(counting, corpus.content_hash)
+    if learns_from_text:
+        representation = fit_on_text(kind, options.options, Sample(corpus, options.sample_bytes), console)
     else:
         if (byte_lm := byte_language_model(options, console)) is None:
             return EXIT_STOPPED
         with progress_bar(console, f"fit {kind}", of_bytes=False) as update:
             sampled = grain.MapDataset.source(documents).shuffle(seed=_SAMPLE_SEED)  # as a sample of it is measured
-            representation = options.options.fit(counted(sampled), corpus.content_hash, *byte_lm, update)
+            each = (sampled[number] for number in range(len(sampled)))
+            representation = options.options.fit(each, corpus.content_hash, *byte_lm, update)
     representation.save(options.out)
     measured = "".join(f", {name} {value:.4g}" for name, value in representation.statistics.items())
     say(
@@ -73,6 +73,29 @@ def run(arguments: list[str]) -> int:
     if representation.left_out:
         say(console, f"{options.out}: {representation.left_out}")
     return 0
+
+
+def fit_on_text(kind: str, options: Any, sample: Sample, console: rich.console.Console) -> Representation:
+    """Learns a representation from a corpus, or a sample of it, and says how far that is."""
+    if not sample.is_all:
+        say(
+            console,
+            f"fit {kind}: learning from {sample.max_bytes / 1e6:,.0f} of {sample.documents.num_bytes / 1e6:,.0f} MB,"
+            " the documents with the lowest hashes; --sample-bytes says how much",
+        )
+    learning = f"fit {kind}: all text has been read, learning from it"
+    with progress_bar(console, f"fit {kind}", of_bytes=True) as update, heartbeat(console, learning) as all_is_read:
+        tell = time_left(console, f"fit {kind}")
+
+        def told(done: int, total: int) -> None:
+            update(done, total)
+            tell(done, total)
+
+        def documents() -> Iterator[bytes]:
+            yield from sample.read(told)
+            all_is_read()
+
+        return options.fit(documents(), sample.corpus.content_hash)
 
 
 def byte_language_model(options: Any, console: rich.console.Console) -> Any:
@@ -90,19 +113,3 @@ def byte_language_model(options: Any, console: rich.console.Console) -> Any:
             print(STOPPED_AND_SAVED, file=sys.stderr)
             return None
     return load_byte_lm(run_dir)
-
-
-def counted(
-    documents: Any,
-    total_bytes: int = 0,
-    update: Callable[[int, int], None] = lambda done, total: None,
-    all_is_read: Callable[[], None] = lambda: None,
-) -> Any:
-    """Yields the documents, and tells `update` how many bytes have been read and `all_is_read` that all are."""
-    done = 0
-    for number in range(len(documents)):
-        document = documents[number]
-        yield document
-        done += len(document)
-        update(done, total_bytes)
-    all_is_read()

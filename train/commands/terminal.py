@@ -30,6 +30,23 @@ def progress_bar(console: rich.console.Console, what: str, *, of_bytes: bool) ->
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def time_left(console: rich.console.Console, what: str, every_seconds: float = 30) -> Callable[[int, int], None]:
+    """A function `tell(done, total)`, which says from time to time how much is done and how long the rest will take,
+    where there is no terminal for a bar."""
+    start_seconds = said_seconds = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said_seconds
+        now = time.monotonic()
+        if console.is_terminal or now - said_seconds < every_seconds or not done:
+            return
+        said_seconds = now
+        minutes = (now - start_seconds) * (total - done) / done / 60
+        say(console, f"{what}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB read, {minutes:,.1f} minutes left to read")
+
+    return tell
+
+
 @contextlib.contextmanager
 def heartbeat(console: rich.console.Console, what: str, every_seconds: float = 30) -> Iterator[Callable[[], None]]:
     """Yields `begin()`, from which on a line says what takes so long and for how long, again and again: for work in a

@@ -39,7 +39,7 @@ def cost_of(recipe: Recipe, measured: Measured, text: Text, step: int, state: st
         steps = total_steps(dataclasses.replace(budget, flops=budget.flops - fit_flops), per_step)
     left = None
     if steps is not None:
-        held_out = sum(corpus.documents("test").num_bytes for corpus in text.corpora)
+        held_out = sum(corpus.documents("test").num_bytes for corpus in text.corpora if "test" in corpus.splits)
         every_steps = recipe.evaluation.every_steps
         num_evaluations = 1 + max(0, steps - step) // every_steps if every_steps else 0
         evaluations = num_evaluations * recipe.evaluation.max_bytes

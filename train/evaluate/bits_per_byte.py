@@ -19,9 +19,10 @@ from jax.sharding import Mesh
 
 from data.documents import Documents
 from data.held_out import MAX_COMPARED_BYTES, HeldOut, digest, held_out_documents
+from data.manifest import Split
 from data.rows import CausalRow
 from data.scoring_rows import scoring_batches
-from data.split import is_held_out
+from data.split import key_is_held_out
 from data.store import Corpus, corpora_hash
 from models.axes import Kernels
 from models.next_id import NextIdConfig
@@ -252,13 +253,15 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
     return {f"{name}_per_byte": None if count is None else count / bytes_per_id for name, count in each.items()}
 
 
-def held_out_text(runs: Sequence[LoadedRun], corpora: Sequence[Corpus], whole_corpus: bool = False) -> HeldOut:
-    """What runs are judged by together: test documents of corpora that all of them hold out.
+def held_out_text(
+    runs: Sequence[LoadedRun], corpora: Sequence[Corpus], whole_corpus: bool = False, split: Split = "test"
+) -> HeldOut:
+    """What runs are judged by together: test documents (or valid ones) of corpora that all of them hold out.
 
-    With `whole_corpus` all test documents, of which a run may have seen copies. Raises UserError where there are none.
+    With `whole_corpus` all of them, of which a run may have seen copies. Raises UserError where there are none.
     """
     known = [run.scored_below for run in runs if run.scored_below is not None]
-    return held_out_documents(corpora, None if whole_corpus else min(known, default=None))
+    return held_out_documents(corpora, None if whole_corpus else min(known, default=None), split)
 
 
 def count_in_training(documents: HeldOut, run: RunFolder, scored_below: float | None) -> int | None:
@@ -273,10 +276,10 @@ def count_in_training(documents: HeldOut, run: RunFolder, scored_below: float | 
         if sum(part.num_bytes for part in training) > MAX_COMPARED_BYTES:
             return None
         both = set(held_out).intersection(
-            digest(document)
+            digest(part[number])
             for part in training
-            for document in map(part.__getitem__, range(len(part)))
-            if not is_held_out(document, scored_below or 0.0)
+            for number in range(len(part))
+            if not key_is_held_out(part.key(number), scored_below or 0.0)
         )
     except UserError:
         return None
@@ -289,6 +292,7 @@ def evaluate_run(
     on_progress: Callable[[int, int], None],
     batch_rows: int | None = None,
     whole_corpus: bool = False,
+    split: Split = "test",
     stride: int = 0,
 ) -> dict[str, Any]:
     """Scores all held-out documents with a run's newest checkpoint; writes `eval.json`, and document by document
@@ -299,7 +303,8 @@ def evaluate_run(
       corpus: a corpus store in place of the run's.
       on_progress: called with the bytes scored and the bytes there are.
       batch_rows: see `train.setup.load_run`.
-      whole_corpus: score also test documents that the run does not hold out.
+      whole_corpus: score also documents that the run does not hold out.
+      split: which documents are scored.
       stride: if not 0, of a sliding window as long as the run's rows.
 
     Raises:
@@ -311,10 +316,11 @@ def evaluate_run(
     check_lossless(setup.representation)
     if stride:
         _check_stride(recipe, stride)
-    documents = held_out_text([loaded], corpora, whole_corpus)
+    documents = held_out_text([loaded], corpora, whole_corpus, split)
     total_bytes = sum(part.num_bytes for part in documents.parts)
-    num_left_out = len(held_out_documents(corpora)) - len(documents)
+    num_left_out = len(held_out_documents(corpora, split=split)) - len(documents)
     scored = f" below {loaded.scored_below}" if num_left_out else ""
+    scored += "" if split == "test" else f" {split}"
     content = {"corpus_content_hash": corpora_hash(corpora) + scored}
     advance = lambda num_bytes: on_progress(num_bytes, total_bytes)
     if recipe.objective.layout is CausalRow:

@@ -129,6 +129,17 @@ def test_any_bytes_come_back(make_tree, window_bits, text):
     assert decoded == text and lengths.sum() == len(text) and lengths.min(initial=1) >= 1
 
 
+@settings(deadline=None, max_examples=50)
+@given(text=st.one_of(st.binary(max_size=300), st.text("ab \0", max_size=300).map(str.encode)), size=st.integers(1, 20))
+def test_long_text_has_the_same_windows_in_pieces(make_tree, text, size):
+    matcher = Matcher(make_tree(16))
+    whole = matcher.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window_code, "_PIECE_BYTES", size)
+        in_pieces = matcher.encode(text)
+    assert in_pieces.tolist() == whole.tolist() and in_pieces.dtype == np.int32
+
+
 def test_a_tree_deeper_than_a_byte_can_count_encodes():
     """Long runs of a byte take few windows."""
     tree = build_tree(skewed_shares, 14)

@@ -65,6 +65,16 @@ def test_windows_of_16_bits_are_those_of_the_table(streams):
         assert stream.node(prefix) == (below[0], len(below)) and below == list(range(below[0], below[-1] + 1))
 
 
+def test_windows_are_decoded_some_at_a_time(streams, monkeypatch):
+    stream = streams[16]
+    numbers = np.random.RandomState(1).randint(0, 256, (40, 2)).astype(np.uint8)
+    text, lengths = stream.decode(numbers)
+    monkeypatch.setattr(window_stream, "_WINDOWS_OF_DECODE", 16)
+    text_of_parts, lengths_of_parts = stream.decode(numbers)
+    assert text_of_parts == text and lengths_of_parts.tolist() == lengths.tolist()
+    assert_same(stream.encode([text, b"", text[:9]]), [stream.encode([each])[0] for each in (text, b"", text[:9])])
+
+
 def shares_of_256(lm: ByteLM):
     """`lm.shares`, always of 256 contexts: each number of them is compiled anew."""
 
@@ -166,7 +176,7 @@ def test_no_texts_have_no_windows(streams):
 
 
 def test_what_does_not_decode_is_a_bug_and_never_written(streams, monkeypatch):
-    stream, decode = streams[32], WindowStream.decode
+    stream, decode = streams[32], WindowStream._decode
 
     def another_text(self, numbers):
         text, lengths = decode(self, numbers)
@@ -176,10 +186,10 @@ def test_what_does_not_decode_is_a_bug_and_never_written(streams, monkeypatch):
         text, lengths = decode(self, numbers)
         return text, lengths[::-1]
 
-    monkeypatch.setattr(WindowStream, "decode", another_text)
+    monkeypatch.setattr(WindowStream, "_decode", another_text)
     with pytest.raises(AssertionError, match="do not decode to their texts"):
         stream.encode([b"text"])
-    monkeypatch.setattr(WindowStream, "decode", other_lengths)
+    monkeypatch.setattr(WindowStream, "_decode", other_lengths)
     with pytest.raises(AssertionError):
         stream.encode([b"some more text, of windows of different lengths"])
 

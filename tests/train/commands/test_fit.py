@@ -7,8 +7,9 @@ import pytest
 import rich.console
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from data.store import Corpus
 from train.commands import command_line
-from train.commands.terminal import heartbeat
+from train.commands.terminal import heartbeat, time_left
 
 
 def test_what_takes_long_says_so_again_and_again():
@@ -51,3 +52,28 @@ def test_a_space_that_is_left_out_is_told(pre_tokenizer, corpus, tmp_path, capsy
     arguments = ["--corpus", str(corpus), "--out", str(tmp_path / "theirs"), "--from-file", str(tmp_path)]
     assert command_line.run(["fit", "subword", *arguments]) == 0
     assert "puts a space before a text, which is not done here" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_fit_learns_from_a_sample(corpus, tmp_path, capsys):
+    """Of a corpus that is larger; and says how much."""
+    common = ["fit", "static_ac", "--corpus", str(corpus), "--out"]
+    some = ("--sample-bytes", str(Corpus.open(corpus).documents("train").num_bytes // 3))
+    for name, options in (("all", ()), ("some", some), ("again", some)):
+        assert command_line.run([*common, str(tmp_path / name), *options]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("the documents with the lowest hashes; --sample-bytes says" in said) == bool(options)
+    manifests = [(tmp_path / name / "static_ac.json").read_bytes() for name in ("all", "some", "again")]
+    assert manifests[0] != manifests[1] == manifests[2]
+
+
+def test_how_long_reading_takes_is_told_where_there_is_no_terminal(monkeypatch):
+    console = rich.console.Console(file=io.StringIO(), width=100)
+    now = iter([0.0, 10.0, 40.0, 50.0, 80.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    tell = time_left(console, "fit subword")
+    for done in (1, 2, 3, 4):
+        tell(done * 10**6, 10 * 10**6)
+    assert console.file.getvalue().splitlines() == [
+        "fit subword: 2 of 10 MB read, 2.7 minutes left to read",
+        "fit subword: 4 of 10 MB read, 2.0 minutes left to read",
+    ]

@@ -3,6 +3,7 @@
 import dataclasses
 import http
 import json
+import pathlib
 import re
 import socket
 import urllib.parse
@@ -14,12 +15,15 @@ import rich.console
 from etils import epath
 
 import tokenizer_lab
-from data.corpus_writer import write_corpus
+from data.corpus_writer import Sizes, claimed, write_corpus
 from data.encode_corpus import EncodeOptions, encode_corpus
 from data.encoded import bring_ids
+from data.engines import LocalEngine
+from data.ingest import ingest
+from data.ingest_options import IngestOptions
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import copy_folder
+from tokenizer_lab.files import copy_folder, files_in
 from train.commands import command_line
 from train.evaluate.bits_per_byte import make_judge
 from train.loop import train
@@ -31,6 +35,7 @@ pytest.importorskip("gcsfs")
 emulator = pytest.importorskip("gcp_storage_emulator.server")
 NotFound = pytest.importorskip("gcp_storage_emulator.exceptions").NotFound
 
+OLD_CORPUS = pathlib.Path(__file__).parents[2] / "fixtures" / "commit_9e6ecbd" / "corpus"
 CONSOLE = rich.console.Console(quiet=True)
 TIMELESS = ("step", "bytes_seen", "loss", "bits_per_byte", "grad_norm")
 
@@ -147,40 +152,138 @@ def test_an_artifact_in_a_bucket_is_the_one_in_a_folder(byte_artifact, bucket):
     assert tokenizer_lab.load(f"{bucket}/artifacts/byte").fingerprint == representation.fingerprint
 
 
-def test_a_corpus_in_a_bucket_is_copied_here_once(corpus, tmp_path, bucket, monkeypatch):
+def test_a_corpus_of_an_earlier_format_in_a_bucket_is_copied_here_once(tmp_path, bucket, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    copy_folder(epath.Path(corpus), epath.Path(f"{bucket}/corpus"))
-    local, remote = (Corpus.open(folder).documents("train") for folder in (corpus, f"{bucket}/corpus"))
+    copy_folder(epath.Path(OLD_CORPUS), epath.Path(f"{bucket}/old"))
+    local, remote = (Corpus.open(folder).documents("train") for folder in (OLD_CORPUS, f"{bucket}/old"))
     assert not (tmp_path / "cache").exists(), "only what is read"
     assert list(remote) == list(local) and remote.content_hash == local.content_hash
     cached = sorted((tmp_path / "cache").rglob("*.array_record"))
     assert cached and all("train" in path.name for path in cached)
-    for path in epath.Path(f"{bucket}/corpus").glob("*-train-*"):
+    for path in epath.Path(f"{bucket}/old").glob("*-train-*"):
         path.write_bytes(b"x" * path.stat().length)  # so that one who reads it again reads something else
-    assert list(Corpus.open(f"{bucket}/corpus").documents("train")) == list(local)
-    cached[0].write_bytes(cached[0].read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"cache.* is damaged: .*; remove .*cache.* and start again"):
-        list(Corpus.open(f"{bucket}/corpus").documents("train"))
+    assert list(Corpus.open(f"{bucket}/old").documents("train")) == list(local)
 
 
-def test_a_corpus_in_a_bucket_takes_few_requests_a_shard_and_none_for_what_is_here(tmp_path, bucket, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with write_corpus(tmp_path / "corpus", 0.0, shard_bytes=1) as writer:
-        for number in range(12):
-            writer.add("text", "train", b"%d" % number)
+def requests(work) -> int:
+    Generations.answered.clear()
+    work()
+    return len(Generations.answered)
+
+
+@pytest.fixture(scope="module")
+def large_corpus(tmp_path_factory):
+    """Twelve shards of 25 units each."""
+    folder = tmp_path_factory.mktemp("large") / "corpus"
+    with write_corpus(folder, 0.0, shard_bytes=200_000) as writer:
+        for number in range(300):
+            writer.add("text", "train", b"%d" % number + bytes(8_000))
         writer.commit()
-    copy_folder(epath.Path(tmp_path / "corpus"), epath.Path(f"{bucket}/shards"))
+    return folder
 
-    def requests(work):
-        Generations.answered.clear()
-        work()
-        return len(Generations.answered)
 
-    opened = requests(lambda: Corpus.open(f"{bucket}/shards"))
-    documents = Corpus.open(f"{bucket}/shards").documents("train")
-    fetched = requests(lambda: [documents[number] for number in (*range(12), *range(12))])
-    assert 0 < opened <= 4 * 12 + 8 and 0 < fetched <= 3 * 12 + 2, (opened, fetched)  # one may be asked for again
-    assert requests(lambda: list(Corpus.open(f"{bucket}/shards").documents("train"))) <= opened + 1
+def test_a_corpus_in_a_bucket_is_opened_by_one_listing_and_read_by_ranges(large_corpus, bucket):
+    copy_folder(epath.Path(large_corpus), epath.Path(f"{bucket}/shards"))
+    assert requests(lambda: Corpus.open(f"{bucket}/shards")) <= 8
+    local, remote = (Corpus.open(folder).documents("train") for folder in (large_corpus, f"{bucket}/shards"))
+    assert len(Corpus.open(large_corpus).shards) >= 12
+    assert requests(lambda: remote[7]) == 2, "of a shard's footer and of a unit"
+    assert requests(lambda: remote[7]) == 0
+    assert requests(lambda: remote[8]) == 1
+    assert list(remote) == list(local) and remote.content_hash == local.content_hash
+    fresh = Corpus.open(f"{bucket}/shards").documents("train")
+    assert requests(lambda: fresh.read_many(range(300))) == 300 + len(Corpus.open(large_corpus).shards)
+
+
+def test_a_corpus_and_ids_are_written_to_a_bucket_as_to_a_folder(tmp_path, bucket, byte_artifact, capsys):
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        (tmp_path / "in" / f"{number}.txt").write_text(f"text number {number} " * 50)
+    for out in (str(tmp_path / "corpus"), f"{bucket}/made/corpus"):
+        assert command_line.run(["ingest", str(tmp_path / "in"), "--out", out]) == 0
+        assert command_line.run(["encode", str(byte_artifact), "--corpus", out, "--out", f"{out}-ids"]) == 0
+    for name in ("corpus", "corpus-ids"):
+        here, there = (files_in(epath.Path(folder)) for folder in (tmp_path / name, f"{bucket}/made/{name}"))
+        assert list(here) == list(there) and len(here) == 3
+        assert all(here[file].read_bytes() == there[file].read_bytes() for file in here)
+    assert command_line.run(["ingest", str(tmp_path / "in"), "--out", f"{bucket}/made/corpus"]) == 0
+    assert "already has all of this" in capsys.readouterr().out
+
+
+class Interrupted(LocalEngine):
+    """Ends after some results, as a process that is killed does."""
+
+    def __init__(self, num_results):
+        self.num_left = num_results
+
+    def stream(self, function, items, devices=None):
+        for result in super().stream(function, items, devices):
+            if self.num_left == 0:
+                raise KeyboardInterrupt
+            self.num_left -= 1
+            yield result
+
+
+def test_an_ingest_into_a_bucket_goes_on_after_a_kill(tmp_path, bucket, everything_in):
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        (tmp_path / "in" / f"{number}.txt").write_text("\n".join(f"{number} line {line}" for line in range(50)))
+    sizes = Sizes(task=1, run=1000, merge=1000, shard=1000)
+    options = IngestOptions(sources=(str(tmp_path / "in"),), out=epath.Path(f"{bucket}/killed"), separator="\n")
+    ingest(dataclasses.replace(options, out=epath.Path(tmp_path / "whole")), sizes=sizes)
+    for num_results in (3, 8, 13, 15):
+        with pytest.raises(KeyboardInterrupt):
+            ingest(options, engine=Interrupted(num_results), sizes=sizes)
+    assert any(".partial" in name for name in everything_in(f"{bucket}/killed"))
+    writes = requests(lambda: ingest(options, sizes=sizes))
+    assert everything_in(f"{bucket}/killed") == everything_in(tmp_path / "whole")
+    assert writes < requests(
+        lambda: ingest(dataclasses.replace(options, out=epath.Path(f"{bucket}/again")), sizes=sizes)
+    )
+
+
+@pytest.fixture
+def everything_in():
+    """everything_in(folder): name -> content of its files, here or in a bucket."""
+    return lambda folder: {name: path.read_bytes() for name, path in files_in(epath.Path(folder)).items()}
+
+
+def test_two_ingests_into_one_corpus_of_a_bucket(tmp_path, bucket):
+    """Who commits while another does is refused; who is not named by the manifest has lost nothing of others."""
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    folder = epath.Path(f"{bucket}/two")
+    one, other = (
+        IngestOptions(sources=(str(tmp_path / f"{name}.txt"),), out=folder, domain=name, test_fraction=0.0)
+        for name in "ab"
+    )
+    with claimed(folder):
+        with pytest.raises(UserError, match="another writer commits to gs://bucket/two at this moment; start again"):
+            ingest(one)
+    ingest(one)
+
+    def ingest_other(num_bytes, total):
+        if not (folder / "b").exists():
+            ingest(other)
+
+    ingest(dataclasses.replace(one, domain="c"), ingest_other)  # which began before the other one committed
+    assert Corpus.open(folder).domains == ("a", "b", "c")
+
+
+def test_an_object_store_that_fails_for_good_is_one_line_and_the_same_command_goes_on(tmp_path, bucket, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    options = IngestOptions(sources=(str(tmp_path / "a.txt"),), out=epath.Path(f"{bucket}/fails"), test_fraction=0.0)
+
+    def unavailable(self, method):
+        return self.answer(400) if "zst" in self._request_handler.path else handle(self, method)
+
+    handle = Generations.handle
+    monkeypatch.setattr(Generations, "handle", unavailable)
+    with pytest.raises(UserError, match="cannot use gs://bucket/fails/text/train-00000-.*.zst") as caught:
+        ingest(options)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(Generations, "handle", handle)
+    assert ingest(options).changed and list(Corpus.open(options.out).documents("train")) == [b"a"]
 
 
 def test_ids_in_a_bucket_are_those_in_a_folder(corpus, byte_artifact, tmp_path, bucket, monkeypatch):
@@ -211,7 +314,7 @@ def test_what_is_not_there_or_cannot_be_done_there_is_one_line(recipe, write_rec
         capsys, "train", recipe_file, "--run-dir", str(tmp_path / "run"), "--data.corpora", f"{bucket}/no-corpus"
     )
     assert "gs://bucket/no-corpus is not a corpus: it has no manifest.json" in complaint
-    assert "ingest into a folder here and copy it" in refused(capsys, "ingest", "embedded", "--out", f"{bucket}/corpus")
+    assert "gs://no-such-bucket" in refused(capsys, "ingest", "embedded", "--out", "gs://no-such-bucket/corpus")
     assert "cannot use gs://no-such-bucket/a" in refused(
         capsys, "fit", "byte", "--corpus", str(corpus), "--out", "gs://no-such-bucket/a"
     )
@@ -229,3 +332,15 @@ def test_a_bucket_without_permission_is_one_line(recipe, tmp_path, monkeypatch, 
     assert "cannot use gs://other/run/.last_start.json: PermissionError: Forbidden" in refused(
         capsys, "train", write_recipe(recipe), "--run-dir", "gs://other/run"
     )
+
+
+def test_text_is_ingested_from_a_bucket(bucket, tmp_path):
+    folder = epath.Path(bucket) / "text"
+    for name, texts in {"a.jsonl": ["one", "two"], "b/c.jsonl": ["three"], ".hidden": ["no"]}.items():
+        (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for number, source in enumerate((folder, folder / "**/*.jsonl")):
+        out = tmp_path / f"corpus{number}"
+        ingest(IngestOptions(sources=(str(source),), out=out, test_fraction=0.0))
+        assert sorted(Corpus.open(out).documents("train")) == [b"one", b"three", b"two"]
+    with pytest.raises(UserError, match="gs://bucket/text/none.jsonl is not there"):
+        ingest(IngestOptions(sources=(f"{folder}/none.jsonl",), out=tmp_path / "none"))
