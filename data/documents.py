@@ -7,8 +7,8 @@ from typing import Protocol
 class Documents(Protocol):
     """Random access to documents' bytes, such as `data.store.Documents`.
 
-    It may have `read_many(indices) -> Sequence[bytes]`, and `block_documents`, how many neighbours are read in one
-    request.
+    It may have `read_many(indices) -> Sequence[bytes]`; `block_documents`, how many neighbours are read in one request;
+    and `key(index) -> bytes`, the first bytes of the hash of a document or of the whole that it is a part of.
     """
 
     def __len__(self) -> int: ...

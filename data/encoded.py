@@ -138,12 +138,10 @@ class EncodedDocuments(Sequence[EncodedText]):
     def read_many(self, indices: Iterable[int]) -> EncodedTexts:
         """Documents in the order asked for, with their ids. Raises UserError as for one of them."""
         indices = list(indices)
-        texts, records = self._documents.read_many(indices), self._ids.read_many(indices)
-        batch = unpack_many(records)
+        texts, batch = self._documents.read_many(indices), unpack_many(self._ids.read_many(indices))
         text_bytes = np.array([len(text) for text in texts], np.int64)
         if batch is None or first_wrong(*batch, text_bytes, self._vocab_size) >= 0:
-            one_by_one = map(self._with_ids, indices, texts, records)  # which says what is wrong
-            batch = joined([text.encoded for text in one_by_one])
+            batch = joined([self[index].encoded for index in indices])  # which says what is wrong
         return EncodedTexts(texts, batch)
 
     def read_block(self, number: int) -> EncodedTexts:

@@ -16,7 +16,7 @@ from data.documents import read_many
 from data.encoded import EncodedTexts, encode_batch
 from data.row_loops import DOCUMENT, PASSED_OVER, ROW, add_documents, count_ids, move_ids
 from data.row_setting import RowSetting, Source
-from data.split import is_held_out
+from data.split import document_key, key_is_held_out
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import EncodedBatch, Representation
 
@@ -197,7 +197,7 @@ class RowDocuments:
             num_bytes += sum(map(len, texts))
             slots = draws.slot_d[place_d].tolist()
             hashes[place_d] = [document_hash(number, slot, text) for slot, text in zip(slots, texts)]
-            texts, is_trained_d = _trained(source, texts)
+            texts, is_trained_d = _trained(source, texts, index_d.tolist())
             opened.append((place_d, is_trained_d, self._pool.encode(texts)))
         place_d, is_trained_d = (np.concatenate(part) for part in list(zip(*opened))[:2])
         starts_d, lengths_d = self._pool.add([encoded for _, _, encoded in opened], self.rows_r, self.queue_rq)
@@ -229,12 +229,14 @@ class RowDocuments:
             )
 
 
-def _trained(source: Source, texts: Sequence[bytes]) -> tuple[Sequence[bytes], np.ndarray]:
+def _trained(source: Source, texts: Sequence[bytes], indices: list[int]) -> tuple[Sequence[bytes], np.ndarray]:
     """The texts, empty where another source holds them out, unless they bring their ids along; and b[D], which of them
     are trained on."""
     if source.trained_from <= 0:
         return texts, np.ones(len(texts), bool)
-    is_trained_d = np.array([not is_held_out(text, source.trained_from) for text in texts], bool)
+    key_of = getattr(source.documents, "key", None)  # of a part, it is the whole's
+    keys = map(key_of, indices) if key_of else map(document_key, texts)
+    is_trained_d = np.array([not key_is_held_out(key, source.trained_from) for key in keys], bool)
     if isinstance(texts, EncodedTexts):
         return texts, is_trained_d
     return [text if is_trained else b"" for text, is_trained in zip(texts, is_trained_d)], is_trained_d
