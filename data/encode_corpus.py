@@ -277,7 +277,10 @@ def _kept_shards(out: epath.Path, origin: Origin) -> dict[str, Shard]:
     elif any(not name.startswith(".") for name in there):
         raise UserError(f"{out} is not empty and holds no ids; choose another --out")
     notes = [name for name in there if name.startswith(f"{UNFINISHED}/") and name.endswith(".zst.json")]
-    found = [json.loads(note) for note in read_ranges([Range(out / name, 0, there[name]) for name in sorted(notes)])]
+    found = [
+        json.loads(note)
+        for note in read_ranges([Range(os.fspath(out / name), 0, there[name]) for name in sorted(notes)])
+    ]
     shards = [Shard(**note) for note in found]
     return {shard.file: shard for shard in shards if there.get(shard.file) == shard.file_bytes}
 

@@ -14,6 +14,7 @@ those the one with the lowest key. So no near copy of a held-out document is tra
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -116,7 +117,7 @@ class SketchFile:
     num_documents: int
 
     def columns(self, first: int, count: int) -> Range:
-        return Range(self.path, 8 * self.num_documents * first, 8 * self.num_documents * count)
+        return Range(os.fspath(self.path), 8 * self.num_documents * first, 8 * self.num_documents * count)
 
 
 @dataclasses.dataclass(frozen=True)

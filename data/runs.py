@@ -9,6 +9,7 @@ import base64
 import collections
 import dataclasses
 import heapq
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -271,7 +272,7 @@ def _decode(frame: bytes, num_bytes: int, first_bucket: int, end_bucket: int) ->
 class _Stretch:
     """The units of a run that hold documents of a text in some buckets, read a window at a time."""
 
-    def __init__(self, path: epath.Path, units: np.ndarray):
+    def __init__(self, path: str, units: np.ndarray):
         """`units`: i64[u, 3], where each begins, its size, and its bytes of text."""
         self.path, self._units = path, units
         self._frames: collections.deque[bytes] = collections.deque()
@@ -356,14 +357,14 @@ def _stretches(
         wanted = np.flatnonzero((table[:, 0] == number) & (table[:, 1] < end_bucket) & (table[:, 2] >= first_bucket))
         if len(wanted):
             units = np.stack([edges[wanted], edges[wanted + 1] - edges[wanted], table[wanted, 3]], axis=1)
-            stretches.append(_Stretch(folder / run.file, units))
+            stretches.append(_Stretch(os.fspath(folder / run.file), units))
     return stretches
 
 
 def _tails(folder: epath.Path, runs: Sequence[RunFile]) -> Iterator[tuple[RunFile, bytes]]:
     for start in range(0, len(runs), _TAILS_TOGETHER):
         some = runs[start : start + _TAILS_TOGETHER]
-        ranges = [Range(folder / run.file, run.file_bytes - run.tail_bytes, run.tail_bytes) for run in some]
+        ranges = [Range(os.fspath(folder / run.file), run.file_bytes - run.tail_bytes, run.tail_bytes) for run in some]
         yield from zip(some, read_ranges(ranges), strict=True)
 
 

@@ -12,7 +12,9 @@ CRC-32 of that, and four letters. Whoever reads it knows how many units there ar
 """
 
 import dataclasses
+import itertools
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, NamedTuple
@@ -26,7 +28,8 @@ LEVEL = 1  # of zstd; 3 makes files 5 % smaller and takes twice as long
 WHOLE = -1  # the part number of a document that was not cut
 _SKIPPABLE = 0x184D2A5E
 _LETTERS = b"TLS3"
-_HEAD, _TAIL = struct.Struct("<II"), struct.Struct("<QI4s")
+_HEAD, _TAIL, _NUMBERS_HEAD = struct.Struct("<II"), struct.Struct("<QI4s"), struct.Struct("<qq")
+_OF_THREAD = threading.local()  # what decompresses may not be used by two at a time
 
 
 class Damaged(ValueError):
@@ -38,12 +41,12 @@ class Unit:
     """Documents that were decompressed together.
 
     Attributes:
-      edges: i64[k + 1], where the documents begin and end in `content`.
+      edges: k + 1 numbers, where the documents begin and end in `content`.
       cut: number in the unit -> (key of the whole, part), of those documents that are parts.
     """
 
     content: bytes
-    edges: np.ndarray
+    edges: list[int]
     cut: dict[int, tuple[bytes, int]]
 
     def __len__(self) -> int:
@@ -55,7 +58,7 @@ class Unit:
     @property
     def num_bytes(self) -> int:
         """What it takes of memory, about."""
-        return len(self.content) + self.edges.nbytes + 200 * len(self.cut)
+        return len(self.content) + 40 * len(self.edges) + 200 * len(self.cut)
 
 
 def encode_unit(
@@ -78,20 +81,20 @@ def decode_unit(frame: bytes, num_documents: int, max_bytes: int) -> Unit:
     content = decompress(frame, max_bytes + 8 * (2 + num_documents) + (16 + KEY_BYTES) * num_documents)
     if len(content) < 16:
         raise Damaged("a unit has no head")
-    count, num_cut = np.frombuffer(content, "<i8", 2).tolist()
+    count, num_cut = _NUMBERS_HEAD.unpack_from(content)
     if count != num_documents or not 0 <= num_cut <= count:
         raise Damaged(f"a unit of {count} documents, {num_cut} of them cut, where {num_documents} should be")
-    keys_start = 8 * (2 + count + 2 * num_cut)
+    keys_start = 16 + 8 * (count + 2 * num_cut)
     start = keys_start + KEY_BYTES * num_cut
     if start > len(content):
         raise Damaged("a unit ends in its head")
-    numbers = np.frombuffer(content, "<i8", count + 2 * num_cut, offset=16)
-    edges = start + _edges(numbers[:count], len(content))
-    if edges[-1] != len(content):
+    numbers = struct.unpack_from(f"<{count + 2 * num_cut}q", content, 16)
+    edges = list(itertools.accumulate(numbers[:count], initial=start))
+    if min(numbers[:count], default=0) < 0 or edges[-1] != len(content):
         raise Damaged("the sizes of a unit's documents are not its own")
     cut = {
-        int(number): (content[keys_start + KEY_BYTES * at :][:KEY_BYTES], int(part))
-        for at, (number, part) in enumerate(numbers[count:].reshape(-1, 2))
+        numbers[count + 2 * at]: (content[keys_start + KEY_BYTES * at :][:KEY_BYTES], numbers[count + 2 * at + 1])
+        for at in range(num_cut)
     }
     return Unit(content, edges, cut)
 
@@ -107,7 +110,9 @@ def decompress(frame: bytes, max_bytes: int) -> bytes:
         size = zstandard.get_frame_parameters(frame).content_size
         if size > max_bytes:
             raise Damaged(f"a unit of {size:,} bytes, in a file of at most {max_bytes:,}")
-        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+        if not hasattr(_OF_THREAD, "decompressor"):
+            _OF_THREAD.decompressor = zstandard.ZstdDecompressor()
+        return _OF_THREAD.decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Damaged(f"a unit cannot be decompressed: {error}") from error
 
@@ -151,17 +156,13 @@ def decode_footer(footer: bytes, num_units: int, file_bytes: int) -> np.ndarray:
     content = footer[_HEAD.size : -_TAIL.size]
     if _TAIL.unpack(footer[-_TAIL.size :]) != (num_units, zlib.crc32(content), _LETTERS):
         raise Damaged("its footer is not one")
-    edges = _edges(np.frombuffer(content, "<i8"), file_bytes)
+    sizes = np.frombuffer(content, "<i8")
+    if sizes.min(initial=0) < 0 or sizes.max(initial=0) > file_bytes:  # so that their sum does not wrap either
+        raise Damaged("the size of a unit is none")
+    edges = np.concatenate([[0], np.cumsum(sizes)])
     if edges[-1] + len(footer) != file_bytes:
         raise Damaged("its units are not as large as its footer says")
     return edges
-
-
-def _edges(sizes: np.ndarray, max_size: int) -> np.ndarray:
-    """i64[n + 1], where things of these sizes begin and end. Raises Damaged for sizes that cannot be."""
-    if sizes.min(initial=0) < 0 or sizes.max(initial=0) > max_size:  # so that their sum does not wrap either
-        raise Damaged("a size is none")
-    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 class UnitSpan(NamedTuple):

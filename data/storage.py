@@ -15,7 +15,7 @@ from tokenizer_lab.files import is_remote, remote_errors
 class Range(NamedTuple):
     """Some bytes of a file."""
 
-    path: epath.Path
+    path: str
     start: int
     num_bytes: int
 
@@ -36,7 +36,7 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
             return [file_system.cat_file(name, start=wanted.start, end=wanted.start + wanted.num_bytes)]
         file_system, _ = _file_system(ranges[0].path)
         return file_system.cat_ranges(
-            [os.fspath(wanted.path) for wanted in ranges],
+            [wanted.path for wanted in ranges],
             [wanted.start for wanted in ranges],
             [wanted.start + wanted.num_bytes for wanted in ranges],
             on_error="raise",
@@ -120,16 +120,18 @@ def remove_folder(folder: epath.Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_here(path: epath.Path, start: int, num_bytes: int) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        parts = []
-        while num_bytes and (part := os.pread(file.fileno(), num_bytes, start)):
-            parts.append(part)
-            start, num_bytes = start + len(part), num_bytes - len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def _read_here(path: str, start: int, num_bytes: int) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        content = os.pread(file, num_bytes, start)
+        while len(content) < num_bytes and (more := os.pread(file, num_bytes - len(content), start + len(content))):
+            content += more
+        return content
+    finally:
+        os.close(file)
 
 
-def _file_system(path: epath.Path) -> tuple[Any, str]:
+def _file_system(path: epath.PathLike) -> tuple[Any, str]:
     """What speaks to the object store, and the path's name there."""
     import fsspec
 

@@ -13,6 +13,7 @@ import collections
 import errno
 import itertools
 import operator
+import os
 import threading
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
@@ -138,6 +139,7 @@ class Documents(Sequence[bytes]):
           again: what to do where they are damaged.
         """
         self._folder, self._texts, self._again = folder, tuple(texts), again
+        self._root = os.fspath(folder)
         self.block_documents = block_documents
         self._shards = [shard for text in texts for shard in text.shards]
         self._spans = [span for text in texts for span in _spans(text)]
@@ -242,7 +244,7 @@ class Documents(Sequence[bytes]):
         return edges
 
     def _range(self, shard: int, start: int, end: int) -> Range:
-        return Range(self._folder / self._shards[shard].file, max(0, int(start)), int(end - max(0, start)))
+        return Range(f"{self._root}/{self._shards[shard].file}", max(0, int(start)), int(end - max(0, start)))
 
     def _read(self, ranges: Sequence[Range]) -> list[bytes]:
         try:
