@@ -97,14 +97,25 @@ def encode_documents(text, ends, splits, model, added, byte_ids, words, ids, end
 @compiled(inline=True)
 def _encode_text(text, start, end, splits, model, added, words, symbols, ids, count):
     """Valid UTF-8: added tokens, and what stands between them."""
-    if len(added.ids) == 1:
-        return _encode_piece(text, start, end, splits, model, words, symbols, ids, count)
-    at = start
+    while start < end and count >= 0:
+        at, after, id_ = _next_added(text, start, end, added)
+        count = _encode_piece(text, start, at, splits, model, words, symbols, ids, count)
+        if count >= 0 and id_ >= 0:
+            ids[count] = id_
+            count += 1
+        start = after
+    return count
+
+
+@compiled(inline=True)
+def _next_added(text, start, end, added):
+    """Where the next added token begins and ends, and its id; `end` twice and -1 if there is none."""
+    at = start if len(added.ids) > 1 else end
     while at < end:
         if not added.first_bytes[text[at]]:
             at += 1
             continue
-        node, place, found, id_ = np.int64(0), at, at, np.int32(-1)
+        node, place, found, id_ = np.int64(0), at, at + 1, np.int32(-1)
         while place < end:
             node = child(node, text[place], added.children)
             if node < 0:
@@ -113,13 +124,9 @@ def _encode_text(text, start, end, splits, model, added, words, symbols, ids, co
             if added.ids[node] != -1:
                 found, id_ = place, added.ids[node]
         if id_ >= 0:
-            count = _encode_piece(text, start, at, splits, model, words, symbols, ids, count)
-            if count < 0:
-                return count
-            ids[count] = id_
-            start, count = found, count + 1
-        at = max(found, at + 1)
-    return _encode_piece(text, start, end, splits, model, words, symbols, ids, count)
+            return at, found, id_
+        at = found
+    return end, end, np.int32(-1)
 
 
 @compiled(inline=True)
@@ -138,20 +145,14 @@ def _encode_piece(text, start, end, splits, model, words, symbols, ids, count):
                 if ends[level + 1] < 0:
                     return np.int64(-1)
         piece, first = ends[num_levels], count
-        if model.cuts_words:
-            while at < piece:
-                word = _word_end(text, at, piece, model.cuts_before_space)
-                count = _encode_word(text, at, word, model, words, symbols, ids, count)
-                if count < 0:
-                    return count
-                at = word
-            if model.end_rank < model.num_ranks:
-                count = first + merge(ids[first:count], count - first, model.merges, model.num_ranks)
-        else:
-            count = _encode_word(text, at, piece, model, words, symbols, ids, count)
+        while at < piece:
+            word = _word_end(text, at, piece, model.cuts_before_space) if model.cuts_words else piece
+            count = _encode_word(text, at, word, model, words, symbols, ids, count)
             if count < 0:
                 return count
-            at = piece
+            at = word
+        if model.end_rank < model.num_ranks:
+            count = first + merge(ids[first:count], count - first, model.merges, model.num_ranks)
     return count
 
 

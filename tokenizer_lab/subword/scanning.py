@@ -144,14 +144,13 @@ def match_end(splits, level, text, start, at, end):
 @compiled(inline=True)
 def piece_end(splits, level, text, start, at, end):
     """Where the piece ends that begins at `at`: a match, or what stands before the next one; -1 if not known."""
-    found = match_end(splits, level, text, start, at, end)
-    if found != at:
-        return found
-    if not splits.keeps_gaps[level]:
-        return -1
-    while found == at:
-        at += code_point(text, at)[1]
-        if at >= end:
+    gap_end = at
+    while True:
+        found = match_end(splits, level, text, start, gap_end, end)
+        if found != gap_end:
+            return gap_end if found > gap_end > at else found
+        if not splits.keeps_gaps[level]:
+            return -1
+        gap_end += code_point(text, gap_end)[1]
+        if gap_end >= end:
             return end
-        found = match_end(splits, level, text, start, at, end)
-    return found if found < 0 else at

@@ -290,7 +290,8 @@ def automaton(pattern: str) -> Automaton:
         row = []
         for class_ in every_class:
             after, match = _step(program, members, state, class_)
-            after = after if looks_behind or after == _GIVE_UP else (END, after[1])
+            if after != _GIVE_UP and not (looks_behind and after[1]):
+                after = (END, after[1])
             if match and state in starts:
                 raise UnknownPattern(f"the pattern {pattern!r} matches an empty text")
             row.append(numbers.setdefault(after, len(numbers)) | match)
