@@ -74,7 +74,7 @@ class Representation(abc.ABC):
       fit_corpus_hash: content hash of the corpus the representation was fitted on; empty where nothing was fitted.
       costs: what it takes, where a model is behind it: `fit_flops` once, and `encode_flops_per_id`.
       statistics: what was measured when it was fitted, e.g. `bytes_per_id`.
-      batch_documents: how many documents `encode_many` is best given at once.
+      batch_documents: how many documents `encode_many` and `encode_documents` are best given at once.
     """
 
     kind: ClassVar[str]
@@ -105,6 +105,15 @@ class Representation(abc.ABC):
         """Documents -> for each, what `encode` and `byte_lengths` say: i32[n] ids and i64[n] source bytes of each."""
         encoded = [self.encode(text) for text in texts]
         return [(ids, self.byte_lengths(ids)) for ids in encoded]
+
+    def encode_documents(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Documents -> the ids of all, one after the other, i32[n], and where those of each end, i64[d]."""
+        return together([ids for ids, _ in self.encode_many(documents)])
+
+    @property
+    def encoded_by(self) -> str | None:
+        """What encodes, in words; None where there is but one way."""
+        return None
 
     def spelled_bytes(self, documents: Iterable[bytes]) -> Mapping[str, int] | None:
         """Why text has ids of single bytes instead of the tokenizer's own -> how many bytes of `documents` have. None
@@ -282,6 +291,11 @@ def kind_class(kind: str) -> type[Representation]:
 def fit_options(kind: str) -> type:
     """The dataclass of a kind's options of `toklab fit`, whose method `fit(documents, corpus_hash)` learns it."""
     return importlib.import_module(KINDS[kind].partition(":")[0]).FIT_OPTIONS
+
+
+def together(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of each document, i32[n] -> those of all, i32[sum n], and where those of each end, i64[d]."""
+    return np.concatenate([np.zeros(0, np.int32), *ids]), np.cumsum([len(each) for each in ids], dtype=np.int64)
 
 
 def check_lossless(representation: Representation) -> None:

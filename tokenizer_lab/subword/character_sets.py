@@ -24,6 +24,15 @@ def _categories() -> list[str]:
 
 
 @functools.cache
+def characters_by_category() -> dict[str, list[str]]:
+    """Every known character, but of long runs only the first and the last."""
+    categories: dict[str, list[str]] = {}
+    for character in _sample():
+        categories.setdefault(unicodedata.category(character), []).append(character)
+    return categories
+
+
+@functools.cache
 def _runs() -> list[tuple[int, int]]:
     """First and last code point of every run of characters of one category."""
     categories = np.array(_categories())

@@ -76,6 +76,7 @@ def measure(
         premium=premium,
         morph_score=scores,
         spelled=str(spelled) if spelled and spelled.reasons else None,
+        encoded_by=representation.encoded_by,
         pieces=shown_pieces(representation, texts.shown),
     )
 
