@@ -1,7 +1,7 @@
 """Raw bytes: ids 0 to 255 are the bytes, 256 ends a document. Nothing is learned and nothing can be lost."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -20,6 +20,9 @@ class ByteRepresentation(Representation):
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, dtype=np.uint8).astype(np.int32)
+
+    def encode_documents(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        return self.encode(b"".join(documents)), np.cumsum([len(each) for each in documents], dtype=np.int64)
 
     def decode(self, ids: npt.ArrayLike) -> bytes:
         ids = check_ids(ids, self.vocab_size)

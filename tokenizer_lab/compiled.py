@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core import cgutils, types
 
 
@@ -45,3 +46,15 @@ def _without_owner(context, builder, type_, value):
         parts = [_without_owner(context, builder, part, x) for part, x in zip(type_, parts, strict=True)]
         return context.make_tuple(builder, type_, parts)
     return value
+
+
+@compiled
+def concatenate(text, starts, numbers, size):
+    """u8[size]: of pieces of a text, u8[n], that begin at `starts`, i64[pieces + 1], those with these numbers, i64[m],
+    one after the other."""
+    out, at = np.empty(size, np.uint8), 0
+    for number in numbers:
+        for place in range(starts[number], starts[number + 1]):
+            out[at] = text[place]
+            at += 1
+    return out

@@ -57,10 +57,16 @@ class TableCode:
         self._tree, self._matcher, self._number_bytes = tree, Matcher(tree), -(-tree.window_bits // 8)
 
     def encode(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [
-            (self._to_bytes(each), self._tree.depths[each].astype(np.int64))
-            for each in map(self._matcher.encode, texts)
-        ]
+        if not texts:
+            return []
+        numbers, ends = self._matcher.encode_all(texts)
+        lengths = self._tree.depths[numbers].astype(np.int64)
+        return list(zip(np.split(self._to_bytes(numbers), ends[:-1]), np.split(lengths, ends[:-1]), strict=True))
+
+    def encode_together(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """The windows' numbers of all texts, u8[n, W / 8], and where those of each end, i64[d]."""
+        numbers, ends = self._matcher.encode_all(texts)
+        return self._to_bytes(numbers), ends
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         return self._matcher.decode(self._from_bytes(numbers))
@@ -117,6 +123,12 @@ class EqualInfoRepresentation(Representation):
 
     def encode(self, text: bytes) -> np.ndarray:
         return self.encode_many([text])[0][0]
+
+    def encode_documents(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        if not isinstance(self._code, TableCode):
+            return super().encode_documents(documents)
+        numbers, ends = self._code.encode_together(documents)
+        return self._to_ids(numbers), ends * self._ids_per_window
 
     def encode_many(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
         return [(self._to_ids(numbers), self._at_last_ids(lengths)) for numbers, lengths in self._code.encode(texts)]

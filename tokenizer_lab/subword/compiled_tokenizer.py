@@ -32,6 +32,7 @@ class Model(NamedTuple):
       unigram: the pieces, of a Unigram model.
       whole_words: words that have one id, whatever the merges say.
       has_whole_words: whether there are any.
+      is_other: bool[ids], those that do not stand for the text they are found in, such as the names of special tokens.
     """
 
     is_unigram: Any
@@ -46,6 +47,7 @@ class Model(NamedTuple):
     unigram: Unigram
     whole_words: Words
     has_whole_words: Any
+    is_other: Any
 
 
 class AddedTokens(NamedTuple):
@@ -184,22 +186,34 @@ def _new_word(text, start, end, model, symbols):
     """Writes the ids of a word; returns how many, or -1 where they are not known here."""
     if end - start > MAX_SYMBOLS:
         return np.int64(-1)
+    count = np.int64(-1)
     if model.has_whole_words:
-        whole = recall(model.whole_words, slot_of(text, start, end, model.whole_words), symbols, np.int64(0))
-        if whole >= 0:
-            return whole
-    if model.is_unigram:
-        return best_path(text, start, end, model.unigram, model.by_character, symbols)
+        count = recall(model.whole_words, slot_of(text, start, end, model.whole_words), symbols, np.int64(0))
+    if count < 0:
+        if model.is_unigram:
+            count = best_path(text, start, end, model.unigram, model.by_character, symbols)
+        else:
+            count = _symbols_of(text, start, end, model, symbols)
+            count = merge(symbols, count, model.merges, model.end_rank)
+    for number in range(count):
+        if model.is_other[symbols[number]]:
+            return np.int64(-1)
+    return count
+
+
+@compiled(inline=True)
+def _symbols_of(text, start, end, model, symbols):
+    """Writes what a word is before any merge; returns how many symbols that is, or -1."""
     count, at = np.int64(0), start
     while at < end:
         symbol, size = np.int32(IS_BYTES), 1
         if model.by_character:
             point, size = code_point(text, at)
             symbol = model.character_symbols[point]
-        for place in range(at, at + size if symbol == IS_BYTES else at + 1):
+        for place in range(at, at + (size if symbol == IS_BYTES else 1)):
             symbols[count] = model.byte_symbols[text[place]] if symbol == IS_BYTES else symbol
             if symbols[count] < 0:
                 return np.int64(-1)
             count += 1
         at += size
-    return merge(symbols, count, model.merges, model.end_rank)
+    return count

@@ -37,7 +37,9 @@ def texts_of_every_kind(tokens: Sequence[bytes]) -> Iterator[bytes]:
     ]
     characters += [character for character in map(chr, range(256)) if character.isprintable()]
     characters += [
-        chr(point) for point in range(0x10000) if len(chr(point).casefold()) > 1 or unicodedata.combining(chr(point)) > 1
+        chr(point)
+        for point in range(0x10000)
+        if len(chr(point).casefold()) > 1 or unicodedata.combining(chr(point)) > 1
     ][:100]
     parts = (f"{x}a 1{x}{x}  {x}\n'{x}s{x}" for x in characters)
     while document := "".join(itertools.islice(parts, _DOCUMENT_CHARACTERS // 12)):

@@ -19,7 +19,7 @@ from tokenizer_lab.subword.compiled_tokenizer import IS_BYTES, IS_UNKNOWN, Added
 from tokenizer_lab.subword.merging import Unigram, table_of
 from tokenizer_lab.subword.scanning import PADDING_BYTES, Splits
 from tokenizer_lab.subword.spaces import mark_of_space
-from tokenizer_lab.subword.spelling import BYTE_OF_CHARACTER
+from tokenizer_lab.subword.spelling import BYTE_OF_CHARACTER, BYTE_TOKEN
 from tokenizer_lab.subword.split_patterns import UNKNOWN, Automaton, UnknownPattern, automaton
 from tokenizer_lab.subword.words import Words, empty_words, keep_all
 
@@ -38,10 +38,11 @@ class NotCompiled(ValueError):
 class ExactEncoder:
     """Documents to ids, for one tokenizer. Any number of threads may use it."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, byte_ids: Mapping[int, int]):
+    def __init__(self, tokenizer: tokenizers.Tokenizer, token_bytes: Sequence[bytes], byte_ids: Mapping[int, int]):
         """Reads the tokenizer. Special tokens in a text are text, as with `encode_special_tokens`.
 
         Args:
+          token_bytes: what each id stands for.
           byte_ids: the ids of bytes that are not UTF-8.
 
         Raises:
@@ -52,8 +53,8 @@ class ExactEncoder:
         mark = mark_of_space([spec["normalizer"], spec["pre_tokenizer"]])
         to_bytes = _byte_level if _is_byte_level(spec["pre_tokenizer"]) else functools.partial(_with_spaces, mark)
         self._splits = _splits(spec["pre_tokenizer"], mark)
-        self._added = _added_tokens(spec, mark)
-        self._model = _model(spec["model"], to_bytes, mark, has_splits=len(self._splits.offsets) > 0)
+        self._added = _added_tokens(spec, mark, token_bytes)
+        self._model = _model(spec["model"], to_bytes, mark, token_bytes, has_splits=len(self._splits.offsets) > 0)
         self._byte_ids = np.array([byte_ids[byte] for byte in range(256)], np.int32)
         self._free_words: list[Words] = []
 
@@ -154,7 +155,7 @@ def _patterns_of(step: dict[str, Any], mark: str | None) -> list[tuple[str, bool
 # ---- Added tokens --------------------------------------------------------------------------------
 
 
-def _added_tokens(spec: dict[str, Any], mark: str | None) -> AddedTokens:
+def _added_tokens(spec: dict[str, Any], mark: str | None, token_bytes: Sequence[bytes]) -> AddedTokens:
     groups: dict[bool, dict[bytes, int]] = {False: {}, True: {}}
     has_text = {token["normalized"] for token in spec["added_tokens"] if not token["special"]}
     if len(has_text) > 1:
@@ -166,6 +167,8 @@ def _added_tokens(spec: dict[str, Any], mark: str | None) -> AddedTokens:
         content = token["content"]
         if token["normalized"] and mark:
             content = content.replace(mark, " ")
+        if not token["special"] and token_bytes[token["id"]] != content.encode():
+            raise NotCompiled("an added token that stands for other text")
         groups[token["normalized"]][content.encode()] = IS_UNKNOWN if token["special"] else token["id"]
     tokens = groups[has_text.pop()] if has_text else {}
     children, ids = _tree(tokens)
@@ -197,12 +200,17 @@ def _table(entries: Mapping[int, int]) -> np.ndarray:
 _ToBytes = Callable[[str], bytes | None]
 
 
-def _model(model: dict[str, Any], to_bytes: _ToBytes, mark: str | None, has_splits: bool) -> Model:
-    by_character = to_bytes is not _byte_level
+def _model(
+    model: dict[str, Any], to_bytes: _ToBytes, mark: str | None, token_bytes: Sequence[bytes], has_splits: bool
+) -> Model:
+    by_character, is_other = to_bytes is not _byte_level, np.zeros(len(token_bytes), bool)
     if model["type"] == "Unigram":
         if not has_splits:
             raise NotCompiled("a Unigram model of texts that are not split")
-        return _assemble(unigram=_unigram(model, to_bytes), by_character=by_character, is_unigram=True)
+        for id_, (piece, _) in enumerate(model["vocab"]):
+            is_other[id_] = token_bytes[id_] != to_bytes(piece)
+        unigram = _unigram(model, to_bytes)
+        return _assemble(unigram=unigram, by_character=by_character, is_unigram=True, is_other=is_other)
     if model["type"] != "BPE":
         raise NotCompiled(f"the model {model['type']}")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -210,6 +218,11 @@ def _model(model: dict[str, Any], to_bytes: _ToBytes, mark: str | None, has_spli
             raise NotCompiled(f"BPE with {name}")
     vocab, merges = model["vocab"], _merges(model)
     bytes_of_ids = {id_: to_bytes(token) for token, id_ in vocab.items()}
+    for token, id_ in vocab.items():
+        byte = BYTE_TOKEN.fullmatch(token) if model["byte_fallback"] else None
+        is_other[id_] = token_bytes[id_] != (bytes.fromhex(byte[1]) if byte else bytes_of_ids[id_])
+    if is_other[list(merges.values())].any():
+        raise NotCompiled("a token that stands for other text than it is merged from")
     end_rank, cuts = _cuts(merges, bytes_of_ids)
     whole = {token: id_ for id_, token in bytes_of_ids.items() if token} if model["ignore_merges"] else {}
     cuts_words = not whole and (not has_splits or end_rank < len(merges))
@@ -218,22 +231,21 @@ def _model(model: dict[str, Any], to_bytes: _ToBytes, mark: str | None, has_spli
         byte_symbols=_byte_symbols(vocab, by_character, model["byte_fallback"]),
         character_symbols=_character_symbols(vocab, mark, model["byte_fallback"]) if by_character else None,
         merges=_table(
-            {
-                left << 32 | right: rank << 32 | new
-                for rank, ((left, right), new) in enumerate(merges.items())
-            }
+            {left << 32 | right: rank << 32 | new for rank, ((left, right), new) in enumerate(merges.items())}
         ),
         end_rank=end_rank if cuts_words else len(merges),
         num_ranks=len(merges),
         cuts_before_space=cuts,
         cuts_words=cuts_words,
         whole_words=whole,
+        is_other=is_other,
     )
 
 
 def _assemble(
     *,
     by_character: bool,
+    is_other: np.ndarray,
     is_unigram: bool = False,
     byte_symbols: np.ndarray | None = None,
     character_symbols: np.ndarray | None = None,
@@ -259,13 +271,16 @@ def _assemble(
         unigram or Unigram(none, np.zeros(0, np.int32), np.zeros(0), 0.0, 0),
         _whole_words(whole_words),
         len(whole_words) > 0,
+        is_other,
     )
 
 
 def _whole_words(ids: Mapping[bytes, int]) -> Words:
     words = empty_words(max(2, (2 * len(ids)).bit_length()))
     text = np.frombuffer(b"".join([*ids, bytes(PADDING_BYTES)]), np.uint8)
-    keep_all(text, np.cumsum([len(word) for word in ids], dtype=np.int64), np.array(list(ids.values()), np.int32), words)
+    keep_all(
+        text, np.cumsum([len(word) for word in ids], dtype=np.int64), np.array(list(ids.values()), np.int32), words
+    )
     return words
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from tokenizer_lab.compiled import concatenate
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation, check_ids, together
 from tokenizer_lab.subword.borders import Borders
@@ -113,7 +114,7 @@ class SubwordRepresentation(Representation):
     def _exact_encoder(self) -> tuple[ExactEncoder | None, str]:
         """The compiled encoder, if the tokenizer can have one, and what is said of it."""
         try:
-            encoder = ExactEncoder(self._tokenizer, self._byte_ids)
+            encoder = ExactEncoder(self._tokenizer, self._token_bytes, self._byte_ids)
         except NotCompiled as why:
             return None, f"the library encodes, as there is no compiled code for {why}"
         for text in texts_of_every_kind(self._token_bytes):
@@ -125,7 +126,14 @@ class SubwordRepresentation(Representation):
         return encoder, "compiled code encodes, with the library's ids"
 
     def decode(self, ids: npt.ArrayLike) -> bytes:
-        return self._join(check_ids(ids, self.vocab_size).tolist())
+        ids = check_ids(ids, self.vocab_size)
+        return concatenate(*self._all_tokens, ids, int(self._token_lengths[ids].sum())).tobytes()
+
+    @functools.cached_property
+    def _all_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bytes of all ids, u8[n], and where those of each begin, i64[V + 1]."""
+        starts = np.append(0, np.cumsum(self._token_lengths))
+        return np.frombuffer(b"".join(self._token_bytes), np.uint8), starts
 
     def byte_lengths(self, ids: npt.ArrayLike) -> np.ndarray:
         return self._token_lengths[check_ids(ids, self.vocab_size)]
