@@ -24,8 +24,7 @@ def compiled(function: Callable[..., Any] | None = None, *, inline: bool = False
         return numba.njit(nogil=True, forceinline=inline)(function)
 
 
-@numba.extending.intrinsic
-def borrowed(typing_context, arrays):
+def _borrowed(typing_context, arrays):
     """The same array, or tuple of arrays and numbers, but its references are not counted, which for arrays handed on at
     every word takes longer than all else. The caller's have to live as long."""
 
@@ -35,15 +34,19 @@ def borrowed(typing_context, arrays):
     return arrays(arrays), generate
 
 
-def _without_owner(context, builder, type_, value):
-    if isinstance(type_, types.Array):
+borrowed: Any = numba.extending.intrinsic(_borrowed)
+
+
+def _without_owner(context: Any, builder: Any, type_: Any, value: Any) -> Any:
+    is_array, is_tuple = isinstance(type_, types.Array), isinstance(type_, types.BaseTuple)
+    if is_array:
         array = context.make_array(type_)(context, builder, value)
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
         array.parent = cgutils.get_null_value(array.parent.type)
         return array._getvalue()
-    if isinstance(type_, types.BaseTuple):
-        parts = cgutils.unpack_tuple(builder, value, len(type_))
-        parts = [_without_owner(context, builder, part, x) for part, x in zip(type_, parts, strict=True)]
+    if is_tuple:
+        parts = cgutils.unpack_tuple(builder, value, type_.count)
+        parts = [_without_owner(context, builder, type_[number], part) for number, part in enumerate(parts)]
         return context.make_tuple(builder, type_, parts)
     return value
 

@@ -3,13 +3,13 @@ counts. Of characters that Python's own version does not know, nothing is said."
 
 import functools
 import unicodedata
+from typing import Literal
 
 import numpy as np
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers
 
 NUM_CODE_POINTS = 0x110000
 _LONG_RUN = 500  # So many neighbours of one category, such as ideographs, are taken for what the first and last are.
-_LETTERS = "aa"
 
 
 @functools.cache
@@ -58,11 +58,19 @@ def named_set(pattern: str) -> np.ndarray:
     return _with_runs(set(_sample()) - set(others))
 
 
-@functools.lru_cache(maxsize=8)
-def isolated_set(pre_tokenizer: pre_tokenizers.PreTokenizer) -> np.ndarray:
-    """bool[0x110000], the known characters that a pre-tokenizer makes pieces of their own."""
-    pieces = pre_tokenizer.pre_tokenize_str(_LETTERS + "".join(character + _LETTERS for character in _sample()))
-    return _with_runs({piece for piece, _ in pieces if len(piece) == 1})
+@functools.cache
+def changed_by(form: Literal["NFC", "NFKC"]) -> np.ndarray:
+    """bool[0x110000], the characters that a Unicode normal form ("NFC", ...) may change, or may change others beside:
+    a text without them is in this form."""
+    changed = ~known()
+    for character in _sample():
+        parts = unicodedata.decomposition(character).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            changed[int(parts[1], 16)] = True  # It may join the character before.
+        if unicodedata.combining(character) or unicodedata.normalize(form, character) != character:
+            changed[ord(character)] = True
+    changed[0x1160:0x1200] = True  # Vowels and finals of Hangul join others by rule.
+    return changed
 
 
 def _with_runs(members: set[str]) -> np.ndarray:

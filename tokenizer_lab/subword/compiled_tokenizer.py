@@ -6,7 +6,7 @@ import numpy as np
 
 from tokenizer_lab.compiled import borrowed, compiled
 from tokenizer_lab.subword.merging import Unigram, best_path, child, merge
-from tokenizer_lab.subword.scanning import Splits, character_bytes, code_point, piece_end, valid_end
+from tokenizer_lab.subword.scanning import character_bytes, code_point, piece_end, valid_end
 from tokenizer_lab.subword.words import Words, keep, recall, slot_of
 
 MAX_SYMBOLS = 1 << 16

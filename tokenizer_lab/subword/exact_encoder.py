@@ -7,20 +7,19 @@ without a token; words of 64 KiB; what a normalizer would change), it says so, a
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import pre_tokenizers
 
-from tokenizer_lab.subword.character_sets import NUM_CODE_POINTS, isolated_set
+from tokenizer_lab.subword.character_sets import NUM_CODE_POINTS, changed_by
 from tokenizer_lab.subword.compiled_tokenizer import IS_BYTES, IS_UNKNOWN, AddedTokens, Model, encode_documents
 from tokenizer_lab.subword.merging import Unigram, table_of
 from tokenizer_lab.subword.scanning import PADDING_BYTES, Splits
 from tokenizer_lab.subword.spaces import mark_of_space
 from tokenizer_lab.subword.spelling import BYTE_OF_CHARACTER, BYTE_TOKEN
-from tokenizer_lab.subword.split_patterns import UNKNOWN, Automaton, UnknownPattern, automaton
+from tokenizer_lab.subword.split_patterns import ASCII, GIVE_UP, UNKNOWN, Automaton, UnknownPattern, automaton
 from tokenizer_lab.subword.words import Words, empty_words, keep_all
 
 _SLOT_BITS = 18  # Words of 60,000 kinds in 8 MB, which caches of processors hold in part.
@@ -49,10 +48,9 @@ class ExactEncoder:
           NotCompiled: it has something that is not read here.
         """
         spec = json.loads(tokenizer.to_str())
-        _check_normalizer(spec["normalizer"])
         mark = mark_of_space([spec["normalizer"], spec["pre_tokenizer"]])
         to_bytes = _byte_level if _is_byte_level(spec["pre_tokenizer"]) else functools.partial(_with_spaces, mark)
-        self._splits = _splits(spec["pre_tokenizer"], mark)
+        self._splits = _splits(spec["pre_tokenizer"], mark, _changed_characters(spec["normalizer"], mark))
         self._added = _added_tokens(spec, mark, token_bytes)
         self._model = _model(spec["model"], to_bytes, mark, token_bytes, has_splits=len(self._splits.offsets) > 0)
         self._byte_ids = np.array([byte_ids[byte] for byte in range(256)], np.int32)
@@ -96,17 +94,22 @@ def _steps(step: Any, parts: str) -> list[dict[str, Any]]:
     return [x for part in step[parts] for x in _steps(part, parts)] if step["type"] == "Sequence" else [step]
 
 
-def _check_normalizer(normalizer: Any) -> None:
+def _changed_characters(normalizer: Any, mark: str | None) -> np.ndarray:
+    """bool[0x110000], the characters with which a text may be changed, other than that a mark is put for a space."""
+    changed = np.zeros(NUM_CODE_POINTS, bool)
     for step in _steps(normalizer, "normalizers"):
-        if step["type"] != "Replace" or step["pattern"] != _SPACE:
+        if step["type"] in ("NFC", "NFKC"):
+            changed |= changed_by(step["type"])
+        elif step["type"] != "Replace" or step["pattern"] != _SPACE or step["content"] != mark:
             raise NotCompiled(f"the normalizer {step['type']}")
+    return changed
 
 
 # ---- Split patterns ------------------------------------------------------------------------------
 
 
-def _splits(pre_tokenizer: Any, mark: str | None) -> Splits:
-    patterns: list[tuple[str | Automaton, bool]] = []
+def _splits(pre_tokenizer: Any, mark: str | None, given_up: np.ndarray) -> Splits:
+    patterns: list[tuple[str, bool]] = []
     steps = _steps(pre_tokenizer, "pretokenizers")
     for number, step in enumerate(steps):
         patterns += _patterns_of(step, mark)
@@ -117,20 +120,31 @@ def _splits(pre_tokenizer: Any, mark: str | None) -> Splits:
     except UnknownPattern as error:
         raise NotCompiled(str(error)) from error
     classes = np.array([each.classes for each, _ in automata], np.uint8).reshape(-1, NUM_CODE_POINTS)
+    classes[:, given_up] = UNKNOWN
     if mark is not None:
         classes[:, ord(mark)] = UNKNOWN
+    if given_up.any() and not automata:
+        raise NotCompiled("a normalizer of texts that are not split")
+    cells = [_given_up_in(each, given_up) for each, _ in automata]
     starts = np.zeros((len(automata), 256), np.int32)
     for number, (each, _) in enumerate(automata):
         starts[number, : len(each.starts)] = each.starts
-    sizes = [each.cells.size for each, _ in automata]
+    sizes = [each.size for each in cells]
     return Splits(
         classes,
-        np.concatenate([np.zeros(0, np.int32), *(each.cells.ravel() for each, _ in automata)]),
+        np.concatenate([np.zeros(0, np.int32), *(each.ravel() for each in cells)]),
         np.cumsum([0, *sizes], dtype=np.int64)[:-1],
         np.array([each.cells.shape[1] for each, _ in automata], np.int64),
         starts,
         np.array([keeps_gaps for _, keeps_gaps in automata], bool),
     )
+
+
+def _given_up_in(automaton: Automaton, given_up: np.ndarray) -> np.ndarray:
+    """The cells of an automaton, of which ASCII has its own."""
+    cells = automaton.cells.copy()
+    cells[:, :ASCII][:, given_up[:ASCII]] = GIVE_UP
+    return cells
 
 
 def _patterns_of(step: dict[str, Any], mark: str | None) -> list[tuple[str, bool]]:
@@ -147,7 +161,7 @@ def _patterns_of(step: dict[str, Any], mark: str | None) -> list[tuple[str, bool
         case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": True}:
             return [(pattern, False)]
         case {"type": "Digits", "individual_digits": individual}:
-            return [(r"\p{Nd}" if individual else r"\p{Nd}+", True)]
+            return [(r"\p{N}" if individual else r"\p{N}+", True)]
     about = ", ".join(f"{name} {value}" for name, value in step.items() if name not in ("type", "pattern"))
     raise NotCompiled(f"the pre-tokenizer {step['type']}" + (f" ({about})" if about else ""))
 
@@ -157,6 +171,7 @@ def _patterns_of(step: dict[str, Any], mark: str | None) -> list[tuple[str, bool
 
 def _added_tokens(spec: dict[str, Any], mark: str | None, token_bytes: Sequence[bytes]) -> AddedTokens:
     groups: dict[bool, dict[bytes, int]] = {False: {}, True: {}}
+    changed = _changed_characters(spec["normalizer"], mark_of_space(spec["normalizer"]))
     has_text = {token["normalized"] for token in spec["added_tokens"] if not token["special"]}
     if len(has_text) > 1:
         raise NotCompiled("added tokens of which some are normalized and some are not")
@@ -167,6 +182,8 @@ def _added_tokens(spec: dict[str, Any], mark: str | None, token_bytes: Sequence[
         content = token["content"]
         if token["normalized"] and mark:
             content = content.replace(mark, " ")
+        if token["normalized"] and changed[list(map(ord, content))].any():
+            raise NotCompiled("an added token that the normalizer changes")
         if not token["special"] and token_bytes[token["id"]] != content.encode():
             raise NotCompiled("an added token that stands for other text")
         groups[token["normalized"]][content.encode()] = IS_UNKNOWN if token["special"] else token["id"]

@@ -87,24 +87,24 @@ def _merge_long(symbols, size, merges, limit):
     heapq.heapify(heap)
     while heap:
         entry = heapq.heappop(heap)
-        at = np.int64(entry & _LOW)
-        if (values[at] ^ entry) >> np.uint64(32):
+        here = np.int64(entry & _LOW)
+        if (values[here] ^ entry) >> np.uint64(32):
             continue  # What stands there now is another pair.
-        symbols[at] = np.int32(values[at] & _LOW)
-        gone = behind[at]
-        values[gone], behind[at] = NONE, behind[gone]
-        if behind[at] < size:
-            before[behind[at]] = at
-        for left in (before[at], at):
+        symbols[here] = np.int32(values[here] & _LOW)
+        gone = behind[here]
+        values[gone], behind[here] = NONE, behind[gone]
+        if behind[here] < size:
+            before[behind[here]] = here
+        for left in (before[here], here):
             if left >= 0:
                 right = behind[left]
                 values[left] = _merge_of(symbols[left], symbols[right], merges) if right < size else NONE
                 if values[left] < limit:
                     heapq.heappush(heap, values[left] & ~_LOW | np.uint64(left))
-    at, count = 0, 0
-    while at < size:
-        symbols[count] = symbols[at]
-        at, count = behind[at], count + 1
+    here, count = np.int64(0), np.int64(0)
+    while here < size:
+        symbols[count] = symbols[here]
+        here, count = behind[here], count + np.int64(1)
     return count
 
 

@@ -5,8 +5,9 @@ How a library for text keeps the contract of `tokenizer_lab.representation`, whi
 
 1. When a tokenizer is loaded, every id gets the bytes it stands for. `decode` and `byte_lengths` look them up.
 2. `encode` hands the valid UTF-8 in a document to the library, or to compiled code that gives the same ids
-   (`exact_encoder.py`), and compares the bytes of the library's ids with the text. Where they differ (an unknown character, whitespace that was dropped, a normalizer that changed the text), and for what is
-   not UTF-8, it writes byte ids.
+   (`exact_encoder.py`). It compares the bytes of the library's ids with the text. Where they differ (an unknown
+   character, whitespace that was dropped, a normalizer that changed the text), and for what is not UTF-8, it writes
+   byte ids.
 3. A tokenizer that lacks an id for one of the 256 bytes gets 256 byte ids after its vocabulary. Last comes the
    end-of-document id, which is never one of the tokenizer's own.
 
@@ -86,7 +87,7 @@ class SubwordRepresentation(Representation):
         if not is_given_up.any():
             return ids, ends
         parts = np.split(ids, ends[:-1])
-        for number in np.flatnonzero(is_given_up):
+        for number in np.flatnonzero(is_given_up).tolist():
             parts[number] = self.encode_by_library(documents[number])
         return together(parts)
 

@@ -36,8 +36,7 @@ class Splits(NamedTuple):
     keeps_gaps: Any
 
 
-@numba.extending.intrinsic
-def eight_bytes(typing_context, text, at):
+def _eight_bytes(typing_context, text, at):
     """The eight bytes at a place of a u8 array, as a u64; the array has to have them."""
 
     def generate(context, builder, signature, arguments):
@@ -46,6 +45,9 @@ def eight_bytes(typing_context, text, at):
         return builder.load(builder.bitcast(pointer, ir.IntType(64).as_pointer()), align=1)
 
     return numba.uint64(text, numba.int64), generate
+
+
+eight_bytes: Any = numba.extending.intrinsic(_eight_bytes)
 
 
 @compiled(inline=True)

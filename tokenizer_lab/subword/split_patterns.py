@@ -140,7 +140,7 @@ class _Parser:
             raise self._unknown()
         self._at += 1
 
-    def _atom(self, token: re.Match, ignore_case: bool) -> Node:
+    def _atom(self, token: re.Match[str], ignore_case: bool) -> Node:
         if token.lastgroup == "group":
             self._at = token.end()
             node = self._either(ignore_case or token[0] == "(?i:")
@@ -217,7 +217,7 @@ def _only_set(node: Node) -> int | None:
 
 
 Program = list[tuple[Any, ...]]
-"""Steps: ("set", number), ("look", which, number, wanted), ("go", targets in their order) and ("match", length or 0)."""
+"""Steps: ("set", number), ("look", which, number, wanted), ("go", targets in order) and ("match", length or 0)."""
 
 
 def _emit(node: Node, program: Program) -> None:
