@@ -285,7 +285,7 @@ def _assemble(
         num_ranks,
         np.zeros(256, bool) if cuts_before_space is None else cuts_before_space,
         cuts_words,
-        unigram or Unigram(none, np.zeros(0, np.int32), np.zeros(0), 0.0, 0),
+        unigram or Unigram(none, np.zeros(0, np.int32), np.zeros(0), 0.0, np.int32(0)),
         _whole_words(whole_words),
         len(whole_words) > 0,
         is_other,
