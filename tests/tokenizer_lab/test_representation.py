@@ -54,6 +54,9 @@ def assert_keeps_contract(representation: Representation, document: bytes) -> No
     assert representation.byte_lengths(ids).sum() == len(document)
     assert ids.min(initial=0) >= 0 and ids.max(initial=0) < representation.vocab_size
     assert representation.eod_id not in ids
+    together, ends = representation.encode_documents([b"", document, document])
+    assert together.dtype == np.int32 and together.tolist() == 2 * ids.tolist()
+    assert ends.dtype == np.int64 and ends.tolist() == [0, len(ids), 2 * len(ids)]
 
 
 @given(document=any_document)

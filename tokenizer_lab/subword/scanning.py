@@ -12,6 +12,7 @@ from tokenizer_lab.subword.split_patterns import ASCII, END, GIVE_UP, LENGTH_SHI
 PADDING_BYTES = 16
 """So many bytes have to be there behind the end of a text."""
 
+_U = np.uintp  # An index without a sign is not asked whether it counts from the end.
 _STATE = (1 << STATE_BITS) - 1
 _HIGH_BITS = np.uint64(0x8080808080808080)
 
@@ -123,14 +124,14 @@ def match_end(splits, level, text, start, at, end):
         row = offset + state * width
         if place >= end:
             cell, size = cells[row + ASCII + END], 0
-        elif text[place] < ASCII:
-            cell, size = cells[row + text[place]], 1
+        elif text[_U(place)] < ASCII:
+            cell, size = cells[_U(row + text[_U(place)])], 1
         else:
             point, size = code_point(text, place)
             cell = cells[row + ASCII + splits.classes[level, point]]
         following = np.int64(cell & _STATE)
         if following == state and size == 1:  # In a word: this loop waits for no step before.
-            while place + 1 < end and text[place + 1] < ASCII and cells[row + text[place + 1]] == cell:
+            while place + 1 < end and text[_U(place + 1)] < ASCII and cells[_U(row + text[_U(place + 1)])] == cell:
                 place += 1
         if cell & MATCH_BIT:
             length = cell >> LENGTH_SHIFT
