@@ -7,7 +7,7 @@ without a token; words of 64 KiB; what a normalizer would change), it says so, a
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -173,8 +173,6 @@ def _added_tokens(spec: dict[str, Any], mark: str | None, token_bytes: Sequence[
     groups: dict[bool, dict[bytes, int]] = {False: {}, True: {}}
     changed = _changed_characters(spec["normalizer"], mark_of_space(spec["normalizer"]))
     has_text = {token["normalized"] for token in spec["added_tokens"] if not token["special"]}
-    if len(has_text) > 1:
-        raise NotCompiled("added tokens of which some are normalized and some are not")
     mark = mark if mark_of_space(spec["normalizer"]) else None
     for token in spec["added_tokens"]:
         if not token["special"] and (token["single_word"] or token["lstrip"] or token["rstrip"]):
@@ -187,11 +185,24 @@ def _added_tokens(spec: dict[str, Any], mark: str | None, token_bytes: Sequence[
         if not token["special"] and token_bytes[token["id"]] != content.encode():
             raise NotCompiled("an added token that stands for other text")
         groups[token["normalized"]][content.encode()] = IS_UNKNOWN if token["special"] else token["id"]
-    tokens = groups[has_text.pop()] if has_text else {}
+    tokens = {content: id_ for group in has_text for content, id_ in groups[group].items()}
+    if len(has_text) > 1 and _may_overlap(*groups.values()):  # Those that are not normalized are found first.
+        raise NotCompiled("added tokens that overlap, of which some are normalized and some are not")
     children, ids = _tree(tokens)
     first_bytes = np.zeros(256, bool)
     first_bytes[[token[0] for token in tokens if token]] = True
     return AddedTokens(first_bytes, children, ids)
+
+
+def _may_overlap(some: Iterable[bytes], others: Iterable[bytes]) -> bool:
+    """Whether a string of `some` and one of `others` may stand in a text so that they have a byte in common."""
+    beginnings = {string[:size] for string in others for size in range(1, len(string) + 1)}
+    endings = {string[-size:] for string in others for size in range(1, len(string) + 1)}
+    return any(
+        any(string[-size:] in beginnings or string[:size] in endings for size in range(1, len(string) + 1))
+        or any(string in other or other in string for other in others)
+        for string in some
+    )
 
 
 def _tree(values: Mapping[bytes, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tests.tokenizer_lab.conftest import DOCUMENTS, FITS, FOREIGN_TOKENIZERS
 from tokenizer_lab.subword import SubwordFit, SubwordRepresentation, exact_encoder
@@ -65,6 +65,13 @@ def added_tokens() -> Tokenizer:
     return tokenizer
 
 
+def added_both_ways(other: str = "[x]") -> Tokenizer:
+    """Like DeepSeek: some added tokens are found before the text is normalized, some behind."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken(other, normalized=True)])
+    return tokenizer
+
+
 def words_of_marks() -> Tokenizer:
     """Like T5, but for its normalizer."""
     tokenizer = Tokenizer(models.Unigram())
@@ -88,6 +95,7 @@ MAKERS |= {
     "digits": lambda: byte_level(pre_tokenizers.Digits(individual_digits=True), split(PRETOKENIZATIONS["whitespace"])),
     "whole words": whole_words,
     "added tokens": added_tokens,
+    "added both ways": added_both_ways,
     "words of marks": words_of_marks,
     "byte fallback": FOREIGN_TOKENIZERS["bpe_byte_fallback"],
     "neox": FOREIGN_TOKENIZERS["bpe_byte_level"],
@@ -107,7 +115,20 @@ any_text = st.lists(
         st.text(max_size=8),
         st.text(" \t\n\r'sStT123aAé.,-ſ", max_size=12),
         st.sampled_from(
-            ["hello wo", "<|im_start|>", "<|im", "<think>\n", "def ", "    ", "日本語。", "é", "\u0301", "▁", "12345"]
+            [
+                "hello wo",
+                "<|im_start|>",
+                "<|im",
+                "<think>\n",
+                "def ",
+                "[x]",
+                "    ",
+                "日本語。",
+                "é",
+                "\u0301",
+                "▁",
+                "12345",
+            ]
         ),
         st.sampled_from(DOCUMENTS).map(lambda document: document[:60].decode()),
     ),
@@ -183,6 +204,12 @@ def test_an_automaton_splits_as_the_library_does(name):
 def test_what_is_not_read_of_a_pattern_is_said(pattern):
     with pytest.raises(UnknownPattern):
         automaton(pattern)
+
+
+@pytest.mark.parametrize("other", ["<think", "think", ">.", "x<"])
+def test_added_tokens_of_both_ways_that_overlap_are_the_library_s(other):
+    of = SubwordRepresentation(added_both_ways(other).to_str().encode())
+    assert "added tokens that overlap" in of.encoded_by
 
 
 @pytest.mark.parametrize("name", ["wordpiece_lowercase", "unigram_metaspace", "word_level"])
