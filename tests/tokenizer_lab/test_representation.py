@@ -54,6 +54,16 @@ def assert_keeps_contract(representation: Representation, document: bytes) -> No
     assert representation.byte_lengths(ids).sum() == len(document)
     assert ids.min(initial=0) >= 0 and ids.max(initial=0) < representation.vocab_size
     assert representation.eod_id not in ids
+    together, bytes_per_id, ends = representation.encode_batch([b"", document, document])
+    nothing = representation.encode(b"")
+    everything = np.concatenate([nothing, ids, ids])
+    assert together.dtype == np.int32 and together.tolist() == everything.tolist()
+    assert bytes_per_id.dtype == np.int32
+    assert bytes_per_id.tolist() == [*representation.byte_lengths(nothing), *representation.byte_lengths(ids)] + [
+        *representation.byte_lengths(ids)
+    ]
+    assert ends.dtype == np.int64
+    assert ends.tolist() == [len(nothing), len(nothing) + len(ids), len(nothing) + 2 * len(ids)]
 
 
 @given(document=any_document)
