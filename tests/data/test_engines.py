@@ -126,9 +126,8 @@ def work(tmp_path, monkeypatch):
 
 
 def workers() -> list[psutil.Process]:
-    return [
-        process for process in psutil.Process().children() if any("spawn_main" in word for word in process.cmdline())
-    ]
+    children = psutil.Process().children()
+    return [process for process in children if any("spawn_main" in word for word in process.cmdline())]
 
 
 def test_results_of_processes_come_in_order(work):
@@ -296,9 +295,9 @@ def check_results_ahead(ray_engine, folder: pathlib.Path) -> None:
 
 
 def wait_until(condition) -> None:
-    until = time.monotonic() + 120
+    ends = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < ends
         time.sleep(0.01)
 
 

@@ -249,7 +249,7 @@ def test_threads_have_memories_of_their_own():
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         encoded = list(pool.map(of.encode_batch, [DOCUMENTS] * 8))
     ids = np.concatenate([of.encode_by_library(document) for document in DOCUMENTS])
-    assert all(np.array_equal(each, ids) for each, _ in encoded)
+    assert all(np.array_equal(batch.ids, ids) for batch in encoded)
     assert 1 <= len(of._exact_encoder[0]._free_words) <= 4
 
 

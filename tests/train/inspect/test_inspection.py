@@ -251,7 +251,7 @@ def test_mistakes_in_the_terminal_are_one_line(capsys, artifacts, corpus, tmp_pa
         ([byte, byte, *out], "was given more than once"),
         ([str(tmp_path), *out], "does not exist"),
         ([byte, *out, "--text", str(tmp_path / "none")], "does not exist"),
-        ([byte, *out, "--max-bytes", "0"], "--max-bytes 0 is no text"),
+        ([byte, *out, "--max-bytes", "0"], "--max-bytes is 0; it must be at least 1"),
         ([byte, *out, "--parallel", str(tmp_path / "none")], "has 0 .txt files"),
         ([byte, "--corpus", byte, "--out", "x"], "ingest the corpus again"),
     ]:
