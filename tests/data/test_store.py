@@ -241,7 +241,9 @@ def test_a_flipped_byte_is_found(tmp_path):
                 reported += 1
                 assert f"text/{path.name}" in str(error) and "is damaged" in str(error)
                 assert f"document {number // 4 * 4}, " in str(error) or "footer" in str(error)
-    assert reported >= 2 * 60  # the documents of a unit, which are four or, at the end, two, or all where it is the footer
+    assert (
+        reported >= 2 * 60
+    )  # the documents of a unit, which are four or, at the end, two, or all where it is the footer
 
 
 @settings(deadline=None, max_examples=200)
