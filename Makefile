@@ -93,7 +93,8 @@ constraints:
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	@build/constraints/bin/pip --disable-pip-version-check install --quiet '.[test]'
 	@{ echo "# The versions that were tested on Python $(MINOR); 'make constraints PYTHON=python$(MINOR)' renews them."; \
-	  build/constraints/bin/pip --disable-pip-version-check freeze --exclude tokenizer-lab --exclude setuptools; } > $(TESTED)
+	  build/constraints/bin/pip --disable-pip-version-check freeze --exclude tokenizer-lab --exclude setuptools; \
+	  } > $(TESTED)
 	@echo "wrote $(TESTED); now: make test PYTHON=$(PYTHON)"
 
 clean:

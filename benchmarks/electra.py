@@ -25,6 +25,7 @@ from models.decoder import DecoderConfig
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.subword import SubwordFit
+from train.commands.cli import leave_out_absent_tpus
 from train.evaluate.bits_per_byte import evaluate_run, make_judge
 from train.evaluate.finetune import FinetuneOptions, finetune
 from train.evaluate.tasks import task_name
@@ -181,4 +182,5 @@ def spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

@@ -22,6 +22,7 @@ from rich.table import Table
 
 import tokenizer_lab
 from tokenizer_lab import Representation, UserError
+from train.commands.cli import leave_out_absent_tpus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,4 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main()

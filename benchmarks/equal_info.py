@@ -43,6 +43,7 @@ from tokenizer_lab.equal_info.quantization import quantize
 from tokenizer_lab.equal_info.window_code import Matcher, Tree, build_tree
 from tokenizer_lab.equal_info.window_stream import MAX_LANES, WindowStream
 from tokenizer_lab.kernels import window_coder
+from train.commands.cli import leave_out_absent_tpus
 
 TABLE_BITS, STREAM_BITS = 16, 32
 BPE_VOCAB_SIZE = 32_768
@@ -317,4 +318,5 @@ def _print(title: str, figures: Figures) -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main()

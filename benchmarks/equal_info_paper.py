@@ -33,6 +33,7 @@ from tokenizer_lab.baselines.gzip_code import GzipFit
 from tokenizer_lab.baselines.static_ac import StaticACFit
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.equal_info import EqualInfoFit
+from train.commands.cli import leave_out_absent_tpus
 from train.compressor import load_byte_lm
 from train.evaluate.bits_per_byte import evaluate_run, make_judge
 from train.loop import train
@@ -254,4 +255,5 @@ def show(title: str, rows: list[dict[str, Any]], console: rich.console.Console) 
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

@@ -14,6 +14,7 @@ import math
 from pytorch import require_pytorch
 
 from data.store import Corpus
+from train.commands.cli import leave_out_absent_tpus
 
 
 def main(export: str, corpus: str) -> None:
@@ -40,6 +41,7 @@ def main(export: str, corpus: str) -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("export")
     parser.add_argument("--corpus", required=True)

@@ -34,6 +34,7 @@ import rich.table
 import tyro
 
 from tokenizer_lab.kernels.linear_cross_entropy import linear_cross_entropy
+from train.commands.cli import leave_out_absent_tpus
 
 try:
     with mock.patch(
@@ -216,4 +217,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

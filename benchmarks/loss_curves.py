@@ -19,6 +19,7 @@ import rich.table
 import tyro
 
 from train.batches import open_batches
+from train.commands.cli import leave_out_absent_tpus
 from train.recipe import load_recipe
 from train.setup import Setup, set_up
 from train.step import make_train_step
@@ -92,4 +93,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

@@ -26,6 +26,7 @@ from loss import Loss, losses
 
 from models.axes import current_placement, use_placement
 from models.decoder import Decoder, DecoderConfig
+from train.commands.cli import leave_out_absent_tpus
 from train.objectives import Batch, Causal, Sums
 from train.optimizer import Budget
 from train.plan.compiled_step import compile_step
@@ -150,4 +151,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

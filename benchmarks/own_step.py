@@ -12,7 +12,7 @@ from train.commands.cli import keep_memory
 from train.objectives import Causal
 from train.optimizer import Budget, OptimizerConfig, make_meter
 from train.sharding import MeshConfig, make_mesh, put_batch
-from train.step import build_program, make_train_step
+from train.step import abstract_model, build_program, make_train_step
 
 OPTIMIZER = OptimizerConfig(learning_rate=3e-4, warmup_share=0.0, schedule="wsd", decay_share=0.0)
 MODEL = DecoderConfig(
@@ -60,7 +60,7 @@ class OwnStep:
         keep_memory()  # as `toklab train` does
         mesh = make_mesh(MeshConfig())
         program = build_program(
-            lambda rngs: shape.model.build(shape.vocab_size, rngs),
+            abstract_model(lambda rngs: shape.model.build(shape.vocab_size, rngs)),
             OPTIMIZER,
             mesh,
             batch_rows=shape.batch_rows,

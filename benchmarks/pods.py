@@ -17,6 +17,7 @@ import rich.progress
 import tyro
 
 from tokenizer_lab.errors import UserError
+from train.commands.cli import leave_out_absent_tpus
 from train.plan.plan import make_plan
 from train.plan.pod import Pod
 from train.plan.representations import ASSUMED, Ids, compared
@@ -124,4 +125,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main()

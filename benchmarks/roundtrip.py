@@ -16,6 +16,7 @@ import tyro
 
 import tokenizer_lab
 from tokenizer_lab import Representation
+from train.commands.cli import leave_out_absent_tpus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,4 +70,5 @@ def _batches(documents: Iterator[bytes], size: int) -> Iterator[list[bytes]]:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     raise SystemExit(main(tyro.cli(Options, description=__doc__)))

@@ -24,6 +24,7 @@ import rich.table
 import tyro
 
 from tokenizer_lab.kernels.sample_replacements import sample_replacements
+from train.commands.cli import leave_out_absent_tpus
 
 SHAPES = ((2432, 32_768, 128), (2432, 65_536, 128), (2432, 65_536, 256))  # 128 rows of 19 masked positions; ids; width
 IMPLEMENTATIONS = {"fused": "auto", "plain": "reference"}
@@ -100,4 +101,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

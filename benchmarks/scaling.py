@@ -23,6 +23,8 @@ import rich.table
 import tyro
 from own_step import MODEL, OwnStep, Shape
 
+from train.commands.cli import leave_out_absent_tpus
+
 VARIATIONS = {
     "": Shape(),
     "128 positions": Shape(sequence_length=128, batch_rows=32),
@@ -105,4 +107,5 @@ def measure(shape: Shape, repeats: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

@@ -26,6 +26,8 @@ import tyro
 from own_step import OwnStep, Shape
 from pytorch import require_pytorch
 
+from train.commands.cli import leave_out_absent_tpus
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -102,4 +104,5 @@ def report(options: Options, seconds: dict[str, list[float]], params: dict) -> N
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

@@ -23,6 +23,7 @@ import rich.console
 import rich.table
 import tyro
 
+from train.commands.cli import leave_out_absent_tpus
 from train.run.folder import RunFolder, read_lines
 
 DOCUMENT_CHARACTERS = 4096
@@ -144,4 +145,5 @@ def count_lines(file: pathlib.Path) -> int:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options, description=__doc__))

@@ -50,7 +50,32 @@ def experiment() -> Experiment:
         evaluation=EvaluationConfig(every_steps=25, max_bytes=32 << 10, batch_rows=8),
         logging=LoggingConfig(every_steps=20, tensorboard=False),
     )
-    replaced = dataclasses.replace(
+    return Experiment(
+        name="comparison_small",
+        arms=(
+            Arm(name="byte", recipe=causal, fit=ByteFit()),
+            Arm(name="subword4k", recipe=causal, fit=SubwordFit(vocab_size=4096)),
+            Arm(name="subword32k", recipe=causal, fit=SubwordFit(vocab_size=32768)),
+            Arm(name="superword4k", recipe=causal, fit=SubwordFit(vocab_size=4096, superword_transition=3277)),
+            Arm(
+                name="equal_info16",
+                recipe=causal,
+                fit=EqualInfoFit(window_bits=16, id_bits=8, lm_recipe="demo_compressor"),
+            ),
+            Arm(name="replaced4k", recipe=_of_replaced_ids(causal), fit=SubwordFit(vocab_size=4096)),
+        ),
+        sizes=(
+            Size(
+                name="2x96", budget=Budget(flops=1e12), model=dict(num_layers=2, embed_dim=96, head_dim=48, mlp_dim=256)
+            ),
+            Size(name="3x128", budget=Budget(flops=5e12)),
+        ),
+        context_bytes=512,
+    )
+
+
+def _of_replaced_ids(causal: Recipe) -> Recipe:
+    return dataclasses.replace(
         causal,
         model=EncoderConfig(**SHAPE),
         objective=Replaced(generator_share=0.5),
@@ -64,26 +89,4 @@ def experiment() -> Experiment:
             bias_correction=False,
             weight_decay=0.01,
         ),
-    )
-    return Experiment(
-        name="comparison_small",
-        arms=(
-            Arm(name="byte", recipe=causal, fit=ByteFit()),
-            Arm(name="subword4k", recipe=causal, fit=SubwordFit(vocab_size=4096)),
-            Arm(name="subword32k", recipe=causal, fit=SubwordFit(vocab_size=32768)),
-            Arm(name="superword4k", recipe=causal, fit=SubwordFit(vocab_size=4096, superword_transition=3277)),
-            Arm(
-                name="equal_info16",
-                recipe=causal,
-                fit=EqualInfoFit(window_bits=16, id_bits=8, lm_recipe="demo_compressor"),
-            ),
-            Arm(name="replaced4k", recipe=replaced, fit=SubwordFit(vocab_size=4096)),
-        ),
-        sizes=(
-            Size(
-                name="2x96", budget=Budget(flops=1e12), model=dict(num_layers=2, embed_dim=96, head_dim=48, mlp_dim=256)
-            ),
-            Size(name="3x128", budget=Budget(flops=5e12)),
-        ),
-        context_bytes=512,
     )

@@ -4,20 +4,24 @@ import bz2
 import codecs
 import gzip
 import io
-import json
 import lzma
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any, BinaryIO, Literal, Protocol
 
 import zstandard
 
+from data.json_object import loads
 from data.sources import SourceFile
 from tokenizer_lab.errors import UserError
 
-Kind = Literal["text", "jsonl", "json", "csv", "parquet", "arrow", "warc"]
+Kind = Literal["text", "jsonl", "object", "json", "csv", "parquet", "arrow", "warc"]
 
 _HEAD_BYTES = 1 << 16  # of a file's content, by which it is known
+_UTF16_CONTROLS = 0.03  # at least, of the bytes of such text: of Chinese about a tenth of the lower ones, and line ends
+CONTROL = re.compile(rb"[\0-\x08\x0e-\x19\x1c-\x1f]")
+"""A byte that is in no text, but for one now and then."""
 _FRAME_INPUT_BYTES = 256  # taken at once, because a few bytes may stand for a hundred kilobytes
 
 
@@ -35,7 +39,7 @@ _COMPRESSION_NAMES = {
     ".xz": "xz",
     ".lzma": "lzma",
 }
-_JSONL_NAMES = {".jsonl", ".ndjson", ".jsonlines"}
+JSONL_NAMES = {".jsonl", ".ndjson", ".jsonlines"}
 
 _UNPACK = "unpack it first"
 _CONVERT = "convert it to JSON lines, parquet or text first"
@@ -45,14 +49,19 @@ _REFUSED = {  # remedy -> name of a format -> how it begins
         "a tar archive": rb".{257}ustar",
         "a 7z archive": rb"7z\xbc\xaf\x27\x1c",
         "a RAR archive": rb"Rar!\x1a\x07",
-        "an LZ4 file": rb"\x04\x22\x4d\x18",
+        "an LZ4 file": rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18",
         "a Snappy file": rb"\xff\x06\0\0sNaPpY",
         "an LZIP file": rb"LZIP\x01",
         "a file of compress": rb"\x1f[\x9d\xa0]",
+        "a file of lzop": rb"\x89LZO\0",
+        "an ar archive": rb"!<arch>\n",  # and deb
+        "a cabinet": rb"MSCF\0{4}",
     },
     _CONVERT: {
-        "a PDF": rb"%PDF-",
-        "an RTF document": rb"\{\\rtf",
+        "a PDF": rb"(?:\xef\xbb\xbf)?\s*%PDF-",  # of which readers take one behind blank lines
+        "a PostScript file": rb"\s*%!PS-",
+        "an RTF document": rb"\s*\{\\rtf",
+        "a Mobipocket book": rb".{60}BOOKMOBI",
         "an old Office document": rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
         "an SQLite database": rb"SQLite format 3\0",
         "an HDF5 file": rb"\x89HDF\r\n\x1a\n",
@@ -62,10 +71,11 @@ _REFUSED = {  # remedy -> name of a format -> how it begins
         "a NumPy array": rb"\x93NUMPY",
         "a safetensors file": rb".{5}\0{3}\{\s*\"",
         "a GGUF file": rb"GGUF.\0{3}",
-        "a pickle": rb"\x80[\x02-\x05][\x80-\xffc(\]}X\x8c\x95]",
-        "an image": rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP",
+        "a pickle": rb"\([dl]p\d+\n|\x80[\x02-\x05][\x80-\xffc(\]}X\x8c\x95]",
+        "an image": rb"II\*\0|MM\0\*|\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP",
         "a sound or a film": rb"RIFF.{4}(?:WAVE|AVI )|ID3[\x02-\x04]|OggS\0|fLaC\0|\0{3}.ftyp",
-        "a program": rb"\x7fELF|\0asm|\xca\xfe\xba\xbe",
+        "a font": rb"wOF[F2]|OTTO\0|\0\x01\0{3}",
+        "a program": rb"MZ.\0.\0{3}|\x7fELF|\0asm|\xca\xfe\xba\xbe",
     },
     "convert it to UTF-8, e.g. with iconv": {
         "text in UTF-32": rb"\xff\xfe\0\0|\0\0\xfe\xff",
@@ -181,6 +191,9 @@ def kind_of(raw: BinaryIO, file: SourceFile, compression: str | None, field: str
         for name, pattern in formats.items():
             if re.match(pattern, head, re.DOTALL):
                 raise _refused(file, name, remedy)
+    if encoding := _utf16(head):
+        remedy = f"convert it to UTF-8, e.g. with iconv -f {encoding} -t UTF-8"
+        raise _refused(file, "text in UTF-16 without a byte order mark", remedy)
     suffixes = file.suffixes
     named = [suffix for suffix in suffixes if suffix not in _COMPRESSION_NAMES and not suffix[1:].isdigit()][-1:]
     if re.match(rb"PAR1|ARROW1\0\0|\xff{4}[^\xff]{3}\0", head):
@@ -197,9 +210,13 @@ def kind_of(raw: BinaryIO, file: SourceFile, compression: str | None, field: str
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if (named == [".json"] and text.startswith(b"[")) or re.match(rb'\[\s*\{\s*["}]', text):
         return "json"
-    if _JSONL_NAMES.intersection(suffixes) or (named == [".json"] and compression):
+    if re.match(rb"\{[ \t]*\r?\n", text):
+        return "object"
+    if JSONL_NAMES.intersection(suffixes) or (named == [".json"] and compression):
         return "jsonl"
-    return "jsonl" if _is_json_lines(text, len(head) == _HEAD_BYTES, field) else "text"
+    if _is_json_lines(text, len(head) == _HEAD_BYTES, field):
+        return "jsonl"
+    return "object" if re.match(rb'\{\s*"', text) else "text"
 
 
 def _is_json_lines(text: bytes, goes_on: bool, field: str) -> bool:
@@ -208,12 +225,30 @@ def _is_json_lines(text: bytes, goes_on: bool, field: str) -> bool:
     if goes_on and not others:
         return re.match(rb'\{\s*"', first) is not None
     try:
-        record = json.loads(first.decode(errors="surrogateescape"))
+        record = loads(first.decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return False
     if not isinstance(record, dict):
         return False
     return others[0].lstrip().startswith(b"{") if others else field in record
+
+
+def _utf16(head: bytes) -> str | None:
+    """ "UTF-16LE" or "UTF-16BE" where a file with this beginning is text in that, without a mark: every second byte is
+    one that no text has (Latin, Cyrillic, ...), or the whole is no UTF-8 and good in the other (Chinese, Korean)."""
+    pairs = head[: len(head) // 2 * 2]
+    if len(pairs) < 8 or len(CONTROL.findall(pairs)) < _UTF16_CONTROLS * len(pairs):
+        return None
+    is_utf8 = "\ufffd" not in pairs[:-4].decode(errors="replace")
+    found: dict[str, int] = {}
+    for encoding, upper in (("UTF-16LE", pairs[1::2]), ("UTF-16BE", pairs[::2])):
+        has_controls = sum(byte < 0x20 for byte in upper) > 0.7 * len(upper)
+        text = pairs.decode(encoding, "replace") if has_controls or not is_utf8 else ""
+        num_good = sum(c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cn", "Co", "Cs") for c in text)
+        if text and num_good - text.count("\ufffd") > 0.99 * len(text) - 1:
+            found[encoding] = sum(map(text.count, " \n\u3002"))
+    encoding = max(found, key=found.__getitem__, default="")  # the order of bytes that gives more of them
+    return encoding if found.get(encoding) else None
 
 
 def _compression(head: bytes) -> str | None:

@@ -9,32 +9,30 @@ a run's folder has the few that are noted (`train/run/document_hashes.py`).
 import hashlib
 from collections.abc import Callable
 
+import numpy as np
+
 HASH_WORDS = 2  # of 32 bits, in a row's cursor
 NoteHash = Callable[[int, int, bytes], None]  # of a row, the documents it has finished, and their running hash
 
 
 def document_hash(source: int, ordinal: int, document: bytes) -> bytes:
     """Of the document with this number in a source's shuffled order."""
-    return _hash(f"{source}/{ordinal}/".encode(), document)
+    digest = hashlib.blake2b(b"%d/%d/" % (source, ordinal), digest_size=4 * HASH_WORDS)
+    digest.update(document)
+    return digest.digest()
 
 
 def running_hash(before: bytes, finished_document: bytes) -> bytes:
     """The running hash behind one more document, of which the hash is given."""
-    return _hash(before, finished_document)
+    return hashlib.blake2b(before + finished_document, digest_size=4 * HASH_WORDS).digest()
 
 
-def is_noted(num_documents: int) -> bool:
+def is_noted(num_documents: np.ndarray) -> np.ndarray:
     """Whether a row's running hash after so many documents is noted: where that number has three binary digits and then
     zeros, or is below 8.
 
     Few are kept, and of two rows that have come to n documents or further, both have noted one of more than 4/5 n, or
     of n itself.
     """
-    return num_documents % (1 << max(0, num_documents.bit_length() - 3)) == 0
-
-
-def _hash(*parts: bytes) -> bytes:
-    digest = hashlib.blake2b(digest_size=4 * HASH_WORDS)
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
+    num_digits = np.frexp(num_documents)[1].astype(np.int64)
+    return num_documents % (1 << np.maximum(0, num_digits - 3)) == 0

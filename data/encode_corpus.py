@@ -25,9 +25,9 @@ from data.engines import Engine, LocalEngine
 from data.layout import unit_documents
 from data.manifest import MANIFEST, Shard, Split, StoredText, shard_file, write_manifest
 from data.shards import DocumentFile, UnitSpan
-from data.storage import Range, new_file, read_if_there, read_ranges, remove_folder, sizes_in
+from data.storage import Range, new_file, read_if_there, read_ranges, remove_empty_folders, remove_folder, sizes_in
 from data.store import Corpus
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, check_numbers
 from tokenizer_lab.files import cannot_write, is_remote, write_json
 from tokenizer_lab.representation import Representation, read_manifest
 
@@ -56,10 +56,7 @@ class EncodeOptions:
     """With --engine ray: TPU chips of each worker, usually all of a host."""
 
     def __post_init__(self) -> None:
-        if min(self.worker_gpus, self.worker_tpus) < 0:
-            raise UserError(
-                f"--worker-gpus {self.worker_gpus} and --worker-tpus {self.worker_tpus}: a worker has 0 or more"
-            )
+        check_numbers(self, "--")
 
     @property
     def devices(self) -> dict[str, float]:
@@ -313,6 +310,7 @@ def _write_shards(
     except BaseException:
         if set(sizes_in(out / UNFINISHED)) == {_ORIGIN}:
             remove_folder(out / UNFINISHED)
+            remove_empty_folders(out, {piece.domain for piece in pieces})
         raise
     return shards
 

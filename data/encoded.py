@@ -9,8 +9,9 @@ little-endian.
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -18,16 +19,19 @@ from etils import epath
 from data import array_record_manifest
 from data.array_record_store import ArrayRecordDocuments
 from data.manifest import MANIFEST, MAX_MANIFEST_BYTES, Split, StoredText, check_files
+from data.row_loops import first_wrong, unpack_records
 from data.store import AnyDocuments, Corpus, Documents
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cache_folder, is_remote, read_json, remote_errors
-from tokenizer_lab.representation import Representation
+from tokenizer_lab.representation import EncodedBatch, Representation, joined
 
 FORMAT, OLD_FORMAT = "tokenizer-lab ids 2", "tokenizer-lab ids 1"
 UNFINISHED = ".partial"  # in a folder that is not whole yet
 _WIDTHS = (1, 2, 4)  # bytes of an integer in a record
 AGAIN = "encode it again"
+_PORTION_BYTES = 256 << 10  # of text that is encoded in one go, about
 
+Item = TypeVar("Item")
 Encoded = tuple[np.ndarray, np.ndarray]  # i32[n] ids and i64[n] source bytes of each
 
 
@@ -37,23 +41,69 @@ class EncodedText(bytes):
     encoded: Encoded
 
 
+class EncodedTexts(list[bytes]):
+    """Documents that bring their ids along, all in one."""
+
+    def __init__(self, texts: Iterable[bytes], batch: EncodedBatch):
+        super().__init__(texts)
+        self.batch = batch
+
+
 def encode(representation: Representation, texts: Sequence[bytes]) -> list[Encoded]:
+    """`encode_batch`, text by text."""
+    batch = encode_batch(representation, texts)
+    bounds = [slice(*ends) for ends in itertools.pairwise([0, *batch.ends.tolist()])]
+    return [(batch.ids[part], batch.bytes_per_id[part]) for part in bounds]
+
+
+def encode_each(representation: Representation, documents: Iterable[bytes]) -> Iterator[Encoded]:
+    """`encode` of any number of documents, some of them at a time."""
+    for texts in portions(documents, len, representation.batch_documents):
+        yield from encode(representation, texts)
+
+
+def portions(items: Iterable[Item], num_bytes: Callable[[Item], int], together: int) -> Iterator[list[Item]]:
+    """Documents to encode in one go: `together` of them where that is more than one, else more and more of them."""
+    items = iter(items)
+    count = together
+    while portion := list(itertools.islice(items, count)):
+        yield portion
+        if together == 1:
+            most = _PORTION_BYTES * len(portion) // max(1, sum(map(num_bytes, portion)))
+            count = max(1, min(count + count // 2 + 1, most))
+
+
+def encode_batch(representation: Representation, texts: Sequence[bytes]) -> EncodedBatch:
     """Texts as ids and the source bytes of each: all bytes, and no id that a model has no row for. Those that bring
     their ids keep them."""
+    if isinstance(texts, EncodedTexts):
+        batch = texts.batch
+    elif any(isinstance(text, EncodedText) for text in texts):
+        batch = _some_encoded(representation, texts)
+    else:
+        batch = representation.encode_batch(texts)
+    _check(batch, [len(text) for text in texts], representation.kind, representation.vocab_size)
+    return batch
+
+
+def _some_encoded(representation: Representation, texts: Sequence[bytes]) -> EncodedBatch:
     on_the_fly = [text for text in texts if not isinstance(text, EncodedText)]
     made = iter(representation.encode_many(on_the_fly) if on_the_fly else ())
-    encoded = [text.encoded if isinstance(text, EncodedText) else next(made) for text in texts]
-    encoded = [(ids.astype(np.int32), lengths) for ids, lengths in encoded]
-    for text, (ids, lengths) in zip(texts, encoded, strict=True):
-        # No asserts, which `python -O` leaves out: a byte that is lost here makes every number wrong.
-        if lengths.sum() != len(text):
-            raise AssertionError(f"{representation.kind}: {lengths.sum()} bytes of a text of {len(text)}")
-        if ids.size and not 0 <= ids.min() <= ids.max() < representation.vocab_size:
-            raise AssertionError(
-                f"{representation.kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has"
-                f" {representation.vocab_size}"
-            )
-    return encoded
+    return joined([text.encoded if isinstance(text, EncodedText) else next(made) for text in texts])
+
+
+def _check(batch: EncodedBatch, text_bytes: Sequence[int], kind: str, vocab_size: int) -> None:
+    """No asserts, which `python -O` leaves out: a byte that is lost here makes every number wrong."""
+    if not len(batch.ids) == len(batch.bytes_per_id) == (batch.ends[-1] if len(batch.ends) else 0):
+        raise AssertionError(f"{kind}: {len(batch.ids)} ids and the bytes of {len(batch.bytes_per_id)}")
+    wrong = first_wrong(batch.ids, batch.bytes_per_id, batch.ends, np.array(text_bytes, np.int64), vocab_size)
+    if wrong < 0:
+        return
+    where = slice(batch.ends[wrong - 1] if wrong else 0, batch.ends[wrong])
+    ids, num_bytes = batch.ids[where], batch.bytes_per_id[where].sum()
+    if num_bytes != text_bytes[wrong]:
+        raise AssertionError(f"{kind}: {num_bytes} bytes of a text of {text_bytes[wrong]}")
+    raise AssertionError(f"{kind}: ids from {ids.min()} to {ids.max()}, and its vocabulary has {vocab_size}")
 
 
 # ---- Reading -------------------------------------------------------------------------------------
@@ -85,13 +135,16 @@ class EncodedDocuments(Sequence[EncodedText]):
         """A document and its ids. Raises UserError, naming file and record, if one of the two is damaged."""
         return self._with_ids(index, self._documents[index], self._ids[index])
 
-    def read_many(self, indices: Iterable[int]) -> list[EncodedText]:
-        """Documents in the order asked for."""
+    def read_many(self, indices: Iterable[int]) -> EncodedTexts:
+        """Documents in the order asked for, with their ids. Raises UserError as for one of them."""
         indices = list(indices)
-        texts, records = self._documents.read_many(indices), self._ids.read_many(indices)
-        return [self._with_ids(*one) for one in zip(indices, texts, records, strict=True)]
+        texts, batch = self._documents.read_many(indices), unpack_many(self._ids.read_many(indices))
+        text_bytes = np.array([len(text) for text in texts], np.int64)
+        if batch is None or first_wrong(*batch, text_bytes, self._vocab_size) >= 0:
+            batch = joined([self[index].encoded for index in indices])  # which says what is wrong
+        return EncodedTexts(texts, batch)
 
-    def read_block(self, number: int) -> list[EncodedText]:
+    def read_block(self, number: int) -> EncodedTexts:
         """Documents number * block_documents to the next block's first."""
         start = number * self.block_documents
         return self.read_many(range(start, min(len(self), start + self.block_documents)))
@@ -254,3 +307,21 @@ def unpack(record: bytes) -> Encoded:
         for width, offset in zip(widths, (1, 1 + count * widths[0]))
     )
     return ids.astype(np.int64), lengths.astype(np.int64)
+
+
+def unpack_many(records: Sequence[bytes]) -> EncodedBatch | None:
+    """The ids of records; None where one of them cannot be a record."""
+    records_n = np.frombuffer(b"".join(records), np.uint8)
+    sizes_d = np.array([len(record) for record in records], np.int64)
+    if not sizes_d.all():
+        return None
+    record_ends_d = np.cumsum(sizes_d)
+    first_d = records_n[record_ends_d - sizes_d]
+    widths_d = np.stack([first_d >> 4, first_d & 15]).astype(np.int64)
+    counts_d, rests_d = np.divmod(sizes_d - 1, np.maximum(1, widths_d.sum(axis=0)))
+    if rests_d.any() or not np.isin(widths_d, _WIDTHS).all():
+        return None
+    ends_d = np.cumsum(counts_d)
+    ids, lengths = (np.empty(counts_d.sum(), np.int32) for _ in range(2))
+    unpack_records(records_n, record_ends_d, ends_d, ids, lengths)
+    return EncodedBatch(ids, lengths, ends_d)

@@ -7,15 +7,21 @@ u32[R], the only chance that an objective may use: a function of the run's seed,
 devices, microbatches and restarts change nothing; and `cursors`.
 """
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from data.encoded import Encoded, encode
-from data.rows import Batch, Row, check_count
+from data.document_order import draw_hash
+from data.encoded import Encoded, encode, encode_each
+from data.row_documents import IdsPool
+from data.row_loops import count_waiting, fill_encoder, finish_document
+from data.row_setting import Batch
+from data.rows import Row
 from tokenizer_lab.representation import CLS, SEP, Representation
 
+ARRAYS = ("ids", "segment_ids", "positions", "types")
 MIN_LENGTH = 8  # of a row
 _SHORT_TARGET_SHARE = 0.05  # of the pair examples that are made shorter than a row
 _SINGLE_SHARE = 0.1  # of those that have one segment only
@@ -37,7 +43,7 @@ class RowBuilder:
             0,
             0,
         )
-        self.arrays = {name: np.zeros(length, np.int32) for name in ("ids", "segment_ids", "positions", "types")}
+        self.arrays = {name: np.zeros(length, np.int32) for name in ARRAYS}
 
     def room_for(self, rest: int) -> int | None:
         """How many of `rest` ids go in as one piece; None where the next row is the better place for them."""
@@ -60,22 +66,57 @@ class RowBuilder:
 class EncoderRow(Row):
     """`[CLS] piece [SEP]` of one document after the other; a piece is as much of it as fits into the row."""
 
-    encode = staticmethod(encode)
+    arrays = ARRAYS
+    has_chance = True
+    pool: IdsPool
 
-    def next_sequence(self) -> Batch:
-        row, seed, num_bytes = (
-            RowBuilder(self.streams.representation.vocab_size, self.streams.sequence_length),
-            row_seed(self),
-            0,
+    def fill_positions(self, out: Batch) -> None:
+        documents, vocab_size = self.documents, self.setting.representation.vocab_size
+        out["row_seeds"][:] = row_seeds(self)
+        is_full_r = np.zeros(len(self.setting.rows), bool)
+        for name in self.arrays:
+            out[name][:] = 0
+        self.repeat_with_more_documents(
+            lambda: fill_encoder(
+                documents.rows_r,
+                documents.finished_rs,
+                documents.queue_rq,
+                self.pool.ids,
+                self.pool.lengths,
+                vocab_size + CLS,
+                vocab_size + SEP,
+                is_full_r,
+                *(out[name] for name in ("ids", "segment_ids", "positions")),
+            )
         )
-        while True:
-            ids, lengths = self.open_document()
-            start = self.position
-            if (take := row.room_for(len(ids) - start)) is None:
-                return row.arrays | _numbers(num_bytes, seed, self.cursor)
-            row.add(ids[start : start + take])
-            num_bytes += int(lengths[start : start + take].sum())
-            self.advance(start + take, len(ids))
+
+
+class LinesPool:
+    """Documents as their lines that are not blank; their place is a key, and their length how many lines they have."""
+
+    def __init__(self, representation: Representation):
+        self._representation, self._last = representation, 0
+        self._lines: dict[int, list[Encoded]] = {}
+
+    def encode(self, texts: Sequence[bytes]) -> list[list[Encoded]]:
+        lines = [[line for line in text.splitlines(keepends=True) if line.strip()] for text in texts]
+        encoded = iter(encode(self._representation, [line for of_text in lines for line in of_text]))
+        return [[next(encoded) for _ in of_text] for of_text in lines]
+
+    def add(
+        self, encoded: Sequence[list[list[Encoded]]], rows_r: np.ndarray, queue_rq: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        lines = [of_text for of_source in encoded for of_text in of_source]
+        keys = range(self._last, self._last + len(lines))
+        self._lines |= {key: of_text for key, of_text in zip(keys, lines) if of_text}
+        self._last = keys.stop
+        return np.array(keys, np.int64), np.array([len(of_text) for of_text in lines], np.int64)
+
+    def __getitem__(self, key: int) -> list[Encoded]:
+        return self._lines.get(key, [])
+
+    def drop(self, key: int) -> None:
+        self._lines.pop(key, None)
 
 
 class PairRow(Row):
@@ -86,69 +127,83 @@ class PairRow(Row):
     on.
     """
 
-    @staticmethod
-    def encode(representation: Representation, documents: Sequence[bytes]) -> list[list[Encoded]]:
-        lines = [[line for line in document.splitlines(keepends=True) if line.strip()] for document in documents]
-        encoded = iter(encode(representation, [line for document in lines for line in document]))
-        return [[next(encoded) for _ in document] for document in lines]
+    arrays = ARRAYS
+    has_chance = True
+    pool: LinesPool
 
-    def next_sequence(self) -> Batch:
-        length, seed = self.streams.sequence_length, row_seed(self)
-        lines, start = self.open_document(), self.position
-        target = 5 + self._chance("length") % (length - 4) if self._uniform("short") < _SHORT_TARGET_SHARE else length
+    @classmethod
+    def make_pool(cls, representation: Representation) -> LinesPool:
+        return LinesPool(representation)
+
+    def fill_positions(self, out: Batch) -> None:
+        documents = self.documents
+        out["row_seeds"][:] = row_seeds(self)
+        self.repeat_with_more_documents(
+            lambda: count_waiting(documents.rows_r, documents.finished_rs, documents.queue_rq)
+        )
+        for number in range(len(self.setting.rows)):
+            arrays = self._next_pair(number)
+            for name in self.arrays:
+                out[name][number] = arrays[name]
+
+    def _next_pair(self, number: int) -> Batch:
+        length, row, queue_q = (
+            self.setting.sequence_length,
+            self.documents.rows_r[number],
+            self.documents.queue_rq[number],
+        )
+        key, start = int(queue_q["start"][row["head"]]), int(row["position"])
+        lines, chance = self.pool[key], self._chance_of(number, start)
+        target = 5 + chance("length") % (length - 4) if chance("short") / 2**64 < _SHORT_TARGET_SHARE else length
         end, num_ids = start, 0
         while end < len(lines) and num_ids < target:
             num_ids += len(lines[end][0])
             end += 1
-        first, second = self._split(lines[start:end], target)
+        first, second = self._split(lines[start:end], target, chance)
         first = _cut(first, length - 2)
         second = _cut(second, max(0, length - len(first[0]) - 3))
-        row = RowBuilder(self.streams.representation.vocab_size, length)
-        row.add(first[0], second[0] if len(second[0]) else None)
-        self.advance(end, len(lines))
-        num_bytes = first[1].sum() + second[1].sum()
-        return row.arrays | _numbers(num_bytes, seed, self.cursor)
+        builder = RowBuilder(self.setting.representation.vocab_size, length)
+        builder.add(first[0], second[0] if len(second[0]) else None)
+        row["num_bytes"], row["position"] = first[1].sum(dtype=np.int64) + second[1].sum(dtype=np.int64), end
+        if end == len(lines):
+            finish_document(row, self.documents.finished_rs[number], queue_q)
+            self.pool.drop(key)
+        return builder.arrays
 
-    def _split(self, lines: list[Encoded], target: int) -> tuple[Encoded, Encoded]:
+    def _chance_of(self, number: int, position: int) -> Callable[..., int]:
+        """64 bits that stand for chance, of a row where it stands."""
+        finished = int(self.documents.finished_rs[number].sum())
+        return functools.partial(draw_hash, self.setting.seed, self.setting.rows[number], finished, str(position))
+
+    def _split(self, lines: list[Encoded], target: int, chance: Callable[..., int]) -> tuple[Encoded, Encoded]:
         """Two segments: a line goes to the first if that is empty, or has room, or by a coin's fall as what fills it.
 
         As published, a short line still goes to the first when lines before it have gone to the second.
         """
-        single = self._uniform("single") < _SINGLE_SHARE
+        single = chance("single") / 2**64 < _SINGLE_SHARE
         first_target = 100_000 if single else (target - 3) // 2
         segments: tuple[list[Encoded], list[Encoded]] = [], []
         first_length = 0
         for number, line in enumerate(lines):
             has_room = first_length + len(line[0]) < first_target
-            overfills = not segments[1] and first_length < first_target and self._uniform("coin", str(number)) < 0.5
+            overfills = not segments[1] and first_length < first_target and chance("coin", str(number)) / 2**64 < 0.5
             to_first = not segments[0] or has_room or overfills
             segments[0 if to_first else 1].append(line)
             first_length += len(line[0]) * to_first
         return _joined(segments[0]), _joined(segments[1])
 
-    def _chance(self, *what: str) -> int:
-        return self.chance(str(self.position), *what)
 
-    def _uniform(self, *what: str) -> float:
-        return self._chance(*what) / 2**64
-
-
-def row_seed(row: Row) -> np.uint32:
-    """The chance of the sequence that a row is about to make."""
-    return np.uint32(row.chance("row", str(row.position)) % 2**32)
-
-
-def _numbers(num_bytes: int, seed: np.uint32, cursor: np.ndarray) -> Batch:
-    """What a row has beside its ids."""
-    return {
-        "num_bytes": np.array(check_count(num_bytes, "bytes in a row"), np.int32),
-        "row_seeds": np.array(seed),
-        "cursors": cursor,
-    }
+def row_seeds(rows: Row) -> list[np.uint32]:
+    """The chance of the sequence that each row is about to make."""
+    documents, seed = rows.documents, rows.setting.seed
+    where = zip(rows.setting.rows, documents.finished_rs.sum(axis=1).tolist(), documents.rows_r["position"].tolist())
+    return [
+        np.uint32(draw_hash(seed, row, finished, "row", str(position)) % 2**32) for row, finished, position in where
+    ]
 
 
 def _joined(lines: list[Encoded]) -> Encoded:
-    nothing = np.zeros(0, np.int32), np.zeros(0, np.int64)
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.int32)
     ids, lengths = zip(nothing, *lines)
     return np.concatenate(ids), np.concatenate(lengths)
 
@@ -163,8 +218,8 @@ def held_out_batches(
     """Batches that hold every id of every document once, and the source bytes in each; `row_seeds` are the same every
     time."""
     row, rows, num_bytes = RowBuilder(representation.vocab_size, sequence_length), [], 0
-    for document in documents:
-        [(ids, lengths)], start = encode(representation, [document]), 0
+    for ids, lengths in encode_each(representation, documents):
+        start = 0
         while start == 0 or start < len(ids):
             if (take := row.room_for(len(ids) - start)) is None:
                 rows.append(row.arrays)

@@ -1,18 +1,23 @@
 """The documents of corpora that a run trains on, those that are held out, and fixed parts of them."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import grain
 
+from data.documents import Documents
 from data.manifest import Split
-from data.rows import Documents, Source
+from data.rows import Source
 from data.split import kept_share, key_is_held_out
 from data.store import AnyDocuments, Corpus
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.files import is_remote
 
+MAX_COMPARED_BYTES = 4 << 30
+"""Of text, beyond which it is not read to look for copies of held-out documents."""
 _SCRIPT_BYTES = 1 << 14  # of a document, by which its script is told
 
 
@@ -139,6 +144,28 @@ def _held_out_part(corpus: Corpus, scored_below: float | None, split: Split) -> 
             " with toklab eval --whole-corpus"
         )
     return _Chosen(documents, size_of)
+
+
+def count_seen_by_fit(fitted_on: Corpus, corpora: Sequence[Corpus], scored_below: float) -> int | None:
+    """How many documents that a run over `corpora` scores are also in the train split of the one on which its
+    representation was fitted, byte for byte. None where that is too much text to read, or far away."""
+    may_be_seen = lambda key: key_is_held_out(key, scored_below) and not key_is_held_out(key, fitted_on.test_fraction)
+    others = [corpus for corpus in corpora if corpus.test_fraction > fitted_on.test_fraction]
+    if not others:
+        return 0
+    held_out, train = held_out_documents(others), fitted_on.documents("train")
+    size_bytes = sum(part.num_bytes for part in [*held_out.parts, train])
+    if size_bytes > MAX_COMPARED_BYTES or any(is_remote(corpus.folder) for corpus in corpora):
+        return None
+    numbered = ((part, number) for part in held_out.parts for number in range(len(part)))
+    scored = {digest(part[number]) for part, number in numbered if may_be_seen(part.key(number))}
+    trained = (digest(train[number]) for number in range(len(train))) if scored else ()
+    return len(scored.intersection(trained))
+
+
+def digest(document: bytes) -> bytes:
+    """What stands for a document where copies are looked for."""
+    return hashlib.blake2b(document, digest_size=16).digest()
 
 
 def fixed_subset(documents: Documents, max_bytes: int, seed: int = 0) -> list[bytes]:

@@ -7,7 +7,7 @@ import tyro
 from etils import epath
 
 from data.manifest import Split
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import FROM_0, SHARE, Range, UserError, check_numbers
 from tokenizer_lab.files import check_name
 
 _LEAST_PART_BYTES = 16  # of which half is searched for a line's end
@@ -69,18 +69,15 @@ class IngestOptions:
 
     def __post_init__(self) -> None:
         check_name(self.domain, "domain")
-        for name, share in (("--test-fraction", self.test_fraction), ("--max-bad", self.max_bad)):
-            if not 0 <= share <= 1:
-                raise UserError(f"{name} {share} is not a share; use a number from 0 to 1")
-        if self.max_document_bytes < 1:
-            raise UserError(f"--max-document-bytes {self.max_document_bytes} allows no document; use a positive number")
+        zstd_takes = Range(least=1 << 10, most=1 << 31)
+        check_numbers(
+            self, "--", test_fraction=SHARE, max_bad=SHARE, max_window_bytes=zstd_takes, max_part_bytes=FROM_0
+        )
         if self.max_part_bytes and self.max_part_bytes < _LEAST_PART_BYTES:
             raise UserError(
                 f"--max-part-bytes {self.max_part_bytes} is too little to cut at a line's end; use at least"
                 f" {_LEAST_PART_BYTES}, or 0 for whole documents"
             )
-        if not 1 << 10 <= self.max_window_bytes <= 1 << 31:
-            raise UserError(f"--max-window-bytes {self.max_window_bytes} is not from 1024 to {1 << 31}, zstd's limits")
         if self.separator is not None:
             parse_separator(self.separator)
 

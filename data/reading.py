@@ -129,12 +129,12 @@ def read_portions(options: IngestOptions, unit: Unit) -> Iterator[Portion]:
     """Yields all documents of a unit; in portions, which is what an engine's worker sends. Raises UserError."""
     documents: list[Document] = []
     bad: list[BadRecord] = []
-    size_bytes, reached, before, num_kept = 0, 0, 0, 0
+    num_unit_bytes, size_bytes, reached, before, num_kept = unit.num_bytes, 0, 0, 0, 0
     counts: Counter[str] = Counter()
 
     def report(num_bytes: int) -> None:
         nonlocal reached
-        reached = min(num_bytes, unit.num_bytes)
+        reached = min(num_bytes, num_unit_bytes)
 
     for document in _documents(options, unit, report, counts):
         if isinstance(document, BadRecord):
@@ -147,7 +147,7 @@ def read_portions(options: IngestOptions, unit: Unit) -> Iterator[Portion]:
             yield Portion(documents, reached - before, dict(counts), bad)
             documents, bad, size_bytes, before = [], [], 0, reached
             counts.clear()
-    yield Portion(documents, unit.num_bytes - before, dict(counts), bad)
+    yield Portion(documents, num_unit_bytes - before, dict(counts), bad)
 
 
 def _documents(

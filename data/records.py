@@ -19,7 +19,16 @@ from data.containers import Kind, Readable, compression_of, decompressed, kind_o
 from data.long_documents import LongDocument, key_of, parts_of
 from data.sources import SourceFile
 from data.table_records import read_arrow, read_parquet
-from data.text_records import READ_BYTES, PlainText, read_csv, read_json_array, read_jsonl, split_text, whole_text
+from data.text_records import (
+    READ_BYTES,
+    PlainText,
+    read_csv,
+    read_json_array,
+    read_jsonl,
+    records_in_objects,
+    split_text,
+    whole_text,
+)
 from data.warc_records import read_wet
 from tokenizer_lab.errors import UserError
 
@@ -96,6 +105,12 @@ def _records(file: SourceFile, reading: Reading, report: Report) -> Iterator[tup
         if reading.read_as == "auto":
             kind = kind_of(raw, file, compression, reading.field, reading.max_window_bytes)
         stream = decompressed(raw, compression, file, reading.max_window_bytes)
+        if kind == "object":
+            content = whole_text(stream, file.path, reading.max_document_bytes)
+            if found := records_in_objects(content, file.path, reading.field):
+                yield from found
+                return
+            kind, stream = "text", io.BytesIO(cast(bytes, content))
         if kind != "text":
             yield from _read(kind)(stream, file.path, reading)
             return
@@ -149,7 +164,7 @@ def _read_stretch(
     where = f"{file.path} from byte {stretch[0]:,} on" if stretch[0] else file.path
     with _opened(file, report) as raw:
         lines = _Stretch(raw, *stretch)
-        yield from read_jsonl(lines, where, reading.field, reading.max_document_bytes)
+        yield from read_jsonl(lines, where, reading.field, reading.max_document_bytes, is_whole_file=False)
 
 
 class _Stretch:

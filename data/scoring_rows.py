@@ -1,17 +1,27 @@
-"""Batches for evaluation: every position of every document exactly once, cut from its own beginning."""
+"""Batches for evaluation: every position of every document is scored exactly once."""
 
 import collections
 import concurrent.futures
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.encoded import Encoded
-from data.rows import Batch, document_positions, put_piece
+from data.encoded import encode_batch, portions
+from data.row_loops import SCORING, score_documents, share_row
+from data.row_setting import Batch
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.representation import Representation, check_lossless
+from tokenizer_lab.representation import EncodedBatch, Representation, check_lossless
+
+_ARRAYS = ("ids", "targets", "segment_ids", "positions", "documents", "target_bytes")  # as `data.row_loops` has them
+
+
+class _Chunk(NamedTuple):
+    """Some documents: their numbers, i64[d], and their ids."""
+
+    numbers_d: np.ndarray
+    batch: EncodedBatch
 
 
 def scoring_batches(
@@ -21,46 +31,65 @@ def scoring_batches(
     batch_rows: int,
     sequence_length: int,
     piece_length: int = 0,
+    stride: int = 0,
     num_workers: int = 1,
 ) -> Iterator[Batch]:
-    """Batches that hold every position of every document exactly once, for evaluation.
+    """Batches in which every position of every document is scored exactly once, for evaluation.
 
     A document is cut from its own beginning into pieces of `sequence_length`, so that its score does not depend on its
     neighbours; what is left over shares rows with other documents' ends. With a `piece_length` (see `RowStreams`) the
     pieces are of that. Besides the training batch's arrays there is `documents` i32[B, T], the number given with each
-    document (-1: padding), and `target_bytes` i32[B, T], the source bytes of each target.
+    document (-1: nothing is scored there), and `target_bytes` i32[B, T], the source bytes of each target scored.
+
+    With a `stride`, a document is read by a window of `sequence_length` that moves on by so many positions; what an
+    earlier window has scored is context, so that each position sees at least `sequence_length - stride` before it, or
+    all there are.
 
     Raises:
       UserError: the representation is not lossless, or a document does not come back from its ids.
     """
     check_lossless(representation)
-    with concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as workers:
-        encoded = _encode_documents(workers, documents, representation, num_workers)
-        all_rows = _scoring_rows(encoded, sequence_length, piece_length, representation.eod_id)
-        while rows := list(itertools.islice(all_rows, batch_rows)):
-            rows += [_empty_scoring_row(sequence_length)] * (batch_rows - len(rows))
-            yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    assert not stride or (0 < stride <= sequence_length and not piece_length), (stride, sequence_length, piece_length)
+    state, shared = np.zeros(1, SCORING), _empty(1, sequence_length)[:, 0]
+    out = _empty(batch_rows, sequence_length)
+    with contextlib.closing(_encoded_chunks(documents, representation, num_workers)) as chunks:
+        for chunk in chunks:
+            state["document"] = 0
+            while not score_documents(
+                state[0], *chunk.batch, chunk.numbers_d, representation.eod_id, piece_length, stride, shared, out
+            ):
+                yield dict(zip(_ARRAYS, out))
+                out, state["num_rows"] = _empty(batch_rows, sequence_length), 0
+    if state["used"] and state["num_rows"] == batch_rows:
+        yield dict(zip(_ARRAYS, out))
+        out, state["num_rows"] = _empty(batch_rows, sequence_length), 0
+    if state["used"]:
+        share_row(state[0], shared, out)
+    if state["num_rows"]:
+        yield dict(zip(_ARRAYS, out))
 
 
-def _encode_documents(
-    workers: concurrent.futures.Executor,
-    documents: Iterable[tuple[int, bytes]],
-    representation: Representation,
-    num_workers: int,
-) -> Iterator[tuple[int, Encoded]]:
-    """Numbers and positions of the documents, in order."""
+def _empty(num_rows: int, length: int) -> np.ndarray:
+    """i32[6, R, T], the arrays of `_ARRAYS` in which nothing is scored."""
+    arrays = np.zeros((len(_ARRAYS), num_rows, length), np.int32)
+    arrays[_ARRAYS.index("documents")] = -1
+    return arrays
 
-    def encode(batch: Sequence[tuple[int, bytes]]) -> list[tuple[int, Encoded]]:
-        numbers, texts = zip(*batch)
-        encoded = document_positions(representation, texts)
+
+def _encoded_chunks(
+    documents: Iterable[tuple[int, bytes]], representation: Representation, num_workers: int
+) -> Generator[_Chunk]:
+    def encode(chunk: Sequence[tuple[int, bytes]]) -> _Chunk:
+        numbers, texts = zip(*chunk)
+        batch = encode_batch(representation, texts)
         if not representation.verifies_encoding:
-            for text, (ids, _) in zip(texts, encoded):
-                _check_same(representation, text, ids[1:-1])
-        return list(zip(numbers, encoded))
+            for text, first, end in zip(texts, [0, *batch.ends], batch.ends):
+                _check_same(representation, text, batch.ids[first:end])
+        return _Chunk(np.array(numbers, np.int64), batch)
 
-    batches = _batched(documents, representation.batch_documents)
-    ahead = max(1, 4 * num_workers // representation.batch_documents)
-    return itertools.chain.from_iterable(_map_ahead(workers, encode, batches, ahead=ahead))
+    chunks = portions(documents, lambda numbered: len(numbered[1]), representation.batch_documents)
+    with concurrent.futures.ThreadPoolExecutor(num_workers, thread_name_prefix="encode") as workers:
+        yield from _map_ahead(workers, encode, chunks, num_workers)
 
 
 def _check_same(representation: Representation, text: bytes, ids: np.ndarray) -> None:
@@ -73,47 +102,6 @@ def _check_same(representation: Representation, text: bytes, ids: np.ndarray) ->
             f" {decoded[at : at + 20]!r} where the text has {text[at : at + 20]!r}; it drops or changes characters, so"
             " that its bits per byte would be of another text; use one that is lossless"
         )
-
-
-def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def _scoring_rows(
-    encoded: Iterable[tuple[int, Encoded]], row_length: int, piece_length: int, eod_id: int
-) -> Iterator[Batch]:
-    length = min(piece_length or row_length, row_length)
-    shared, used, segment = _empty_scoring_row(row_length), 0, 0
-    for number, (ids, lengths) in encoded:
-        for start in range(0, len(lengths), length):
-            piece, piece_bytes = ids[start : start + length + 1].copy(), lengths[start : start + length]
-            if piece_length:
-                piece[0] = eod_id
-            if len(piece_bytes) == row_length:
-                yield _scoring_row(_empty_scoring_row(row_length), 0, 1, number, piece, piece_bytes)
-                continue
-            if used + len(piece_bytes) > row_length:
-                yield shared
-                shared, used, segment = _empty_scoring_row(row_length), 0, 0
-            segment += 1
-            _scoring_row(shared, used, segment, number, piece, piece_bytes)
-            used += len(piece_bytes)
-    if used:
-        yield shared
-
-
-def _empty_scoring_row(length: int) -> Batch:
-    row = {name: np.zeros(length, np.int32) for name in ("ids", "targets", "segment_ids", "positions", "target_bytes")}
-    return row | {"documents": np.full(length, -1, np.int32)}
-
-
-def _scoring_row(row: Batch, at: int, segment: int, number: int, ids: np.ndarray, target_bytes: np.ndarray) -> Batch:
-    put_piece(row, at, ids, segment)
-    row["documents"][at : at + len(target_bytes)] = number
-    row["target_bytes"][at : at + len(target_bytes)] = target_bytes
-    return row
 
 
 def _map_ahead(

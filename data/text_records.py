@@ -6,11 +6,13 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from data.bad_records import BadRecord, Record, choose_other, sized
-from data.containers import Readable
+from data.containers import CONTROL, Readable
 from data.json_array import array_elements
+from data.json_object import loads, objects_in, records_of
 from data.table_records import check_name
 from tokenizer_lab.errors import UserError
 
@@ -20,8 +22,8 @@ _MAX_NO_CHARACTERS = 0.2  # of the bytes of a text, of which one is 0; of what i
 
 
 class PlainText:
-    """A stream of plain text. Raises UserError where it is something else: where a byte is 0, and many others are no
-    characters either."""
+    """A stream of plain text. Raises UserError where it is something else: where a byte is in no text, and many
+    others are no characters either."""
 
     def __init__(self, stream: Readable, path: object):
         self._stream, self._path, self._num_bytes = stream, path, 0
@@ -29,12 +31,14 @@ class PlainText:
 
     def read(self, size: int = -1, /) -> bytes:
         text = self._stream.read(size)
-        around = self._before + text if b"\0" in text else b""  # the last bytes alone say little
-        if around and _share_of_no_characters(around) > _MAX_NO_CHARACTERS:
-            at = text.find(b"\0")
+        control = CONTROL.search(text)
+        around = self._before + text if control else b""  # the last bytes alone say little
+        if control and _share_of_no_characters(around) > _MAX_NO_CHARACTERS:
+            at = text.find(b"\0") if b"\0" in text else control.start()
             raise UserError(
                 f"{self._path} is no plain text and of no format known here: its byte {self._num_bytes + at + 1:,} is"
-                " 0, and many around it are no characters; leave it out, or take its bytes as they are: --read-as text"
+                f" {text[at]}, and many around it are no characters; leave it out, or take its bytes as they are:"
+                " --read-as text"
             )
         self._num_bytes += len(text)
         self._before = text[-1000:] or self._before
@@ -79,15 +83,49 @@ def whole_text(stream: Readable, path: object, max_bytes: int) -> bytes | BadRec
     return sized(buffer, path, 1, max_bytes)
 
 
-def read_jsonl(stream: Readable, path: object, field: str, max_bytes: int) -> Iterator[Record]:
-    """Yields (line number from 1, text in `field`); a line that is blank is none."""
-    for number, line in split_text(stream, path, b"\n", max_bytes):
-        if isinstance(line, BadRecord):
-            yield number, line
-            continue
-        line = line.removeprefix(codecs.BOM_UTF8)  # also where files were put together
-        if line and not line.isspace():
-            yield number, _json_text(line, path, number, field)
+def read_jsonl(
+    stream: Readable, path: object, field: str, max_bytes: int, is_whole_file: bool = True
+) -> Iterator[Record]:
+    """Yields (line number from 1, text in `field`); a line that is blank is none.
+
+    A file of one line may have a list of records in it (`data/json_object.py`).
+    """
+    pieces = split_text(stream, path, b"\n", max_bytes)
+    lines = ((number, _without_mark(line)) for number, line in pieces)
+    lines = ((number, line) for number, line in lines if isinstance(line, BadRecord) or line.strip())
+    first, second = list(itertools.islice(lines, 1)), list(itertools.islice(lines, 1))
+    if is_whole_file and first and not second and (found := _records_in_line(first[0][1], path, field)):
+        yield from found
+        return
+    for number, line in itertools.chain(first, second, lines):
+        yield number, line if isinstance(line, BadRecord) else _json_text(line, path, number, field)
+
+
+def _without_mark(line: bytes | BadRecord) -> bytes | BadRecord:
+    """Byte order marks stand also where files were put together."""
+    return line if isinstance(line, BadRecord) else line.removeprefix(codecs.BOM_UTF8)
+
+
+def _records_in_line(line: bytes | BadRecord, path: object, field: str) -> list[Record]:
+    """Of the only line of a file; none where it is no object or has no list of records."""
+    if isinstance(line, BadRecord) or isinstance(parsed := _parsed(line, path, 1), BadRecord):
+        return []
+    return _texts_of(records_of(parsed[0], path, field), path, field)
+
+
+def records_in_objects(content: bytes | BadRecord, path: object, field: str) -> list[Record]:
+    """Records of a file that has objects of several lines each, or the one list of records in its only object. None
+    for what is neither, such as the settings of a program."""
+    if isinstance(content, BadRecord):
+        return [(1, content)]
+    objects = objects_in(content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape"), path)
+    return _texts_of(records_of(objects[0], path, field) if len(objects) == 1 else objects, path, field)
+
+
+def _texts_of(records: Iterable[Any], path: object, field: str) -> list[Record]:
+    return [
+        (number, _text_in(record, "surrogateescape", path, number, field)) for number, record in enumerate(records, 1)
+    ]
 
 
 def read_json_array(stream: Readable, path: object, field: str, max_bytes: int) -> Iterator[Record]:
@@ -124,7 +162,12 @@ def read_csv(stream: Readable, path: object, column: str, max_bytes: int) -> Ite
             raw = delimiter.join(row).encode(errors="surrogateescape")
             yield number, BadRecord.of(path, number, raw, reason)
     except csv.Error as error:
-        raise UserError(f"{path} cannot be read on as CSV after record {number}: {error}; mend the file") from error
+        reason, remedy = str(error), "mend the file"
+        if "new-line character" in reason:
+            reason, remedy = "a line ends in \\r alone", "let lines end in \\n, e.g. with tr '\\r' '\\n'"
+        elif "field limit" in reason:
+            reason, remedy = f"a value has more than {max_bytes} bytes", "raise --max-document-bytes"
+        raise UserError(f"{path} cannot be read on as CSV after record {number}: {reason}; {remedy}") from error
 
 
 def _lines(stream: Readable, path: object, max_bytes: int) -> Iterator[bytes]:
@@ -136,17 +179,28 @@ def _lines(stream: Readable, path: object, max_bytes: int) -> Iterator[bytes]:
 
 
 def _json_text(line: bytes, path: object, number: int, field: str) -> bytes | BadRecord:
+    parsed = _parsed(line, path, number)
+    return parsed if isinstance(parsed, BadRecord) else _text_in(*parsed, path, number, field, line)
+
+
+def _parsed(line: bytes, path: object, number: int) -> tuple[Any, str] | BadRecord:
+    """The value, and how its text becomes bytes again."""
     # Bytes that are not UTF-8 become lone surrogates and bytes again; in a valid line, lone surrogates are its text.
     try:
         text, errors = line.decode(), "surrogatepass"
     except UnicodeDecodeError:
         text, errors = line.decode(errors="surrogateescape"), "surrogateescape"
-    bad = functools.partial(BadRecord.of, path, number, line)
-    where = f"{path}, record {number}"
     try:
-        record = json.loads(text)
+        return loads(text), errors
     except (ValueError, RecursionError) as error:
-        return bad(f"{where}, is not JSON: {error}; mend or remove the line")
+        reason = f"{path}, record {number}, is not JSON: {error}; mend or remove the line"
+        return BadRecord.of(path, number, line, reason)
+
+
+def _text_in(record: Any, errors: str, path: object, number: int, field: str, raw: bytes = b"") -> bytes | BadRecord:
+    """The text of a record; `raw` is how it is written in the file, where that is at hand."""
+    bad = lambda reason: BadRecord.of(path, number, raw or json.dumps(record).encode(), reason)
+    where = f"{path}, record {number}"
     if not isinstance(record, dict):
         return bad(f"{where}, is no JSON object but of type {type(record).__name__}; mend or remove the line")
     value = "" if field in record and record[field] is None else record.get(field)

@@ -4,7 +4,7 @@ Legend: B batch, T positions, D embed, V vocab (padded), L layers, S cache lengt
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,26 +15,23 @@ from models.attention import KVCache
 from models.axes import constrain, parameter
 from models.config import TransformerConfig
 from models.layers import Block, over_layers
+from models.next_id import NextIdConfig, NextIdModel
 from models.norms import rms_norm
 from models.rotary import Places
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig(TransformerConfig):
+class DecoderConfig(TransformerConfig, NextIdConfig):
     """The shape of a decoder."""
 
     kind: Literal["decoder"] = "decoder"
     tied_embeddings: bool = False
     """One table for looking ids up and for projecting onto them."""
 
-    family: ClassVar[Literal["decoder"]] = "decoder"
-    """Which objectives train it: those that predict the next id."""
-
     def build(self, vocab_size: int, rngs: nnx.Rngs) -> "Decoder":
         return Decoder(self, vocab_size, rngs=rngs)
 
     def count_parameters(self, vocab_size: int) -> dict[str, int]:
-        """Parameter counts by component, and "total". Rows that only pad the vocabulary are not counted."""
         counts, table = flops.layer_parameters(self), vocab_size * self.embed_dim
         counts["norm"] += self.embed_dim
         counts |= {"embedding": table, "softmax": 0 if self.tied_embeddings else table}
@@ -55,15 +52,16 @@ class DecoderConfig(TransformerConfig):
 
     @property
     def kv_cache_bytes_per_token(self) -> int:
-        """Bytes of keys and values that generation keeps of a position."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * jnp.dtype(self.compute_dtype).itemsize
 
     def _forward_flops(self, vocab_size: int, sequence_length: int) -> dict[str, float]:
         return flops.layer_flops(self, (sequence_length + 1) / 2) | {"softmax": 2.0 * self.embed_dim * vocab_size}
 
 
-class Decoder(nnx.Module):
+class Decoder(NextIdModel):
     """Token ids -> the last hidden states; what is done with them is the objective's."""
+
+    config: DecoderConfig
 
     def __init__(self, config: DecoderConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config, self.vocab_size = config, vocab_size
@@ -83,30 +81,18 @@ class Decoder(nnx.Module):
         return constrain(table_vd.astype(self.config.compute_dtype), "vocab", None)
 
     def __call__(self, ids_bt: jax.Array, segment_ids_bt: jax.Array, positions_bt: jax.Array) -> jax.Array:
-        """i32[B, T] ids, documents (0 is padding) and positions within them -> f[B, T, D] hidden states, normed."""
+        """Hidden states are normed."""
         hidden_btd, _ = self._run(ids_bt, segment_ids_bt, positions_bt, None)
         return hidden_btd
 
     def extend(
         self, ids_bt: jax.Array, first_b: jax.Array, cache: KVCache, last_b: jax.Array | None = None
     ) -> tuple[jax.Array, KVCache]:
-        """T more ids of one document a row, from position `first_b` (i32[B]) on -> f32[B, V] logits after the last, and
-        the cache.
-
-        `last_b` (i32[B]) is which of the T ids is the last, where rows are padded; the next ones then take the places
-        of those behind it.
-        """
         positions_bt = first_b[:, None] + jnp.arange(ids_bt.shape[1])
         hidden_btd, cache = self._run(ids_bt, jnp.ones_like(ids_bt), positions_bt, cache)
         if last_b is None:
             return self.logits(hidden_btd[:, -1]), cache
         return self.logits(jnp.take_along_axis(hidden_btd, last_b[:, None, None], axis=1)[:, 0]), cache
-
-    def logits(self, hidden_bd: jax.Array) -> jax.Array:
-        """f[..., D] -> f32[..., V]; the ids that only pad the table can never be drawn."""
-        table_vd = self.output_table.astype(hidden_bd.dtype)
-        logits = jnp.einsum("...d,vd->...v", hidden_bd, table_vd, preferred_element_type=jnp.float32)
-        return jnp.where(jnp.arange(table_vd.shape[0]) < self.vocab_size, logits, -jnp.inf)
 
     def empty_cache(self, batch_rows: int, length: int) -> KVCache:
         """Room for `length` positions: keys and values, f[L, B, S, K, h] each."""

@@ -42,8 +42,7 @@ class EncoderConfig(TransformerConfig):
     dropout: float = 0.0
     """Of embeddings, of attention weights and of what a layer adds; of the form "bert" only (published: 0.1)."""
 
-    family: ClassVar[Literal["encoder"]] = "encoder"
-    """Which objectives train it: those that see a whole row."""
+    family: ClassVar[str] = "encoder"
     causal: ClassVar[bool] = False
     ranges = {**TransformerConfig.ranges, "table_dim": FROM_0, "dropout": Range(least=0, below=1)}
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from models.attention import Attention, KVCache
 from models.axes import constrain, on_one_cpu, parameter
-from models.config import TransformerConfig
+from models.config import Remat, TransformerConfig
 from models.dense import Dense, project
 from models.dropout import Dropout, no_dropout
 from models.norms import LayerNorm, rms_norm
@@ -71,16 +71,21 @@ class PostNormBlock(nnx.Module):
         return constrain(self.mlp_norm(x_btd + dropout(self.down(hidden_btf), 2)), "batch", "sequence", "embed")
 
 
-def over_layers(layer: Callable[..., Any], x: jax.Array, stacked: Any, remat: str) -> tuple[jax.Array, Any]:
-    """`jax.lax.scan` over stacked layers, each of which the backward pass recomputes as far as
-    `TransformerConfig.remat` says.
+def recomputed(layer: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """A layer of which the backward pass recomputes as much as `ModelConfig.remat` says."""
+    match remat:
+        case "dots":
+            return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        case "full":
+            return jax.checkpoint(layer)
+        case "none":
+            return layer
+
+
+def over_layers(layer: Callable[..., Any], x: jax.Array, stacked: Any, remat: Remat) -> tuple[jax.Array, Any]:
+    """`jax.lax.scan` over stacked layers, `recomputed` each.
 
     A loop compiles once for all layers, but XLA's CPU runtime copies what it slices from and writes to the stack: there
     they are written out.
     """
-    match remat:
-        case "dots":
-            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-        case "full":
-            layer = jax.checkpoint(layer)
-    return jax.lax.scan(layer, x, stacked, unroll=_UNROLLED_LAYERS if on_one_cpu() else 1)
+    return jax.lax.scan(recomputed(layer, remat), x, stacked, unroll=_UNROLLED_LAYERS if on_one_cpu() else 1)

@@ -14,9 +14,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and the processes t
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import functools
 import json
 import pathlib
 import random
+import sys
 
 import jax
 import pytest
@@ -25,6 +27,8 @@ from jax._src import compiler  # options for all programs of a process are nowhe
 from data.ingest import IngestOptions, ingest
 from models.decoder import DecoderConfig
 from tokenizer_lab.byte import ByteFit
+from train import optimizer, setup, step
+from train.evaluate import bits_per_byte, encoders
 from train.optimizer import Budget, OptimizerConfig
 from train.recipe import DataConfig, EvaluationConfig, Recipe, to_json
 from train.run.checkpoints import CheckpointConfig
@@ -36,6 +40,47 @@ SHIPPED_COMPILE_OPTIONS = compiler.get_compile_options
 QUICK_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}  # of XLA on CPUs
 # Not by XLA_FLAGS: those are part of the key of a compiled program, and processes that tests start have one device.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+PROGRAMS: dict = {}  # what `remember` has seen: (a function's name, its key) -> what it gave
+
+
+def remember(
+    module, name: str, key=lambda *arguments, **keywords: (arguments, tuple(sorted(keywords.items())))
+) -> None:
+    """A function of `module` gives for equal keys what it gave before: a run of a recipe that another test has trained
+    is traced and lowered no second time. Only for functions whose result `key` decides."""
+    function = getattr(module, name)
+
+    @functools.wraps(function)
+    def remembered(*arguments, **keywords):
+        asked = (module.__name__, name, key(*arguments, **keywords))
+        if asked not in PROGRAMS:
+            PROGRAMS[asked] = function(*arguments, **keywords)
+        return PROGRAMS[asked]
+
+    for importer in [module, *sys.modules.values()]:
+        if importer.__dict__.get(name) is function:
+            setattr(importer, name, remembered)
+
+
+# What of a recipe is no part of its layout; of its data two numbers are.
+BESIDE_THE_LAYOUT = "name representation data budget seed checkpoint evaluation logging deadlines".split()
+
+
+def layout_key(recipe: Recipe, vocab_size: int, mesh):
+    parts = tuple(value for name, value in vars(recipe).items() if name not in BESIDE_THE_LAYOUT)
+    return parts, recipe.data.batch_rows, len(recipe.data.corpora), vocab_size, mesh
+
+
+remember(optimizer, "make_meter")
+# A step holds its program, so that no other one gets its id.
+remember(
+    step, "make_train_step", lambda program, *rest, **keywords: (id(program), rest, tuple(sorted(keywords.items())))
+)
+remember(setup, "lay_out", layout_key)
+remember(bits_per_byte, "make_scorer")
+remember(encoders, "make_scorer", lambda of: (of.program.model_def, of.recipe.objective, of.mesh, of.recipe.kernels))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -135,6 +180,14 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
 
 
+@pytest.fixture
+def new_programs():
+    """Nothing that `remember` has seen is used, nor used later: for tests that change what is traced or compiled."""
+    PROGRAMS.clear()
+    yield
+    PROGRAMS.clear()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_options() -> dict[str, bool | int]:
     """Those of QUICK_OPTIONS that this jaxlib has: from 0.12 on there are no other emitters.
@@ -174,7 +227,7 @@ def quick_compiles(quick_options):
 
 
 @pytest.fixture
-def as_shipped(quick_compiles, monkeypatch):
+def as_shipped(quick_compiles, new_programs, monkeypatch):
     """In one test programs are compiled as outside of the suite, with everything that `quick_compiles` leaves out.
 
     Only new functions are: what was compiled before stays as it is.

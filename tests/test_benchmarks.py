@@ -35,9 +35,16 @@ def run(program: pathlib.Path, monkeypatch: pytest.MonkeyPatch, *arguments: str)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
-def test_help_is_shown_without_what_is_optional(program, monkeypatch, capsys):
+def test_help_is_shown_without_what_is_optional_and_without_tpus(program, monkeypatch, capsys):
+    chosen = []
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr("train.commands.cli.accelerator_vendors", set)
+    monkeypatch.setattr("train.commands.cli.importlib.util.find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr("jax.config.update", lambda name, value: chosen.append((name, value)))
     assert run(program, monkeypatch, "--help") == 0
     assert "--" in capsys.readouterr().out
+    if program.name != "crash.py":  # which says so itself, for its worker processes
+        assert ("jax_platforms", "cpu") in chosen
 
 
 @pytest.mark.parametrize("name", NEED_PYTORCH)

@@ -49,6 +49,15 @@ def test_an_example_works_as_it_stands(section, source):
     follow(section, source, functools.partial(run, source=source))
 
 
+@pytest.mark.slow
+def test_the_types_of_the_examples_fit_those_of_the_source(source):
+    for section in SECTIONS:
+        follow(section, source, lambda line: None)
+    command = [sys.executable, "-m", "mypy"]
+    done = subprocess.run(command, cwd=source, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def follow(section, source, run_line):
     for info, block in re.findall(r"^```(.*?)\n(.*?)^```$", SECTIONS[section], re.MULTILINE | re.DOTALL):
         if info.startswith("python file="):

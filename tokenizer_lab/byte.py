@@ -1,14 +1,14 @@
 """Raw bytes: ids 0 to 255 are the bytes, 256 ends a document. Nothing is learned and nothing can be lost."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.representation import Representation, check_ids
+from tokenizer_lab.representation import EncodedBatch, Representation, check_ids
 
 
 class ByteRepresentation(Representation):
@@ -20,6 +20,11 @@ class ByteRepresentation(Representation):
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.frombuffer(text, dtype=np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedBatch:
+        ids = np.frombuffer(b"".join(texts), np.uint8).astype(np.int32)
+        ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+        return EncodedBatch(ids, np.ones(len(ids), np.int32), ends)
 
     def decode(self, ids: npt.ArrayLike) -> bytes:
         ids = check_ids(ids, self.vocab_size)

@@ -1,6 +1,7 @@
 """The one error type that is for people rather than for us, and the ranges that people's numbers lie in."""
 
 import dataclasses
+import re
 import sys
 import types
 import typing
@@ -12,6 +13,12 @@ class UserError(ValueError):
 
     `toklab` prints it without a traceback and exits with code 2. Everything that only a bug can cause is an `assert`.
     """
+
+
+def reason(error: Exception | str) -> str:
+    """What a library says, in one line and without advice that only a programmer can follow."""
+    text = " ".join(str(error).split())
+    return re.sub(r"Exceeds the limit.*set_int_max_str_digits.*? limit", "a number has thousands of digits", text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, reason
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MAX_JSON_BYTES = 64 << 20
@@ -181,7 +181,7 @@ def read_json(path: epath.PathLike, what: str, max_bytes: int = _MAX_JSON_BYTES)
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a readable {what}: {error}") from error
+        raise UserError(f"{path} is not a readable {what}: {reason(error)}") from error
 
 
 def cannot_write(path: epath.PathLike, error: OSError) -> UserError:

@@ -48,6 +48,28 @@ NUM_ENCODER_IDS = 3
 
 EMPTY: Mapping[str, float] = MappingProxyType({})
 
+
+class EncodedBatch(NamedTuple):
+    """Several documents' ids, one document after the other.
+
+    Attributes:
+      ids: i32[n].
+      bytes_per_id: i32[n], source bytes of each.
+      ends: i64[d]; document k is `ids[ends[k - 1]:ends[k]]`.
+    """
+
+    ids: np.ndarray
+    bytes_per_id: np.ndarray
+    ends: np.ndarray
+
+
+def joined(encoded: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]) -> EncodedBatch:
+    """The ids and source bytes of documents, one document after the other."""
+    ids, lengths = ([np.zeros(0, np.int32), *(np.asarray(pair[part], np.int32) for pair in encoded)] for part in (0, 1))
+    ends = np.cumsum([len(of_document) for of_document in ids[1:]], dtype=np.int64)
+    return EncodedBatch(np.concatenate(ids), np.concatenate(lengths), ends)
+
+
 # Kind -> its class, in a module that also has FIT_OPTIONS. A new representation is one file beside this one and one
 # line here.
 KINDS = {
@@ -74,6 +96,8 @@ class Representation(abc.ABC):
       fit_corpus_hash: content hash of the corpus the representation was fitted on; empty where nothing was fitted.
       costs: what it takes, where a model is behind it: `fit_flops` once, and `encode_flops_per_id`.
       statistics: what was measured when it was fitted, e.g. `bytes_per_id`.
+      left_out: what the tokenizer that it was made of does to a text and this does not, so that ids differ; empty
+        where there is nothing.
       batch_documents: how many documents `encode_many` is best given at once.
     """
 
@@ -85,6 +109,7 @@ class Representation(abc.ABC):
     fit_corpus_hash: str = ""
     costs: Mapping[str, float] = EMPTY
     statistics: Mapping[str, float] = EMPTY
+    left_out: str = ""
     batch_documents: int = 1
 
     @abc.abstractmethod
@@ -105,6 +130,10 @@ class Representation(abc.ABC):
         """Documents -> for each, what `encode` and `byte_lengths` say: i32[n] ids and i64[n] source bytes of each."""
         encoded = [self.encode(text) for text in texts]
         return [(ids, self.byte_lengths(ids)) for ids in encoded]
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedBatch:
+        """The same as `encode_many`, in arrays that one loop goes through. Any number of threads may call it."""
+        return joined(self.encode_many(texts) if texts else [])
 
     def spelled_bytes(self, documents: Iterable[bytes]) -> Mapping[str, int] | None:
         """Why text has ids of single bytes instead of the tokenizer's own -> how many bytes of `documents` have. None

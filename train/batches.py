@@ -18,8 +18,8 @@ from train.step import TrainState
 @contextlib.contextmanager
 def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Iterator[Callable[[], dict[str, jax.Array]]]:
     """Yields a function that gives the next global batch, from where the state's cursors stand; rows tell `note_hash`
-    what they have read. The threads that read ahead end with the context: Python cannot end while they are in native
-    code."""
+    what they have read. The threads and processes that read ahead end with the context: Python cannot end while
+    threads are in native code."""
     data, mesh = setup.recipe.data, setup.mesh
     rows = local_rows(mesh, data.batch_rows)
     weights = data.weights or (1.0,) * len(setup.corpora)
@@ -33,6 +33,7 @@ def open_batches(setup: Setup, state: TrainState, note_hash: NoteHash) -> Iterat
         cursors=_rows_of(state.cursors, rows),
         piece_length=data.piece_length,
         num_workers=data.num_workers,
+        num_processes=data.num_processes,
         layout=setup.recipe.layout,
         note_hash=note_hash,
     )

@@ -29,10 +29,15 @@ def choose_recipe(name: str | None, corpus_path: epath.Path) -> tuple[Recipe, st
     """The recipe of a byte language model for a corpus, and what to say of the choice, if none is named.
 
     Raises:
-      UserError: there is no such recipe, or it takes more text at a time than the corpus has.
+      UserError: there is no such recipe, it trains no decoder, or it takes more text at a time than the corpus has.
     """
     there, why = Corpus.open(corpus_path).documents("train").num_bytes, ""
     recipe = load_recipe(name or _default_name())
+    if recipe.model.kind != "decoder":
+        raise UserError(
+            f"the recipe {name} trains a model of kind {recipe.model.kind!r}; a compressor is a decoder over bytes:"
+            f" choose another --lm-recipe, e.g. {_LARGE}"
+        )
     if name is None:
         why = "; --lm-recipe takes another"
         if recipe.budget.bytes is not None and (most := _MOST_PASSES * there) < recipe.budget.bytes:

@@ -80,7 +80,7 @@ def train(
         # 3. The data from there, and the held-out text.
         document_hashes = DocumentHashes(run.documents, processes.this_host())
         next_batch = stack.enter_context(open_batches(setup, state, document_hashes.note))
-        evaluate = make_evaluate(setup, make_judge(setup), console)
+        evaluate = make_evaluate(setup, make_judge(setup), console) if recipe.evaluation.every_steps else None
         # 4. The step.
         enter("compile")
         batch = next_batch()
@@ -114,6 +114,7 @@ class Work:
     log: RunLog | NoLog
     profiler: Profiler
     evaluate: Callable[[TrainState], dict[str, Any]] | None
+    """None where evaluations are off."""
     on_clock: Callable[[TrainState], TrainState]
 
 
@@ -138,8 +139,7 @@ def take_steps(
     in_flight: collections.deque[tuple[dict[str, jax.Array], jax.Array]] = collections.deque()
     any_host, stopped = processes.make_any_host(setup.mesh), False
     checkpoint_due = lambda: launched % setup.recipe.checkpoint.every_steps == 0
-    every_steps = setup.recipe.evaluation.every_steps
-    evaluation_due = lambda: every_steps > 0 and launched % every_steps == 0
+    evaluation_due = lambda: work.evaluate is not None and launched % setup.recipe.evaluation.every_steps == 0
     started = time.perf_counter()
     while not (over or stopped):
         enter("step")
@@ -195,6 +195,8 @@ def finish(work: Work, before: dict[str, Any], state: TrainState, over: bool, se
         work.enter("evaluation")
         with clock("last evaluation"):
             work.log.evaluation(work.evaluate(state))
+    elif over:
+        say(work.console, f"held-out text is not scored (evaluation.every_steps is 0); do so: toklab eval {run.path}")
     work.enter("save")
     with clock("checkpoint"):
         work.document_hashes.write()

@@ -56,6 +56,9 @@ class DataConfig:
     """Gradient accumulation: the batch is computed in this many parts."""
     num_workers: int = 2
     """Threads that read and encode documents on each host; changes nothing but the speed."""
+    num_processes: int = 0
+    """If not 0: so many processes on each host read and encode in place of threads, which wait for each other in parts
+    of that (see docs/performance.md); changes nothing but the speed."""
     prefetch_batches: int = 4
     """Batches made ahead of the step; changes nothing but the speed."""
 
@@ -65,7 +68,7 @@ class DataConfig:
         return min(self.piece_length or self.sequence_length, self.sequence_length)
 
     def __post_init__(self) -> None:
-        check_numbers(self, "data.", piece_length=FROM_0, prefetch_batches=FROM_0)
+        check_numbers(self, "data.", piece_length=FROM_0, num_processes=FROM_0, prefetch_batches=FROM_0)
         if not self.corpora:
             raise UserError("data.corpora is empty; name at least one folder made by 'toklab ingest'")
         are_shares = all(type(weight) in (int, float) and 0 < weight < math.inf for weight in self.weights)
@@ -86,7 +89,7 @@ class EvaluationConfig:
     """How held-out text is scored while training and at its end; `toklab eval` scores all of it."""
 
     every_steps: int = 500
-    """0: only at the end."""
+    """0: never, not at the end either; `toklab eval` scores the run then."""
     max_bytes: int = 1 << 20
     """Score held-out documents, in a fixed random order, of this many bytes; the last one is cut there."""
     batch_rows: int = 32
@@ -169,6 +172,7 @@ MAY_CHANGE_ON_RESUME = (
     "data.encoded",
     "data.num_microbatches",
     "data.num_workers",
+    "data.num_processes",
     "data.prefetch_batches",
     "model.remat",  # of corpora, their content
 )

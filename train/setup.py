@@ -3,21 +3,20 @@
 import contextlib
 import dataclasses
 import sys
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 
 import tokenizer_lab
 from data.encoded import bring_ids
+from data.held_out import count_seen_by_fit
 from data.manifest import MANIFEST
 from data.rows import CausalRow, cursor_width
 from data.split import RunSplit, run_split
 from data.store import Corpus
-from models.axes import parameter_axes
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import remote_errors
 from tokenizer_lab.representation import Representation
@@ -28,7 +27,7 @@ from train.recipe import Recipe, read_recipe, to_json
 from train.run.checkpoints import Checkpoints
 from train.run.folder import RunFolder
 from train.sharding import MeshConfig, batch_sharding, check_batch, cursor_sharding, dividing_mesh, make_mesh
-from train.step import StepProgram, abstract_model, build_program
+from train.step import AbstractModel, StepProgram, abstract_model, build_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,27 +162,58 @@ def set_up(recipe: Recipe) -> Setup:
             f" {recipe.representation} has spent, which counts too; raise it, or give the budget in steps or bytes"
         )
     corpora = bring_ids([Corpus.open(path) for path in data.corpora], data.encoded, representation)
-    return _on_mesh(recipe, representation, corpora, make_mesh(recipe.mesh))
+    check_fit(recipe.representation, representation, corpora)
+    model = _abstract(recipe, representation.vocab_size)
+    return _on_mesh(recipe, representation, corpora, model, make_mesh(recipe.mesh))
 
 
-def _on_mesh(recipe: Recipe, representation: Representation, corpora: list[Corpus], mesh: Mesh) -> Setup:
+def check_fit(name: str, representation: Representation, corpora: list[Corpus]) -> None:
+    """Raises UserError where a representation was fitted on text that the run is scored on: on one corpus of several,
+    which holds out less than the others. Where that cannot be looked at, stderr says so."""
+    scored_below = run_split(corpus.test_fraction for corpus in corpora).scored_below
+    for corpus in corpora:
+        if corpus.content_hash != representation.fit_corpus_hash or corpus.test_fraction >= scored_below:
+            continue
+        held_out = f"{corpus.folder}, which holds out {corpus.test_fraction:.4g} of its text where others of the run"
+        held_out += f" hold out {scored_below:.4g}"
+        if (seen := count_seen_by_fit(corpus, corpora, scored_below)) is None:
+            print(f"toklab: {name} was fitted on {held_out}; it may have seen documents of theirs", file=sys.stderr)
+        elif seen:
+            raise UserError(
+                f"{name} was fitted on {held_out}, and has seen {seen:,} documents that the run is scored on; ingest"
+                f" {corpus.folder} anew with --test-fraction {scored_below:.17g}, or fit on another corpus of the run"
+            )
+
+
+def _on_mesh(
+    recipe: Recipe, representation: Representation, corpora: list[Corpus], model: AbstractModel, mesh: Mesh
+) -> Setup:
     data = recipe.data
     keep_compiled_programs()
     check_batch(mesh, data.batch_rows, data.sequence_length, data.num_microbatches)
     check_batch(mesh, recipe.evaluation.batch_rows, data.sequence_length, section="evaluation")
-    return Setup(recipe, representation, corpora, mesh, lay_out(recipe, representation.vocab_size, mesh))
+    return Setup(recipe, representation, corpora, mesh, _lay_out(recipe, model, mesh))
 
 
 def lay_out(recipe: Recipe, vocab_size: int, mesh: Mesh) -> StepProgram:
     """A recipe's training state over a mesh; nothing is opened or allocated."""
+    return _lay_out(recipe, _abstract(recipe, vocab_size), mesh)
+
+
+def _lay_out(recipe: Recipe, model: AbstractModel, mesh: Mesh) -> StepProgram:
+    rows, num_sources = recipe.data.batch_rows, len(recipe.data.corpora)
+    return build_program(model, recipe.optimizer, mesh, batch_rows=rows, num_sources=num_sources)
+
+
+def _abstract(recipe: Recipe, vocab_size: int) -> AbstractModel:
     objective: AnyObjective = recipe.objective
-    return build_program(
-        lambda rngs: objective.build(recipe.model, vocab_size, rngs),
-        recipe.optimizer,
-        mesh,
-        batch_rows=recipe.data.batch_rows,
-        num_sources=len(recipe.data.corpora),
-    )
+    return abstract_model(lambda rngs: objective.build(recipe.model, vocab_size, rngs))
+
+
+def abstract_parameters(recipe: Recipe, vocab_size: int) -> tuple[Any, Any]:
+    """Shapes of a recipe's parameters and their logical axes, as `train.sharding.parameter_shardings` takes them."""
+    model = _abstract(recipe, vocab_size)
+    return model.shapes, model.axes
 
 
 def abstract_batch(recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -251,7 +281,6 @@ def _set_up_for_reading(recipe: Recipe, run: RunFolder, batch_rows: int) -> Setu
         data=dataclasses.replace(recipe.data, batch_rows=rows, num_microbatches=1),
         evaluation=dataclasses.replace(recipe.evaluation, batch_rows=rows),
     )
-    representation, objective = tokenizer_lab.load(recipe.representation), cast(AnyObjective, recipe.objective)
-    _, abstract = abstract_model(lambda rngs: objective.build(recipe.model, representation.vocab_size, rngs))
-    mesh = dividing_mesh(nnx.to_pure_dict(abstract), parameter_axes(abstract))
-    return _on_mesh(recipe, representation, [], mesh)
+    representation = tokenizer_lab.load(recipe.representation)
+    model = _abstract(recipe, representation.vocab_size)
+    return _on_mesh(recipe, representation, [], model, dividing_mesh(model.shapes, model.axes))

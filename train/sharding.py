@@ -104,16 +104,26 @@ def dividing_mesh(shapes: Any, axes: Any, devices: Sequence[jax.Device] | None =
     `shapes` and `axes` are those of `parameter_shardings`.
     """
     devices = jax.devices() if devices is None else list(devices)
+    fsdp = math.gcd(len(devices) // _num_slices(devices), largest_split(shapes, axes, "fsdp"))
+    return make_mesh(MeshConfig(replica=-1, fsdp=fsdp), devices)
+
+
+def largest_split(shapes: Any, axes: Any, mesh_axis: str) -> int:
+    """Into how many parts a mesh axis can split every parameter that it splits at all, at most: what divides this can
+    too. 0 where it splits none.
+
+    `shapes` and `axes` are those of `parameter_shardings`.
+    """
     leaves = jax.tree.leaves(shapes, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     names_of = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    sizes = [
-        size
-        for leaf, names in zip(leaves, names_of, strict=True)
-        for size, name in zip(leaf.shape, names)
-        if PARAMETER_AXES[name] == "fsdp"
-    ]
-    fsdp = math.gcd(len(devices) // _num_slices(devices), *sizes)
-    return make_mesh(MeshConfig(replica=-1, fsdp=fsdp), devices)
+    return math.gcd(
+        *(
+            size
+            for leaf, names in zip(leaves, names_of, strict=True)
+            for size, name in zip(leaf.shape, names)
+            if PARAMETER_AXES[name] == mesh_axis
+        )
+    )
 
 
 def _num_slices(devices: Sequence[jax.Device]) -> int:

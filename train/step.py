@@ -68,27 +68,33 @@ class StepProgram:
     """Where each part of the state lives."""
 
 
-def abstract_model(build_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Any]:
-    """The `nnx.GraphDef` of a model and its parameters, of which none is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))), nnx.Param)
+@dataclasses.dataclass(frozen=True)
+class AbstractModel:
+    """A model of which nothing is allocated."""
+
+    build: Callable[[nnx.Rngs], nnx.Module]
+    definition: Any
+    """Its `nnx.GraphDef`."""
+    shapes: dict[str, Any]
+    """Of the parameters."""
+    axes: dict[str, Any]
+    """Their logical axes."""
+
+
+def abstract_model(build: Callable[[nnx.Rngs], nnx.Module]) -> AbstractModel:
+    definition, params = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param)
+    return AbstractModel(build, definition, nnx.to_pure_dict(params), parameter_axes(params))
 
 
 def build_program(
-    build_model: Callable[[nnx.Rngs], nnx.Module],
-    config: OptimizerConfig,
-    mesh: Mesh,
-    *,
-    batch_rows: int,
-    num_sources: int,
+    model: AbstractModel, config: OptimizerConfig, mesh: Mesh, *, batch_rows: int, num_sources: int
 ) -> StepProgram:
     """Lays a model's training state out over a mesh without allocating any of it. Raises UserError where it does not
     fit the mesh."""
-    model_def, abstract = abstract_model(build_model)
-    axes = parameter_axes(abstract)
-    optimizer = make_optimizer(config, axes)
+    optimizer = make_optimizer(config, model.axes)
 
-    def init(key: jax.Array) -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(build_model(nnx.Rngs(jax.random.wrap_key_data(key))), nnx.Param))
+    def start(key: jax.Array) -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(model.build(nnx.Rngs(jax.random.wrap_key_data(key))), nnx.Param))
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             params=params,
@@ -103,8 +109,8 @@ def build_program(
             rng=key,
         )
 
-    shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((2,), jnp.uint32))
-    by_parameter = parameter_shardings(mesh, shapes.params, axes)
+    shapes = jax.eval_shape(start, jax.ShapeDtypeStruct((2,), jnp.uint32))
+    by_parameter = parameter_shardings(mesh, shapes.params, model.axes)
     everywhere = replicated(mesh)
     shardings = dataclasses.replace(
         jax.tree.map(lambda _: everywhere, shapes),
@@ -112,7 +118,9 @@ def build_program(
         opt_state=_optimizer_shardings(shapes.opt_state, shapes.params, by_parameter, everywhere),
         cursors=cursor_sharding(mesh),
     )
-    return StepProgram(model_def, axes, optimizer, jax.jit(init, out_shardings=shardings), shapes, shardings)
+    return StepProgram(
+        model.definition, model.axes, optimizer, jax.jit(start, out_shardings=shardings), shapes, shardings
+    )
 
 
 def _optimizer_shardings(opt_state: Any, params: Any, by_parameter: Any, otherwise: NamedSharding) -> Any:

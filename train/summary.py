@@ -9,6 +9,7 @@ import numpy as np
 import rich.console
 
 from data.coverage import coverage
+from data.documents import block_documents
 from tokenizer_lab.files import read_json
 from train.console import say
 from train.optimizer import from_limbs
@@ -32,8 +33,8 @@ def documents_read(setup: Setup, state: TrainState) -> list[dict[str, float]]:
     if not cursors.is_fully_addressable:
         cursors = jax.jit(lambda cursors: cursors, out_shardings=replicated(setup.mesh))(cursors)
     finished = np.asarray(cursors)[:, : len(setup.corpora)]
-    counts = [sum(shard.num_documents for shard in corpus.shards_of("train")) for corpus in setup.corpora]
-    return [coverage(of_corpus, count) for of_corpus, count in zip(finished.T, counts)]
+    documents = [corpus.documents("train") for corpus in setup.corpora]
+    return [coverage(of_corpus, len(text), block_documents(text)) for of_corpus, text in zip(finished.T, documents)]
 
 
 def describe(setup: Setup, compile_seconds: float, console: rich.console.Console) -> None:

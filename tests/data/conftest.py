@@ -184,14 +184,14 @@ def _read_until(streams: RowStreams, num_documents: int) -> list[list[bytes]]:
     batches, num_finished = [], 0
     for batch in streams:
         batches.append(batch)
-        num_finished += (batch["targets"] == streams.representation.eod_id).sum(axis=1)
+        num_finished += (batch["targets"] == streams.setting.representation.eod_id).sum(axis=1)
         if min(num_finished) >= num_documents:
             break
     return [
         _finished_documents(
-            streams.representation, np.concatenate([batch["targets"][row] for batch in batches]).tolist()
+            streams.setting.representation, np.concatenate([batch["targets"][row] for batch in batches]).tolist()
         )[:num_documents]
-        for row in range(len(streams.rows))
+        for row in range(len(streams.setting.rows))
     ]
 
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import pickle
 import sqlite3
 import tarfile
 import zipfile
@@ -175,6 +176,7 @@ def database():
     return connection.serialize()
 
 
+SECRET = "Ελληνικά, кириллица and Latin\n"
 REFUSED = {
     "a zip archive": zip_of("a.jsonl", json_lines(TEXTS)),
     "a tar archive": tar_of(json_lines(TEXTS)),
@@ -182,16 +184,23 @@ REFUSED = {
     "a RAR archive": b"Rar!\x1a\x07\x01\0",
     "an LZ4 file": b"\x04\x22\x4d\x18\x64\x40",
     "a PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj",
+    "a PostScript file": b"%!PS-Adobe-3.0\n",
+    "an ar archive": b"!<arch>\ndebian-binary   ",
+    "a WARC file": b"WARC/1.0\r\nWARC-Type: conversion\r\n\r\n",
+    "a font": b"wOF2\0\1\0\0",
     "an RTF document": rb"{\rtf1\ansi text}",
     "an old Office document": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(9),
     "an SQLite database": database(),
     "a NumPy array": archive(lambda file: np.save(file, np.arange(4))),
+    "a pickle": pickle.dumps({"text": ["a", "b"]}, protocol=0),
+    "no plain text and of no format known here: its byte 14 is 1": b"\x82\xa4text\xa3abc\xa2id\x01" * 10,
     "a safetensors file": safetensors.numpy.save({"a": np.zeros(3)}),
     "a Feather file of version 1": b"FEA1\0\0\0\0",
     "an HDF5 file": b"\x89HDF\r\n\x1a\n\0",
     "an Avro file": b"Obj\x01\x04\x14avro.codec",
     "an image": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
     "text in UTF-16": "\ufefftext".encode("utf-16-le"),
+    "text in UTF-16 without a byte order mark": SECRET.encode("utf-16-be"),
     "text in UTF-32": "\ufefftext".encode("utf-32-le"),
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
     "gzip inside of bzip2": bz2.compress(gzip.compress(b"text")),
@@ -349,7 +358,11 @@ def test_files_with_marks_that_were_put_together(ingest_from, stored, write_file
         ("a.json", b"[]", "a.json has no records"),
         ("a.csv", b'id,text\n0,one\n1,"two', "a.csv cannot be read on as CSV after record 1: unexpected end of data"),
         ("a.csv", b"id,text\n0,one\n1,two,three\n", "a.csv, record 2, has 3 values for 2 names"),
-        ("a.csv", b"id,text\r0,one\r", "a.csv cannot be read on as CSV after record 0: new-line character seen"),
+        (
+            "a.csv",
+            b"id,text\r0,one\r",
+            r"as CSV after record 0: a line ends in .r alone; let lines end in .n, e.g. with tr",
+        ),
         ("a.csv", b"id,body\n0,one\n", "a.csv has no single column 'text'; choose --field from 'id', 'body'"),
         ("a.csv", b"text,text\n0,one\n", "a.csv has no single column 'text'; there are no other fields"),
         ("a.csv", b"text\n\0\1\2\3\n", "a.csv is no plain text"),

@@ -1,5 +1,7 @@
 """What cursors say of the text that was read, against rows that are followed document by document."""
 
+import collections
+
 import numpy as np
 import pytest
 
@@ -61,3 +63,18 @@ def test_counts_are_exact_within_one_pass_and_between_passes(num_rows, num_docum
 
 def test_nothing_read():
     assert coverage(np.zeros(4, int), 10) == {"never": 1.0, "once": 0.0, "more": 0.0}
+
+
+@pytest.mark.parametrize("block_documents, num_documents", [(4, 24), (4, 23), (7, 7), (3, 100)])
+def test_blocks_count_as_their_documents(block_documents, num_documents):
+    num_rows, num_blocks = 3, -(-num_documents // block_documents)
+    order = [(block, k) for block in range(3 * num_blocks) for k in range(block_documents)]
+    by_row = [[slot for slot in order if slot[0] % num_rows == row] for row in range(num_rows)]
+    for finished in ([0, 0, 0], [5, 3, 4], [9, 8, 8], [12, 17, 13], [2 * block_documents, 0, 1]):
+        times = collections.Counter(
+            (block % num_blocks, k) for row in range(num_rows) for block, k in by_row[row][: finished[row]]
+        )
+        if max(times.values(), default=0) < 2:
+            found = coverage(np.array(finished), num_documents, block_documents)
+            read = len(times) / (num_blocks * block_documents)
+            assert list(found.values()) == pytest.approx([1 - read, read, 0])

@@ -1,10 +1,12 @@
 """The order in which documents are read: shuffles, and draws from several sources."""
 
+import grain
 import numpy as np
 import pytest
 
 from data import document_order
 from data.document_order import draw_source
+from data.index_shuffle import index_shuffle
 from data.rows import RowStreams, Source
 from tokenizer_lab.byte import ByteRepresentation
 
@@ -74,3 +76,18 @@ def test_a_draw_at_either_end_is_a_source(monkeypatch, digest):
     monkeypatch.setattr(document_order.hashlib, "blake2b", Digest)
     for weights in [(1.0, 1.0), (0.1, 0.2, 0.3), (3.0, 1e-9)]:
         assert draw_source(0, 0, 0, weights) == (0 if digest[0] == 0 else len(weights) - 1)
+
+
+# Around its table's size, around blocks of 16 and of 18 bits, and a size that no run has. 2^16 + 1 and 2^18 + 1 have an
+# item that a block of so few bits cannot say.
+SIZES = [1, 2, 4095, 4096, 4097, 65_535, 65_536, 65_537, 65_538, 262_144, 262_145, 10**6, 2**31 - 1, 2**40 + 3]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_many_places_of_a_shuffle_are_grains(size):
+    rng = np.random.default_rng(size)
+    places = np.unique(np.append(rng.integers(0, size, 5), [0, size - 1]))
+    for seed in (0, 1, 2**32 - 1, int(rng.integers(2**32))):
+        shuffled = grain.MapDataset.range(size).shuffle(seed=seed)
+        few = places[: 1 if size < 3 else None]  # of which grain takes long
+        assert index_shuffle(few, size, seed).tolist() == [shuffled[int(place)] for place in few], seed

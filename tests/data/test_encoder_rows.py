@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from data.encoder_rows import EncoderRow, PairRow, held_out_batches
 from data.rows import RowStreams, Source
 from tokenizer_lab.byte import ByteRepresentation
-from tokenizer_lab.representation import CLS, SEP
+from tokenizer_lab.representation import CLS, SEP, EncodedBatch
 
 BYTES = ByteRepresentation()
 CLS_ID, SEP_ID = BYTES.vocab_size + CLS, BYTES.vocab_size + SEP
@@ -55,8 +55,9 @@ def test_every_byte_is_seen_in_order(documents, length, seed):
         # Documents that are finished, and what is done of the one the row is in.
         finished, done = map(int, batches[-1]["cursors"][number][:2])
         ordinals = range(number, number + 2 * finished, 2)
-        expected = b"".join(streams.shuffled[0][ordinal] for ordinal in ordinals)
-        assert text == expected + streams.shuffled[0][number + 2 * finished][:done]
+        [order] = streams.setting.orders
+        *expected, current = order.documents(np.array([*ordinals, number + 2 * finished]))
+        assert text == b"".join(documents[index] for index in expected) + documents[current][:done]
         assert sum(int(row["num_bytes"]) for row in rows) == len(text)
 
 
@@ -139,8 +140,9 @@ def test_held_out_text_is_read_once(documents, length, batch_rows):
 
 def test_wrong_byte_lengths_are_a_bug():
     class Forgetful(ByteRepresentation):
-        def byte_lengths(self, ids):
-            return super().byte_lengths(ids) * 2
+        def encode_batch(self, texts):
+            ids, bytes_per_id, ends = super().encode_batch(texts)
+            return EncodedBatch(ids, bytes_per_id * 2, ends)
 
     streams = RowStreams([Source([b"text"])], Forgetful(), batch_rows=1, sequence_length=16, seed=0, layout=EncoderRow)
     with pytest.raises(AssertionError):

@@ -1,6 +1,7 @@
 """Bad records: the first one ends an ingest, or as many as are allowed go into a file, each with what is wrong."""
 
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +9,7 @@ import pytest
 
 from data.bad_records import RAW_BYTES
 from data.quarantine import check_budget
+from data.text_records import split_text
 from tokenizer_lab.errors import UserError
 
 GOOD = [b'{"text": "line %d"}' % number for number in range(20)]
@@ -38,6 +40,22 @@ def test_bad_lines_are_left_out_and_kept_with_the_reason(ingest_from, stored, wr
     assert kept[0]["reason"].startswith(f"{tmp_path / 'a.jsonl'}, record 1, is not JSON")
     assert "over the limit of 5000" in kept[5]["reason"]
     assert kept[5]["raw"].encode("latin-1") == BAD[5][:RAW_BYTES] and kept[5]["num_bytes"] > 5000
+
+
+def test_a_line_of_any_length_is_passed_over_in_bounded_memory():
+    line = b"x" * (1 << 14)
+    chunks = iter([b"a\n", *[line] * 256, b"\nb\n"])
+
+    class Stream:
+        def read(self, size):
+            return next(chunks, b"")
+
+    tracemalloc.start()
+    first, too_large, last = split_text(Stream(), "a.txt", b"\n", 100_000)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (first, last) == ((1, b"a"), (3, b"b")) and "a.txt, record 2, has" in too_large[1].reason
+    assert 100_000 < too_large[1].num_bytes < 200_000 and peak_bytes < 1 << 20
 
 
 def test_what_is_after_a_line_of_any_length_is_read(ingest_from, stored, write_files, tmp_path):

@@ -7,9 +7,11 @@ import grain
 import numpy as np
 import pytest
 
-from data.rows import RowStreams, Source, document_positions
+from data.encoded import encode
+from data.rows import RowStreams, Source
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.representation import joined
 
 
 def open_rows(sources, batch_rows: int, sequence_length: int, seed: int = 0, **options) -> RowStreams:
@@ -36,13 +38,24 @@ def test_a_damaged_document_stops_the_stream(damaged_documents, prefetch):
     batches.close()
 
 
-def test_wrong_byte_lengths_are_a_bug():
-    class Forgetful(ByteRepresentation):
-        def byte_lengths(self, ids):
-            return super().byte_lengths(ids)[:-1]
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda ids, lengths: (ids, lengths[:-1]), "4 ids and the bytes of 3"),
+        (lambda ids, lengths: (ids, lengths - lengths), "0 bytes of a text of 4"),
+        (lambda ids, lengths: (ids + 8192, lengths), r"ids from \d+ to \d+, and its vocabulary has 8193"),
+        (lambda ids, lengths: (ids - 8192, lengths), "ids from -"),
+    ],
+)
+def test_ids_that_do_not_fit_their_text_are_a_bug(window_representation, change, told):
+    class Wrong(type(window_representation)):
+        def encode_many(self, texts):
+            return [change(*encoded) for encoded in super().encode_many(texts)]
 
-    with pytest.raises(AssertionError, match="byte: 3 bytes of a text of 4"):
-        document_positions(Forgetful(), [b"text"])
+    with pytest.raises(AssertionError, match=f"window: {told}"):
+        encode(Wrong(), [b"text"])
+    with pytest.raises(AssertionError, match=f"window: {told}"):
+        next(iter(RowStreams([Source([b"text"])], Wrong(), batch_rows=1, sequence_length=4, seed=0)))
 
 
 def test_a_cursor_behind_the_end_of_its_document_is_a_bug():
@@ -52,17 +65,20 @@ def test_a_cursor_behind_the_end_of_its_document_is_a_bug():
 
 
 def test_a_position_that_a_cursor_cannot_hold_is_refused_and_does_not_wrap():
-    [row] = iter(open_rows([Source([b"text"])], 1, 4))._rows
-    row.advance(2**31 - 1, end=2**40)
-    assert row.cursor[1] == 2**31 - 1
+    rows = iter(open_rows([Source([b"text"])], 1, 4)).workers[0].rows
+    cursors = np.zeros((1, 4), np.int32)
+    rows.documents.rows_r["position"] = 2**31 - 1
+    rows.documents.write_cursors(cursors)
+    assert cursors[0, 1] == 2**31 - 1
+    rows.documents.rows_r["position"] = 2**31
     with pytest.raises(UserError, match="the position in a document is 2,147,483,648, at most 2,147,483,647 can be"):
-        row.advance(2**31, end=2**40)
+        rows.documents.write_cursors(cursors)
 
 
 def test_more_documents_than_a_cursor_can_hold_are_refused():
-    row = iter(open_rows([Source([b"text"])], 1, 4, cursors=[[2**31 - 1, 0, 0, 0]]))._rows[0]
+    batches = iter(open_rows([Source([b"text"])], 1, 4, cursors=[[2**31 - 1, 0, 0, 0]]))
     with pytest.raises(UserError, match="documents that a row has finished is 2,147,483,648"):
-        row.next_sequence(), row.next_sequence()
+        next(batches), next(batches)
 
 
 @pytest.mark.parametrize("lengths, refused", [([2**31 - 1], False), ([2**30, 2**30], True)])
@@ -72,11 +88,10 @@ def test_more_bytes_than_a_row_can_count_are_refused(lengths, refused):
             return sum(lengths)
 
     class OfVastIds(ByteRepresentation):
-        def encode_many(self, texts):
-            return [(np.zeros(len(lengths), np.int32), np.array(lengths)) for _ in texts]
+        def encode_batch(self, texts):
+            return joined([(np.zeros(len(lengths), np.int32), np.array(lengths)) for _ in texts])
 
-    streams = RowStreams([Source([b"x"])], OfVastIds(), batch_rows=1, sequence_length=len(lengths) + 1, seed=0)
-    streams.shuffled = [[Vast()]]
+    streams = RowStreams([Source([Vast()])], OfVastIds(), batch_rows=1, sequence_length=len(lengths) + 1, seed=0)
     if refused:
         with pytest.raises(UserError, match="bytes in a row is 2,147,483,648"):
             next(iter(streams))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from data.document_order import draw_source
-from data.rows import RowStreams, Source, document_positions
+from data.document_order import draw_source, shuffle_seed
+from data.encoded import encode
+from data.rows import RowStreams, Source
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.representation import Representation
 
@@ -29,16 +30,15 @@ class Setting:
     batch_rows: int
     seed: int
 
-    def open(self, sequence_length: int, **options) -> RowStreams:
-        streams = self._open(sequence_length, **options)
-        streams.shuffled = self._shuffled
-        return streams
-
     @functools.cached_property
-    def _shuffled(self) -> "list[Remembered]":
-        return [Remembered(shuffled) for shuffled in self._open(1).shuffled]
+    def shuffled(self) -> "list[Remembered]":
+        """Each source's documents in the order of the definition, which is grain's."""
+        return [
+            Remembered(grain.MapDataset.source(source.documents).shuffle(seed=shuffle_seed(self.seed, number)))
+            for number, source in enumerate(self.sources)
+        ]
 
-    def _open(self, sequence_length: int, **options) -> RowStreams:
+    def open(self, sequence_length: int, **options) -> RowStreams:
         return RowStreams(
             self.sources,
             self.representation,
@@ -97,14 +97,14 @@ def stream(batches, row: int, name: str = "targets") -> list[int]:
 def test_each_epoch_has_every_document_once_in_the_shuffled_order(
     read_until, documents, representation, batch_rows, length, seed
 ):
-    streams = Setting([Source(documents)], representation, batch_rows, seed).open(length)
+    run = Setting([Source(documents)], representation, batch_rows, seed)
     num_epochs = 3
-    by_row = read_until(streams, -(-num_epochs * len(documents) // batch_rows))
+    by_row = read_until(run.open(length), -(-num_epochs * len(documents) // batch_rows))
     in_order = [by_row[n % batch_rows][n // batch_rows] for n in range(num_epochs * len(documents))]
     for epoch in range(num_epochs):
         one_epoch = in_order[epoch * len(documents) : (epoch + 1) * len(documents)]
         assert collections.Counter(one_epoch) == collections.Counter(documents), epoch
-    assert in_order == [streams.shuffled[0][n] for n in range(len(in_order))]
+    assert in_order == [run.shuffled[0][n] for n in range(len(in_order))]
 
 
 @any_run()
@@ -131,7 +131,7 @@ def test_num_bytes_are_the_bytes_of_the_targets(run, length, num_batches):
     for row in range(run.batch_rows):
         expected, left = [], length * num_batches
         for document in row_documents(run, row):
-            expected += document_positions(run.representation, [document])[0][1].tolist()
+            expected += [*encode(run.representation, [document])[0][1].tolist(), 0]
             if len(expected) >= left:
                 break
         by_batch = np.reshape(expected[:left], (num_batches, length)).sum(axis=1)
@@ -140,7 +140,7 @@ def test_num_bytes_are_the_bytes_of_the_targets(run, length, num_batches):
 
 def row_documents(run: Setting, row: int):
     """The documents of a row, from the definition in the docstring of `data/rows.py`."""
-    shuffled, finished = run.open(1).shuffled, [0] * len(run.sources)
+    shuffled, finished = run.shuffled, [0] * len(run.sources)
     for draw in itertools.count():
         source = draw_source(run.seed, row, draw, [source.weight for source in run.sources])
         yield shuffled[source][row + run.batch_rows * finished[source]]
@@ -255,16 +255,16 @@ def test_representations_read_the_same_documents_in_the_same_order(
 @pytest.mark.parametrize(
     "kind, document, expected_ids, expected_bytes",
     [
-        ("byte", b"ab", [256, 97, 98, 256], [1, 1, 0]),
-        ("byte", b"", [256, 256], [0]),
-        ("window", b"1234", [8192, *divmod(0x1313233, 8192), *divmod(0x134, 8192), 8192], [0, 3, 0, 1, 0]),
+        ("byte", b"ab", [256, 97, 98, 256], 2),
+        ("byte", b"", [256, 256], 0),
+        ("window", b"1234", [8192, *divmod(0x1313233, 8192), *divmod(0x134, 8192), 8192], 4),
     ],
 )
-def test_document_positions(window_representation, kind, document, expected_ids, expected_bytes):
+def test_positions_of_a_document(window_representation, kind, document, expected_ids, expected_bytes):
     representation = {"byte": ByteRepresentation(), "window": window_representation}[kind]
-    [(ids, target_bytes)] = document_positions(representation, [document])
-    assert ids.tolist() == expected_ids
-    assert target_bytes.tolist() == expected_bytes  # of the targets ids[1:]
+    [batch] = take(Setting([Source([document])], representation, 1, 0).open(len(expected_ids) - 1), 1)
+    assert batch["ids"].tolist() == [expected_ids[:-1]] and batch["targets"].tolist() == [expected_ids[1:]]
+    assert batch["num_bytes"].tolist() == [expected_bytes]
 
 
 def pieces_of_row(batches, row: int) -> list[list[tuple[int, int]]]:
@@ -338,9 +338,7 @@ def encodes_together(windows: Representation, batch_documents: int) -> Represent
 
 
 def encoding_together(run: Setting, batch_documents: int) -> Setting:
-    together = dataclasses.replace(run, representation=encodes_together(run.representation, batch_documents))
-    vars(together)["_shuffled"] = run._shuffled
-    return together
+    return dataclasses.replace(run, representation=encodes_together(run.representation, batch_documents))
 
 
 @any_run(max_examples=15)
@@ -368,10 +366,13 @@ def test_encoding_ahead_goes_on_exactly_from_the_cursors_of_any_batch(run, lengt
     assert_same(resumed, [{name: batch[name][own] for name in batch} for batch in straight[stop:]])
 
 
-def test_documents_encoded_ahead_are_dropped_when_read(window_representation):
+def test_documents_are_encoded_once_and_dropped_when_read(window_representation):
     together = encodes_together(window_representation, 6)
-    run = Setting([Source([bytes([n]) * 3 for n in range(7)])], together, 3, 0)
-    iterator = iter(run.open(4))
-    take(iterator, 200)
-    open_ = iterator._rows[0]._open
-    assert len(open_._ready) <= 6 + 3 and sum(together.given) <= 800 + 9
+    run = Setting([Source([bytes([n]) * 999 for n in range(7)])], together, 3, 0)
+    iterator = iter(run.open(256))
+    num_batches = 400
+    take(iterator, num_batches)
+    rows = iterator.workers[0].rows
+    num_ids = num_batches * 3 * 256
+    assert len(rows.pool.ids) < num_ids / 2 and rows.documents.queue_rq.shape[1] <= 6
+    assert sum(together.given) <= num_ids / 666 + 9

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from data.rows import document_positions
+from data.encoded import encode
 from data.scoring_rows import scoring_batches
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
@@ -21,6 +21,13 @@ representations = st.from_type(Representation)
 documents = st.lists(st.binary(max_size=20), min_size=1, max_size=8)
 lengths = st.integers(1, 9)
 any_run = functools.partial(settings, deadline=None, max_examples=25)
+
+
+def positions_of(representation, document):
+    """All ids of a document between two that end documents, and the source bytes of each target."""
+    [(ids, lengths)] = encode(representation, [document])
+    eod = representation.eod_id
+    return np.array([eod, *ids, eod]), np.array([*lengths, 0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +66,7 @@ def test_scoring_has_every_position_and_byte_once(documents, representation, bat
     scored = pieces(batches)
     assert scored.keys() == dict(numbered).keys()
     for number, document in numbered:
-        [(ids, target_bytes)] = document_positions(representation, [document])
+        ids, target_bytes = positions_of(representation, document)
         join = lambda name: [x for piece in scored[number] for x in getattr(piece, name)]
         assert join("ids") == ids[:-1].tolist()
         assert join("targets") == ids[1:].tolist()
@@ -96,12 +103,48 @@ def test_scoring_in_pieces_has_every_byte_once(documents, representation, batch_
     options = dict(batch_rows=batch_rows, sequence_length=length, piece_length=piece_length)
     scored, eod = pieces(scoring_batches(enumerate(documents), representation, **options)), representation.eod_id
     for number, document in enumerate(documents):
-        [(ids, target_bytes)] = document_positions(representation, [document])
+        ids, target_bytes = positions_of(representation, document)
         assert [id_ for piece in scored[number] for id_ in piece.targets] == ids[1:].tolist()
         assert [count for piece in scored[number] for count in piece.target_bytes] == target_bytes.tolist()
         for piece in scored[number]:
             assert len(piece.ids) <= min(length, piece_length)
             assert piece.ids == (eod, *piece.targets[:-1]) and piece.positions == tuple(range(len(piece.ids)))
+
+
+@any_run()
+@given(documents, representations, st.integers(1, 4), lengths, st.data())
+def test_a_sliding_window_scores_every_position_once_behind_enough_of_the_document(
+    documents, representation, batch_rows, length, data
+):
+    stride = data.draw(st.integers(1, length))
+    options = dict(batch_rows=batch_rows, sequence_length=length, stride=stride)
+    scored = collections.defaultdict(list)
+    for batch in scoring_batches(enumerate(documents), representation, **options):
+        for row in range(batch_rows):
+            for segment in range(1, batch["segment_ids"][row].max() + 1):
+                where = np.flatnonzero(batch["segment_ids"][row] == segment)
+                window = {name: value[row, where] for name, value in batch.items()}
+                new = np.flatnonzero(window["documents"] >= 0)
+                assert len(new) and (np.diff(new) == 1).all() and new[-1] == len(where) - 1, "the end of a window"
+                assert window["positions"].tolist() == list(range(len(where)))
+                assert window["ids"][1:].tolist() == window["targets"][:-1].tolist(), "and the rest is its context"
+                assert not window["target_bytes"][: new[0]].any()
+                [number] = set(window["documents"][new].tolist())
+                assert new[0] == (length - stride if scored[number] else 0)
+                scored[number] += zip(window["targets"][new].tolist(), window["target_bytes"][new].tolist())
+    for number, document in enumerate(documents):
+        ids, target_bytes = positions_of(representation, document)
+        assert scored[number] == list(zip(ids[1:].tolist(), target_bytes.tolist()))
+
+
+def test_a_window_that_moves_on_by_its_length_is_a_piece():
+    documents = [bytes(range(number)) for number in range(40)]
+    options = dict(batch_rows=3, sequence_length=7)
+    pieces = list(scoring_batches(enumerate(documents), ByteRepresentation(), **options))
+    windows = list(scoring_batches(enumerate(documents), ByteRepresentation(), stride=7, **options))
+    for piece, window in zip(pieces, windows, strict=True):
+        for name in piece:
+            np.testing.assert_array_equal(piece[name], window[name])
 
 
 def test_what_is_left_over_of_documents_shares_rows():

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import html.parser
 import json
+import pathlib
 import re
 import shutil
 import socket
@@ -24,86 +25,95 @@ _FLAGS = """--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disa
     --disable-background-networking --disable-component-update --remote-debugging-pipe""".split()
 
 
-@pytest.fixture
-def browser(tmp_path):
-    """Sends Chromium a DevTools command and returns the result; `browser.events` is what Chromium said meanwhile.
+class Browser:
+    """Chromium over its DevTools: `browser(method, **params)` sends a command and returns the result.
 
-    `browser.assert_quiet()`: nothing went to the console, nothing but the page itself was asked for.
+    `events` is what Chromium said meanwhile.
     """
-    if not _CHROMIUM:
-        pytest.skip("Chromium is not installed, so the page was not looked at in a browser")
-    ours, theirs = socket.socketpair()
-    ours.settimeout(60)
-    # Chromium reads commands from file descriptor 3 and answers on 4.
-    script = f'exec "$@" 3<&{theirs.fileno()} 4>&{theirs.fileno()}'
-    command = ["bash", "-c", script, "bash", _CHROMIUM, *_FLAGS, f"--user-data-dir={tmp_path}/profile", "about:blank"]
-    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], **silent)
-    theirs.close()
-    received, session = bytearray(), {}
 
-    def next_message():
-        while b"\0" not in received:
-            assert (more := ours.recv(1 << 16)), "Chromium has gone"
-            received.extend(more)
-        message, _, rest = bytes(received).partition(b"\0")
-        received[:] = rest
+    def __init__(self, profile: pathlib.Path):
+        assert _CHROMIUM
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(60)
+        # Chromium reads commands from file descriptor 3 and answers on 4.
+        script = f'exec "$@" 3<&{theirs.fileno()} 4>&{theirs.fileno()}'
+        command = ["bash", "-c", script, "bash", _CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], **silent)
+        theirs.close()
+        self._received, self._session, self._num_sent = bytearray(), {}, 0
+        self.events: list[dict] = []
+
+    def attach(self) -> None:
+        """To the page that it opens with."""
+        page = next(target for target in self("Target.getTargets")["targetInfos"] if target["type"] == "page")
+        attached = self("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self._session["sessionId"] = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self(f"{domain}.enable")
+
+    def _next_message(self) -> dict:
+        while b"\0" not in self._received:
+            assert (more := self._socket.recv(1 << 16)), "Chromium has gone"
+            self._received.extend(more)
+        message, _, rest = bytes(self._received).partition(b"\0")
+        self._received[:] = rest
         return json.loads(message)
 
-    def call(method, **params):
-        call.sent += 1
-        ours.sendall(json.dumps({"id": call.sent, "method": method, "params": params} | session).encode() + b"\0")
-        while (message := next_message()).get("id") != call.sent:
-            call.events.append(message)
+    def __call__(self, method: str, **params):
+        self._num_sent += 1
+        message = {"id": self._num_sent, "method": method, "params": params} | self._session
+        self._socket.sendall(json.dumps(message).encode() + b"\0")
+        while (message := self._next_message()).get("id") != self._num_sent:
+            self.events.append(message)
         assert "error" not in message, message
         return message["result"]
 
-    def open_page(path, width, dark=False):
-        call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+    def open(self, path: pathlib.Path, width: int, dark: bool = False) -> None:
+        self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        call("Emulation.setEmulatedMedia", features=[scheme])
-        call("Page.navigate", url=path.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in call.events):
-            call.events.append(next_message())
-        call.events[:] = [event for event in call.events if event["method"] != "Page.loadEventFired"]
+        self("Emulation.setEmulatedMedia", features=[scheme])
+        self("Page.navigate", url=path.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next_message())
+        self.events[:] = [event for event in self.events if event["method"] != "Page.loadEventFired"]
 
-    def javascript(expression):
-        answer = call("Runtime.evaluate", expression=expression, returnByValue=True)
+    def javascript(self, expression: str):
+        answer = self("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def press(key):
-        text = "\r" if key == "Enter" else ""
-        for kind, typed in (("rawKeyDown", ""), ("char", text), ("keyUp", "")):
-            if kind != "char" or text:
-                call(
-                    "Input.dispatchKeyEvent",
-                    type=kind,
-                    key=key,
-                    code=key,
-                    windowsVirtualKeyCode=_KEY_CODES[key],
-                    text=typed,
-                )
+    def press(self, key: str) -> None:
+        typed = {"rawKeyDown": "", "char": "\r", "keyUp": ""} if key == "Enter" else {"rawKeyDown": "", "keyUp": ""}
+        named = {"key": key, "code": key, "windowsVirtualKeyCode": _KEY_CODES[key]}
+        for kind, text in typed.items():
+            self("Input.dispatchKeyEvent", type=kind, text=text, **named)
 
-    def assert_quiet():
+    def assert_quiet(self) -> None:
+        """Nothing went to the console, nothing but the page itself was asked for."""
         loud = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded", "Page.javascriptDialogOpening")
-        assert [event for event in call.events if event["method"] in loud] == []
-        requests = [event["params"] for event in call.events if event["method"] == "Network.requestWillBeSent"]
+        assert [event for event in self.events if event["method"] in loud] == []
+        requests = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
         urls = {params["request"]["url"] for params in requests}
         assert len(urls) == 1 and urls.pop().startswith("file://")
 
-    call.sent, call.events = 0, []
-    call.open, call.javascript, call.press, call.assert_quiet = open_page, javascript, press, assert_quiet
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+        self._socket.close()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A `Browser` with an empty page."""
+    if not _CHROMIUM:
+        pytest.skip("Chromium is not installed, so the page was not looked at in a browser")
+    browser = Browser(tmp_path / "profile")
     try:
-        page = next(target for target in call("Target.getTargets")["targetInfos"] if target["type"] == "page")
-        session["sessionId"] = call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            call(f"{domain}.enable")
-        yield call
+        browser.attach()
+        yield browser
     finally:
-        process.terminate()
-        process.wait(30)
-        ours.close()
+        browser.close()
 
 
 @pytest.fixture(scope="session")

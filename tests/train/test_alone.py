@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+from flax import nnx
 
 from models.decoder import DecoderConfig
 from tokenizer_lab.subword.fit import SubwordFit
@@ -50,6 +51,13 @@ def toklab(capsysbinary, *arguments, code=0):
     said = " ".join((captured.out + captured.err).decode(errors="replace").split())
     assert found == code, said
     return said
+
+
+def test_its_model_is_traced_once_for_shapes(moved, one_device, monkeypatch):
+    traced, eval_shape = [], nnx.eval_shape
+    monkeypatch.setattr(nnx, "eval_shape", lambda build: traced.append(build) or eval_shape(build))
+    load_run(str(moved[0]))
+    assert len(traced) == 1
 
 
 def test_it_is_sampled_from_however_long_the_prompt(moved, one_device, capsysbinary):

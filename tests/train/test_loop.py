@@ -134,7 +134,7 @@ def test_a_budget_of_seconds_counts_training_and_goes_on_with_its_clock(recipe, 
         train(recipe, tmp_path / "run", CONSOLE, make_judge) == FINISHED
         and len(read_lines(RunFolder(tmp_path / "run").metrics)) == 9
     ), "nothing is left to do"
-    assert [line["step"] for line in read_lines(RunFolder(tmp_path / "run").evaluations)] == [9], "only at the end"
+    assert read_lines(RunFolder(tmp_path / "run").evaluations) == [], "evaluations are off"
 
 
 def recorded_batches(recipe, run_dir) -> list[dict[str, np.ndarray]]:

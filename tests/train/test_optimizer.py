@@ -72,6 +72,14 @@ def test_a_budget_is_exactly_one_number_above_zero(given_):
     assert all(str(value) in str(error.value) for value in given_.values())
 
 
+def test_the_largest_budget_in_bytes_is_what_two_int32_count():
+    most = Budget(bytes=2**61 - 1)
+    _, over = make_meter(most, 1.0)(jnp.array(0), jnp.array([2**31 - 1, 2**30 - 1], jnp.int32), jnp.array(0.0))
+    assert bool(over)
+    with pytest.raises(UserError, match="budget.bytes is"):
+        Budget(bytes=2**61)
+
+
 @pytest.mark.parametrize(
     "budget, option",
     [
@@ -113,6 +121,11 @@ def test_bytes_of_a_step_are_added_up_exactly(rows, of_a_row):
     counts[:: 1 + rows // 3] //= 3
     total = sum_in_limbs(jnp.asarray(counts, jnp.int32))
     assert total.dtype == jnp.int32 and tuple(total.tolist()) == limbs(int(counts.sum()))
+
+
+def test_a_million_counts_are_added_up_exactly_up_to_2_to_the_44():
+    counts = jnp.full(1 << 20, 2**24 - 1, jnp.int32)
+    assert from_limbs(sum_in_limbs(counts)) == 2**44 - 2**20
 
 
 def test_limbs_are_thirty_bits_as_checkpoints_hold_them():

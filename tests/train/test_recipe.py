@@ -78,7 +78,7 @@ KINDS = [
     *({"budget": budget} for budget in (Budget(bytes=1), Budget(flops=1.0), Budget(seconds=1.0))),
 ]
 MAY_BE_0 = {
-    "data.piece_length", "data.prefetch_batches", "evaluation.every_steps", "seed",
+    "data.piece_length", "data.prefetch_batches", "data.num_processes", "evaluation.every_steps", "seed",
     "model.table_dim", "model.dropout", "optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay",
     "optimizer.warmup_share", "optimizer.decay_share", "optimizer.final_share",
     "objective.z_loss", "objective.masked_share", "objective.random_share", "objective.detection_weight",

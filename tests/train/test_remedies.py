@@ -253,7 +253,7 @@ def test_an_ingest_that_is_refused_is_done_as_the_messages_say(arguments, tmp_pa
     follow_to_the_end(use, arguments)
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "new_programs")
 def test_a_run_that_spikes_goes_on_as_the_message_says_and_notes_it(recipe, tmp_path, monkeypatch, change, capsys):
     monkeypatch.setattr(step, "_STEPS_BEFORE_SPIKES", 3)
     recipe = change(recipe, optimizer={"skip_above": 1e-6, "max_skipped_in_a_row": 4}, checkpoint={"every_steps": 2})

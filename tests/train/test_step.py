@@ -16,7 +16,7 @@ from train.objectives import Causal
 from train.optimizer import LIMB_BITS, Budget, OptimizerConfig, from_limbs, learning_rate, limbs, make_meter
 from train.run.checkpoints import Checkpoints
 from train.sharding import MeshConfig, batch_sharding, cursor_sharding, make_mesh, put_rows
-from train.step import build_program, make_train_step
+from train.step import abstract_model, build_program, make_train_step
 
 ROWS, LENGTH, VOCAB_SIZE, STEPS = 16, 16, 61, 3
 DECODER = DecoderConfig(
@@ -74,9 +74,8 @@ def assert_bitwise_equal(one, other):
 
 
 def decoder_program(mesh, config: OptimizerConfig):
-    return build_program(
-        lambda rngs: Decoder(DECODER, VOCAB_SIZE, rngs=rngs), config, mesh, batch_rows=ROWS, num_sources=1
-    )
+    model = abstract_model(lambda rngs: Decoder(DECODER, VOCAB_SIZE, rngs=rngs))
+    return build_program(model, config, mesh, batch_rows=ROWS, num_sources=1)
 
 
 def optimizer_config(kind: str) -> OptimizerConfig:
@@ -238,7 +237,8 @@ TOY_OPTIMIZER = OptimizerConfig(learning_rate=0.01, clip_norm=0.5)
 
 @functools.cache
 def toy_step(budget: Budget, flops_per_step: float, num_microbatches: int, mesh):
-    objective, program = ToyObjective(), build_program(Toy, TOY_OPTIMIZER, mesh, batch_rows=ROWS, num_sources=1)
+    objective, model = ToyObjective(), abstract_model(Toy)
+    program = build_program(model, TOY_OPTIMIZER, mesh, batch_rows=ROWS, num_sources=1)
     meter = make_meter(budget, flops_per_step)
     step = make_train_step(program, objective, TOY_OPTIMIZER, mesh, meter=meter, num_microbatches=num_microbatches)
     return program, objective, step

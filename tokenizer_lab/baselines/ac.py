@@ -18,6 +18,7 @@ from tokenizer_lab.baselines import arithmetic_coder
 from tokenizer_lab.baselines.arithmetic_coder import END, NUM_SYMBOLS
 from tokenizer_lab.equal_info import lockstep
 from tokenizer_lab.equal_info.byte_lm import ByteLM, positions_by_depth
+from tokenizer_lab.errors import check_numbers
 from tokenizer_lab.fixed_width import check_id_bits, code_from_ids, ids_from_code, read_settings, settings_files
 from tokenizer_lab.metrics import sample_text
 from tokenizer_lab.representation import Representation, check_ids
@@ -120,6 +121,7 @@ class ACFit:
 
     def __post_init__(self) -> None:
         check_id_bits(self.id_bits)
+        check_numbers(self, "--")
 
     def fit(
         self, documents: Iterable[bytes], corpus_hash: str, lm: ByteLM, lm_flops: float, on_progress: Any

@@ -23,7 +23,7 @@ from tokenizer_lab.equal_info.byte_lm import PROBABILITY_BITS, ByteLM, positions
 from tokenizer_lab.equal_info.paper_windows import PaperCode
 from tokenizer_lab.equal_info.window_code import Matcher, Tree
 from tokenizer_lab.equal_info.window_stream import WindowStream
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, check_numbers
 from tokenizer_lab.files import npy_array, npy_bytes
 from tokenizer_lab.fixed_width import ID_BITS, code_from_ids, ids_from_code
 from tokenizer_lab.metrics import sample_text
@@ -243,6 +243,7 @@ class EqualInfoFit:
 
     def __post_init__(self) -> None:
         check_window(self.window_bits, self.id_bits)
+        check_numbers(self, "--")
         if self.is_table:
             window_code.check_memory(self.window_bits)
 

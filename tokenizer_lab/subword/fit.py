@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import Range, UserError, check_numbers
 from tokenizer_lab.subword.foreign_files import read_tokenizer_json
 from tokenizer_lab.subword.pretokenization import PRETOKENIZATIONS, pre_tokenizer, with_digits
 from tokenizer_lab.subword.representation import SubwordRepresentation
@@ -46,6 +46,13 @@ class SubwordFit:
 
     def __post_init__(self) -> None:
         smallest = _NUM_BYTES + 1
+        check_numbers(
+            self,
+            "--",
+            vocab_size=Range(),  # what follows says more
+            superword_transition=Range(),
+            superword_sample_bytes=Range(least=SEGMENT_BYTES),
+        )
         if not smallest <= self.vocab_size <= MAX_VOCAB_SIZE:
             raise UserError(
                 f"--vocab-size is {self.vocab_size:,}; it is at least {smallest} (256 bytes and the end of a document) "
@@ -70,11 +77,6 @@ class SubwordFit:
                 f"--superword-transition is {transition:,}; it is at least {smallest} and below "
                 f"--vocab-size {self.vocab_size:,}; choose e.g. --superword-transition"
                 f" {max(smallest, self.vocab_size * 4 // 5)}"
-            )
-        if self.superword_sample_bytes < SEGMENT_BYTES:
-            raise UserError(
-                f"--superword-sample-bytes is {self.superword_sample_bytes:,}, a sample is made of pieces of "
-                f"{SEGMENT_BYTES:,}; choose e.g. {64 << 20}"
             )
 
     def fit(self, documents: Iterable[bytes], corpus_hash: str) -> SubwordRepresentation:

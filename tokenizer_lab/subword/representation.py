@@ -31,7 +31,8 @@ from tokenizer_lab.representation import Representation, check_ids
 from tokenizer_lab.subword.borders import Borders
 from tokenizer_lab.subword.changes import NO_TOKEN, SPECIAL_NAME, Changes
 from tokenizer_lab.subword.segments import is_invalid, runs_of
-from tokenizer_lab.subword.spelling import byte_tokens, token_bytes
+from tokenizer_lab.subword.spaces import puts_space_before_text
+from tokenizer_lab.subword.spelling import byte_tokens, token_bytes, unknown_id
 from tokenizer_lab.subword.tokenizer_json import (
     READING,
     faithful_tokenizer,
@@ -42,6 +43,10 @@ from tokenizer_lab.subword.tokenizer_json import (
 
 TOKENIZER_FILE = "tokenizer.json"
 READING_FILE = "reading.json"
+_LEADING_SPACE = (
+    "its tokenizer puts a space before a text, which is not done here: the first ids of a text differ from the"
+    " tokenizer's own"
+)
 _EVERY_BYTE = {bytes([byte]) for byte in range(256)}
 
 
@@ -59,6 +64,9 @@ class SubwordRepresentation(Representation):
         self._token_bytes = token_bytes(spec, self._tokenizer, reading)
         self._changes = Changes(spec, self._tokenizer)
         self._byte_tokens = byte_tokens(spec, self._tokenizer)
+        self._unknown = unknown_id(spec, self._tokenizer)
+        if any(puts_space_before_text(spec.get(step)) for step in ("normalizer", "pre_tokenizer")):
+            self.left_out = _LEADING_SPACE
         self._borders = Borders(self._tokenizer, self._token_bytes)
         self.spells_every_byte = _EVERY_BYTE <= set(self._token_bytes)
         """Whether the tokenizer has an id for each byte, so that ids of the artifact's own are not needed."""
@@ -121,10 +129,20 @@ class SubwordRepresentation(Representation):
                 yield self._changes.why_dropped(text, done, start), text[done:start]
             part, done = text[start:end], max(done, end)
             if self._join(group) != part.encode():
-                has_special = any(not self._token_lengths[id_] for id_ in group)
-                yield SPECIAL_NAME if has_special else self._changes.why_changed(text, start, end), part
+                yield self._why_other(group, text, start, end), part
             elif self._byte_tokens.issuperset(group) and group:
                 yield NO_TOKEN, part
+
+    def _why_other(self, group: list[int], text: str, start: int, end: int) -> str:
+        """Why `text[start:end]` has ids that stand for something else."""
+        special = {id_ for id_ in group if not self._token_lengths[id_]}
+        if (
+            self._unknown is not None
+            and special == {self._unknown}
+            and text[start:end] != self._tokenizer.id_to_token(self._unknown)
+        ):
+            return NO_TOKEN
+        return SPECIAL_NAME if special else self._changes.why_changed(text, start, end)
 
     @property
     def used_tokenizer(self) -> tokenizers.Tokenizer:

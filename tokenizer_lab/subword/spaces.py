@@ -32,6 +32,16 @@ def without_prefix_space(step: Any) -> Any:
     return step
 
 
+def puts_space_before_text(step: Any) -> bool:
+    """Whether a normalizer or pre-tokenizer does what `without_prefix_space` takes out."""
+    if not isinstance(step, dict):
+        return False
+    if any(puts_space_before_text(part) for steps in _SPLITS for part in step.get(steps) or []):
+        return True
+    first = step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first"
+    return step.get("type") == "Prepend" or first or _puts_space_before_pieces(step)
+
+
 def with_spaces_kept(pre_tokenizer: Any) -> Any:
     """A pre-tokenizer whose first steps do not drop spaces if a later one puts one before each piece (T5, XLM-R, NLLB).
 

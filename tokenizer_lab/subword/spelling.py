@@ -136,6 +136,13 @@ def token_bytes(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer, reading: 
     return bytes_of_ids
 
 
+def unknown_id(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The id that the library writes for what its model has no token for."""
+    model = spec["model"]
+    unknown: int | None = model["unk_id"] if "unk_id" in model else tokenizer.token_to_id(str(model.get("unk_token")))
+    return unknown
+
+
 def byte_tokens(spec: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
     """The ids by which the library itself spells in bytes what it has no token for."""
     if not spec["model"].get("byte_fallback"):

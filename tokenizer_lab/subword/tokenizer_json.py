@@ -5,7 +5,7 @@ from typing import Any
 
 import tokenizers
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, reason
 from tokenizer_lab.subword.spaces import with_spaces_kept, without_prefix_space
 from tokenizer_lab.subword.spelling import (
     BYTE_OF_CHARACTER,
@@ -30,7 +30,9 @@ def parse(tokenizer_json: bytes) -> dict[str, Any]:
     try:
         spec = json.loads(tokenizer_json)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"not a tokenizer.json: {error}; it is the JSON that `Tokenizer.save` writes") from error
+        raise UserError(
+            f"not a tokenizer.json: {reason(error)}; it is the JSON that `Tokenizer.save` writes"
+        ) from error
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise UserError("not a tokenizer.json: it has no 'model'; it is the JSON that `Tokenizer.save` writes")
     return spec

@@ -46,8 +46,10 @@ def leave(code: int) -> NoReturn:
 
 def leave_out_absent_tpus() -> None:
     """Where libtpu is installed and there is no TPU, it would fill the terminal with what it did not find."""
-    if importlib.util.find_spec("libtpu") and not accelerator_vendors():
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if importlib.util.find_spec("libtpu") and not accelerator_vendors() and "JAX_PLATFORMS" not in os.environ:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # of processes that this one starts, too
+        if jax := sys.modules.get("jax"):
+            jax.config.update("jax_platforms", "cpu")
 
 
 def keep_memory() -> None:

@@ -8,7 +8,7 @@ import rich.console
 import tyro
 from etils import epath
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, check_numbers
 from train.commands.options import parse
 from train.commands.terminal import progress_bar
 from train.console import say
@@ -30,6 +30,10 @@ class EvalOptions:
     the run's own corpora do not hold out, of which it may have seen copies."""
     split: Literal["valid", "test"] = "test"
     """Which published split to score. What is tuned on is valid; what is reported is test."""
+    stride: int = 0
+    """Score by a window as long as the run's rows that moves on by so many positions, so that every byte sees at least
+    the rest of a row before it; a figure of its own, in RUN/eval_stride.json. By default pieces of that length do not
+    see each other."""
     exact_bytes: bool = False
     """Score only some of the text, byte by byte with exact probabilities (see docs/byte_probabilities.md)."""
     max_bytes: int = 4096
@@ -44,8 +48,7 @@ class EvalOptions:
     docs/export.md)."""
 
     def __post_init__(self) -> None:
-        if self.batch_rows is not None and self.batch_rows < 1:
-            raise UserError(f"--batch-rows is {self.batch_rows}; it must be at least 1")
+        check_numbers(self, "--")
         if self.tasks is not None and (self.exact_bytes or self.ensemble):
             raise UserError("--tasks is one way to evaluate and --exact-bytes another; give one of them")
         if self.noise and (self.exact_bytes or self.tasks is not None):
@@ -59,6 +62,10 @@ class EvalOptions:
             raise UserError("--whole-corpus goes with --corpus alone; leave out --noise and --exact-bytes")
         if self.split != "test" and (self.noise or self.exact_bytes or self.tasks):
             raise UserError("--split valid goes with --corpus alone; leave out --noise, --exact-bytes and --tasks")
+        if self.stride < 0:
+            raise UserError(f"--stride is {self.stride}; it must be at least 1")
+        if self.stride and (self.noise or self.exact_bytes or self.tasks is not None):
+            raise UserError("--stride is one way to evaluate; leave out --noise, --exact-bytes and --tasks")
         if self.corpus is not None and self.tasks is not None:
             raise UserError("--tasks bring their own text; give them or --corpus, not both")
 
@@ -75,15 +82,17 @@ def run(arguments: list[str]) -> None:
 
     with progress_bar(console, "eval", of_bytes=True) as update:
         corpus = str(options.corpus) if options.corpus else None
-        result = evaluate_run(str(options.run), corpus, update, options.batch_rows, options.whole_corpus, options.split)
-    lines = []
+        result = evaluate_run(
+            str(options.run), corpus, update, options.batch_rows, options.whole_corpus, options.split, options.stride
+        )
+    lines, by_window = [], f" by a window with stride {options.stride}" if options.stride else ""
     if "encoder" in result:
         figures = "  ".join(shown_figure(name, value, 4) for name, value in result["encoder"].items())
         lines.append(f"{figures}  {result['num_documents']:,} documents, {result['num_bytes']:,} bytes")
     for domain, numbers in [*result["by_domain"].items(), *([] if "encoder" in result else [("all", result)])]:
         low, high = numbers["interval_95"]
         lines.append(
-            f"{domain:12} {numbers['bits_per_byte']:.4f} bits/byte  95 % [{low:.4f}, {high:.4f}]  "
+            f"{domain:12} {numbers['bits_per_byte']:.4f} bits/byte{by_window}  95 % [{low:.4f}, {high:.4f}]  "
             f"{numbers['num_documents']:,} documents, {numbers['num_bytes']:,} bytes"
         )
     if (seen := result["num_documents_in_training"]) is None:

@@ -70,6 +70,8 @@ def run(arguments: list[str]) -> int:
     )
     if representation.spelled_bytes(()) is not None:  # of others no text need be read
         say(console, f"{options.out}: {metrics.spelled(representation, fixed_subset(documents, SAMPLE_BYTES))}")
+    if representation.left_out:
+        say(console, f"{options.out}: {representation.left_out}")
     return 0
 
 

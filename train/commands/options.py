@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tokenizer_lab.errors import FROM_0, SEED, UserError, check_numbers
+from tokenizer_lab.errors import UserError, reason
 
 
 def parse(options: Any, arguments: Sequence[str], command: str, **keywords: Any) -> Any:
@@ -17,25 +17,13 @@ def parse(options: Any, arguments: Sequence[str], command: str, **keywords: Any)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            parsed = tyro.cli(options, args=arguments, prog=f"toklab {command}", **keywords)
+            return tyro.cli(options, args=arguments, prog=f"toklab {command}", **keywords)
     except SystemExit as exit_:
         if not exit_.code:
             raise
         lines = [line.strip(" │╭╮╰╯─") for line in complaint.getvalue().splitlines()]
         text = " ".join(line for line in lines[1:] if line and not re.fullmatch(r"[-─]+", line))
-        raise UserError(text.replace("Perhaps you meant:", "did you mean")) from None
-    _check_numbers(parsed)
-    return parsed
-
-
-def _check_numbers(options: Any) -> None:
-    """Raises UserError for a number that no option takes: below 0, not finite, or of twenty digits. A recipe has been
-    through more than this."""
-    ranges = {field.name: SEED if field.name == "seed" else FROM_0 for field in dataclasses.fields(options)}
-    check_numbers(options, "--", **ranges)
-    for field in dataclasses.fields(options):
-        if field.name != "recipe" and dataclasses.is_dataclass(value := getattr(options, field.name)):
-            _check_numbers(value)
+        raise UserError(reason(text).replace("Perhaps you meant:", "did you mean")) from None
 
 
 def parse_with_recipe(command: str, fields: Sequence[Any], usage: str, arguments: list[str]) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import rich.console
 import tyro
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import POSITIVE, Range, UserError, check_numbers
 from train.commands.options import parse_with_recipe
 from train.commands.terminal import progress_bar
 from train.console import say
@@ -39,6 +39,9 @@ class PlanOptions:
     """Also write the results to this file."""
     hlo: pathlib.Path | None = None
     """Also write the compiled program's text to this file."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "--", vocab_size=Range(least=2), bytes_per_id=POSITIVE)
 
 
 def run(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ import rich.console
 import tyro
 from etils import epath
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, check_numbers
 from tokenizer_lab.files import write_json
 from train.compare.artifacts import fit_all, measure, path_of
 from train.compare.console_output import show
@@ -47,6 +47,9 @@ class CompareOptions:
     """Fit what is to be fitted, show the plan, and train nothing."""
     max_hours: float | None = None
     """Train nothing if all that is missing would take longer."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "--")
 
 
 def compare(options: CompareOptions, target: Target, console: rich.console.Console) -> int:

@@ -223,7 +223,10 @@ def open_text(experiment: Experiment, paths: Sequence[str], problems: list[str])
         try:
             texts[folders] = Text(folders, tuple(Corpus.open(epath.Path(folder)) for folder in folders))
         except UserError as error:
-            found.append(str(error))
+            found.append(
+                f"{error}; where it has moved, name its folder with --corpus, and of runs that are done already"
+                " toklab report OUT/runs/* tells"
+            )
     if len({text.content_hash for text in texts.values()}) > 1:
         shown = "; ".join(
             f"{name}: {'+'.join(folders)} ({texts[folders].content_hash[:12]})"

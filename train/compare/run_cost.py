@@ -41,7 +41,7 @@ def cost_of(recipe: Recipe, measured: Measured, text: Text, step: int, state: st
     if steps is not None:
         held_out = sum(corpus.documents("test").num_bytes for corpus in text.corpora if "test" in corpus.splits)
         every_steps = recipe.evaluation.every_steps
-        num_evaluations = 1 + (max(0, steps - step) // every_steps if every_steps else 0)
+        num_evaluations = 1 + max(0, steps - step) // every_steps if every_steps else 0
         evaluations = num_evaluations * recipe.evaluation.max_bytes
         scored_bytes = {DONE: 0, UNSCORED: held_out}.get(state, held_out + evaluations)
         scoring = scored_bytes / measured.bytes_per_position * per_position / 3  # forward only

@@ -16,7 +16,7 @@ from train.compare.run_state import DONE, UNSCORED, state_of
 from train.console import say
 from train.exits import EXIT_STOPPED, EXIT_USER_ERROR
 from train.optimizer import Budget
-from train.recipe import Recipe, to_json
+from train.recipe import Recipe, read_recipe, to_json
 from train.submit.job import Target, make_job
 from train.submit.local import EXIT_DONE
 
@@ -87,7 +87,9 @@ def do(planned: PlannedRun, out: epath.Path, target: Target, console: rich.conso
                 return code
         if state_of(folder)[0] != UNSCORED:  # it was handed over to others, who are at it
             return EXIT_DONE
-        return subprocesses.toklab(["eval", str(folder.path), "--noise"], folder.logs / "eval", console)
+        corpora, before = recipe.data.corpora, read_recipe(folder).data.corpora
+        moved = ["--corpus", corpora[0]] if corpora != before and len(corpora) == 1 else []
+        return subprocesses.toklab(["eval", str(folder.path), "--noise", *moved], folder.logs / "eval", console)
     except UserError as error:
         say(console, f"{recipe.name}: {error}")
         return EXIT_USER_ERROR

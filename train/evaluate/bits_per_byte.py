@@ -2,25 +2,30 @@
 
 Every byte is scored exactly once, which is asserted; sums are float64 on the host; bits per byte is the whole text's
 nats over its bytes, never an average of averages. The nats of end-of-document ids count, although they carry no bytes.
+
+A document longer than a row is scored in pieces that do not see each other, or by a sliding window (`stride`), under
+which most bytes see more before them. These are two numbers of two names: they are not compared with each other.
 """
 
 import dataclasses
-import hashlib
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data.held_out import HeldOut, held_out_documents
+from data.documents import Documents
+from data.held_out import MAX_COMPARED_BYTES, HeldOut, digest, held_out_documents
 from data.manifest import Split
-from data.rows import CausalRow, Documents
+from data.rows import CausalRow
 from data.scoring_rows import scoring_batches
 from data.split import key_is_held_out
 from data.store import Corpus, corpora_hash
 from models.axes import Kernels
+from models.next_id import NextIdConfig
 from tokenizer_lab import metrics
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import is_remote, write_json
@@ -29,12 +34,11 @@ from train.evaluate import encoders
 from train.evaluate.intervals import middle_95, resampled_bits_per_byte
 from train.model_function import jit_of_weights
 from train.objectives.losses import token_nats
-from train.recipe import read_recipe
+from train.recipe import Recipe, read_recipe
 from train.run.folder import RunFolder
 from train.setup import LoadedRun, Setup, load_run
 from train.sharding import check_batch, put_batch
 
-_MAX_COMPARED_BYTES = 4 << 30  # of training text, beyond which it is not read to look for held-out documents
 _MODEL_ARRAYS = ("ids", "targets", "segment_ids", "positions")
 
 
@@ -89,6 +93,7 @@ def score_documents(
     batch_rows: int,
     sequence_length: int,
     piece_length: int = 0,
+    stride: int = 0,
     num_workers: int = 1,
     on_progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> Scores:
@@ -103,6 +108,7 @@ def score_documents(
       batch_rows: rows scored at a time, a multiple of the mesh's replica x fsdp.
       sequence_length: of a row; a longer document is cut into pieces that do not see each other.
       piece_length: as in training; see `data.rows.RowStreams`.
+      stride: if not 0, of a sliding window; see `data.scoring_rows`.
       num_workers: threads that encode.
       on_progress: called with the number of bytes scored so far.
     """
@@ -117,16 +123,19 @@ def score_documents(
             true_bytes.append(len(document))
             yield number, document
 
-    for batch in scoring_batches(
+    batches = scoring_batches(
         read(),
         representation,
         batch_rows=batch_rows,
         sequence_length=sequence_length,
         piece_length=piece_length,
+        stride=stride,
         num_workers=num_workers,
-    ):
-        nats_bt = np.asarray(score(params, put_batch(mesh, {name: batch[name] for name in _MODEL_ARRAYS})), np.float64)
-        scored = batch["segment_ids"] > 0
+    )
+    on_device = lambda batch: score(params, put_batch(mesh, {name: batch[name] for name in _MODEL_ARRAYS}))
+    for batch, result in _one_ahead((batch, on_device(batch)) for batch in batches):
+        nats_bt = np.asarray(result, np.float64)
+        scored = batch["documents"] >= 0
         owner = batch["documents"][scored]
         nats += np.bincount(owner, nats_bt[scored], count)
         num_bytes += np.bincount(owner, batch["target_bytes"][scored], count).astype(np.int64)
@@ -136,6 +145,16 @@ def score_documents(
     if not np.array_equal(num_bytes, true_bytes):  # not an assert, which `python -O` leaves out
         raise AssertionError("not every byte of every document was scored exactly once")
     return Scores(nats, num_bytes, num_tokens, id_counts)
+
+
+def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, each when the next one is made: the device computes while the host makes rows and adds up."""
+    items = iter(items)
+    for before in itertools.islice(items, 1):
+        for item in items:
+            yield before
+            before = item
+        yield before
 
 
 def make_judge(setup: Setup) -> Callable[..., dict[str, Any]]:
@@ -218,7 +237,7 @@ def costs(setup: Setup, bytes_per_id: float) -> dict[str, float | None]:
     """
     recipe, per_id = setup.recipe, setup.flops_per_token
     generation = cache = None
-    if recipe.model.family == "decoder":
+    if isinstance(recipe.model, NextIdConfig):
         generation = (
             recipe.model.generation_flops_per_token(setup.representation.vocab_size, recipe.data.sequence_length)
             + per_id["encode"]
@@ -249,26 +268,22 @@ def count_in_training(documents: HeldOut, run: RunFolder, scored_below: float | 
     """How many held-out documents are, byte for byte, among those that a run is trained on; None where that is too much
     text to read, far away, or cannot be read any more, which does not concern what is evaluated."""
     paths = read_recipe(run).data.corpora
-    held_out = [_digest(documents[number]) for number in range(len(documents))]
+    held_out = [digest(documents[number]) for number in range(len(documents))]
     if any(map(is_remote, paths)):
         return None
     try:
         training = [Corpus.open(path).documents("train") for path in paths]
-        if sum(part.num_bytes for part in training) > _MAX_COMPARED_BYTES:
+        if sum(part.num_bytes for part in training) > MAX_COMPARED_BYTES:
             return None
         both = set(held_out).intersection(
-            _digest(part[number])
+            digest(part[number])
             for part in training
             for number in range(len(part))
             if not key_is_held_out(part.key(number), scored_below or 0.0)
         )
     except UserError:
         return None
-    return sum(digest in both for digest in held_out)
-
-
-def _digest(document: bytes) -> bytes:
-    return hashlib.blake2b(document, digest_size=16).digest()
+    return sum(each in both for each in held_out)
 
 
 def evaluate_run(
@@ -278,9 +293,10 @@ def evaluate_run(
     batch_rows: int | None = None,
     whole_corpus: bool = False,
     split: Split = "test",
+    stride: int = 0,
 ) -> dict[str, Any]:
     """Scores all held-out documents with a run's newest checkpoint; writes `eval.json`, and document by document
-    `eval_documents.json`.
+    `eval_documents.json`. With a stride, `eval_stride.json` alone, whose figures are other ones.
 
     Args:
       run_dir: the run's folder.
@@ -289,13 +305,17 @@ def evaluate_run(
       batch_rows: see `train.setup.load_run`.
       whole_corpus: score also documents that the run does not hold out.
       split: which documents are scored.
+      stride: if not 0, of a sliding window as long as the run's rows.
 
     Raises:
-      UserError: the folder is no run, nothing is held out, or texts do not come back from the run's ids.
+      UserError: the folder is no run, nothing is held out, texts do not come back from the run's ids, or the run cannot
+        be scored by a sliding window.
     """
     loaded = load_run(run_dir, batch_rows)
     setup, recipe, corpora = loaded.setup, loaded.setup.recipe, loaded.open_corpora(corpus)
     check_lossless(setup.representation)
+    if stride:
+        _check_stride(recipe, stride)
     documents = held_out_text([loaded], corpora, whole_corpus, split)
     total_bytes = sum(part.num_bytes for part in documents.parts)
     num_left_out = len(held_out_documents(corpora, split=split)) - len(documents)
@@ -304,7 +324,7 @@ def evaluate_run(
     content = {"corpus_content_hash": corpora_hash(corpora) + scored}
     advance = lambda num_bytes: on_progress(num_bytes, total_bytes)
     if recipe.objective.layout is CausalRow:
-        result, id_counts, num_bytes = _score_causal(loaded, documents, RunFolder(run_dir), content, advance)
+        result, id_counts, num_bytes = _score_causal(loaded, documents, RunFolder(run_dir), content, advance, stride)
     else:
         result = encoders.summarize(setup, documents, loaded.params, advance)
         id_counts, num_bytes = result.pop("id_counts"), result["num_bytes"]
@@ -313,25 +333,51 @@ def evaluate_run(
     result["costs"] = costs(setup, result["text"]["bytes_per_id"])
     result["num_documents_in_training"] = count_in_training(documents, RunFolder(run_dir), loaded.scored_below)
     result["num_documents_left_out"] = num_left_out
-    write_json(RunFolder(run_dir).evaluation, result)
+    run = RunFolder(run_dir)
+    write_json(run.evaluation_by_window if stride else run.evaluation, result)
     return result
 
 
+def _check_stride(recipe: Recipe, stride: int) -> None:
+    """Raises UserError for a run that cannot be scored by a sliding window of this stride."""
+    if recipe.objective.layout is not CausalRow:
+        raise UserError("--stride is for decoders, and the run is an encoder, which has no bits per byte; leave it out")
+    if recipe.data.piece_length:
+        raise UserError(
+            f"--stride gives each byte more context, and the run was trained on pieces of {recipe.data.piece_length}"
+            " positions that see nothing before them (data.piece_length); leave --stride out"
+        )
+    if not 0 < stride <= recipe.data.sequence_length:
+        raise UserError(
+            f"--stride is {stride}; give 1 to {recipe.data.sequence_length}, the positions of a row: the window moves"
+            " on by so many"
+        )
+
+
 def _score_causal(
-    loaded: LoadedRun, documents: HeldOut, run: RunFolder, content: dict[str, str], advance: Callable[[int], None]
+    loaded: LoadedRun,
+    documents: HeldOut,
+    run: RunFolder,
+    content: dict[str, str],
+    advance: Callable[[int], None],
+    stride: int,
 ) -> tuple[dict[str, Any], np.ndarray, int]:
-    """The summary of a decoder's scores, how often each id came, and the bytes; writes `eval_documents.json`."""
+    """The summary of a decoder's scores, how often each id came, and the bytes; writes `eval_documents.json`, unless
+    the documents were scored by a sliding window."""
     setup = loaded.setup
     score = make_scorer(setup.program.model_def, setup.mesh, setup.recipe.kernels)
-    scores = score_run_documents(setup, documents, score, loaded.params, on_progress=advance)
-    domains, scripts = ([of(number) for number in range(len(documents))] for of in (documents.domain, documents.script))
+    scores = score_run_documents(setup, documents, score, loaded.params, stride=stride, on_progress=advance)
+    domains = [documents.domain(number) for number in range(len(documents))]
+    if stride:
+        window = {"stride": stride, "window": setup.recipe.data.sequence_length}
+        return summarize(scores, domains) | window, scores.id_counts, int(scores.num_bytes.sum())
     by_document = {
         "step": loaded.counters["step"],
         **content,
         "nats": scores.nats.tolist(),
         "num_bytes": scores.num_bytes.tolist(),
         "domains": domains,
-        "scripts": scripts,
+        "scripts": [documents.script(number) for number in range(len(documents))],
     }
     write_json(run.evaluated_documents, by_document)
     return summarize(scores, domains), scores.id_counts, int(scores.num_bytes.sum())

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from data.held_out import fixed_subset
 from data.store import corpora_hash
 from models.axes import Kernels
-from models.decoder import Decoder
+from models.next_id import NextIdModel
 from tokenizer_lab.covers import Covers, Ids, covers_of
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
@@ -235,7 +235,7 @@ def make_next_ids(
     return next_ids
 
 
-def _log_next_ids(model: Decoder, ids_bt: jax.Array, segments_bt: jax.Array, places_n2: jax.Array) -> jax.Array:
+def _log_next_ids(model: NextIdModel, ids_bt: jax.Array, segments_bt: jax.Array, places_n2: jax.Array) -> jax.Array:
     """f32[N, V], log probabilities of the ids behind N places (row, position)."""
     hidden_btd = model(ids_bt, segments_bt, jnp.broadcast_to(jnp.arange(ids_bt.shape[1]), ids_bt.shape))
     return jax.nn.log_softmax(model.logits(hidden_btd[places_n2[:, 0], places_n2[:, 1]]))[:, : model.vocab_size]

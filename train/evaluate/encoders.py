@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.stats
 
+from data.documents import Documents
 from data.encoder_rows import held_out_batches
-from data.rows import Documents
 from train.model_function import jit_of_weights
 from train.objectives.losses import binary_entropy
 from train.setup import Setup
@@ -90,6 +89,8 @@ def figures(scored: dict[str, np.ndarray]) -> dict[str, float | None]:
 
 def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """The chance that a true position has the higher score of two, ties counted half (Mann & Whitney 1947)."""
+    import scipy.stats  # as long to import as all the rest; a training of decoders needs none of it
+
     num_true, num_false = int(labels.sum()), int((~labels).sum())
     if not num_true or not num_false:
         return None

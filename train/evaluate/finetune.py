@@ -23,11 +23,12 @@ from data.encoded import encode
 from data.encoder_rows import MIN_LENGTH, RowBuilder
 from models import encoder
 from models.axes import parameter, parameter_axes
-from models.decoder import Decoder
+from models.config import ModelConfig
 from models.dropout import Dropout, no_dropout, row_dropout
-from models.encoder import Encoder, Heads
+from models.encoder import Encoder, EncoderConfig, Heads
 from models.initialization import published_normal
-from tokenizer_lab.errors import UserError
+from models.next_id import NextIdModel
+from tokenizer_lab.errors import POSITIVE, SHARE, Range, UserError, check_numbers
 from tokenizer_lab.files import check_name, write_json
 from tokenizer_lab.representation import NUM_ENCODER_IDS
 from train.evaluate.tasks import Example, Task, metrics, read_task
@@ -70,24 +71,24 @@ class FinetuneOptions:
     """Before the head, and inside an encoder of the form "bert"."""
 
     def __post_init__(self) -> None:
-        for name in ("num_seeds", "num_epochs", "batch_rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        above_0_to_1, share_below_1 = Range(above=0, most=1), Range(least=0, below=1)
+        check_numbers(
+            self,
+            "--",
+            sequence_length=Range(least=MIN_LENGTH),
+            learning_rate=POSITIVE,
+            layer_decay=above_0_to_1,
+            warmup_share=SHARE,
+            dropout=share_below_1,
+        )
         if len(self.fields) > 2:
             raise UserError(f"--fields {' '.join(self.fields)} are {len(self.fields)}; an example has one text or two")
-        if self.sequence_length < MIN_LENGTH:
-            raise UserError(f"sequence_length is {self.sequence_length}; it must be at least {MIN_LENGTH}")
-        if not (self.learning_rate > 0 and 0 < self.layer_decay <= 1 and 0 <= self.dropout < 1):
-            raise UserError(
-                f"learning_rate {self.learning_rate}, layer_decay {self.layer_decay} and dropout {self.dropout}: the"
-                " first is more than 0, the second more than 0 and at most 1, the third at least 0 and less than 1"
-            )
 
 
 class Classifier(nnx.Module):
     """A trained model with a linear head on one position of each example."""
 
-    def __init__(self, base: Decoder | Encoder, num_outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, base: NextIdModel | Encoder, num_outputs: int, *, rngs: nnx.Rngs):
         width = base.config.embed_dim
         self.base = base
         self.kernel = parameter(published_normal(rngs, (width, num_outputs)), "embed", "norm")
@@ -170,7 +171,7 @@ def encode_examples(examples: Sequence[Example], loaded: LoadedRun, sequence_len
     """One row an example, as wide as the longest: `RowBuilder`'s arrays i32[n, T], and the position that is `asked`
     i32[n]."""
     representation, model = loaded.setup.representation, loaded.setup.recipe.model
-    is_encoder = model.family == "encoder"
+    is_encoder = isinstance(model, EncoderConfig)
     flat = iter(
         [ids for ids, _ in encode(representation, [text.encode() for example in examples for text in example.texts])]
     )
@@ -179,7 +180,7 @@ def encode_examples(examples: Sequence[Example], loaded: LoadedRun, sequence_len
     ]
     longest = max(sum(map(len, parts)) + len(parts) + 1 for parts in segments)
     length = min(sequence_length, -(-longest // 16) * 16)
-    if model.family == "encoder" and model.published and length > model.max_positions:
+    if isinstance(model, EncoderConfig) and model.published and length > model.max_positions:
         raise UserError(
             f"examples have up to {length} positions and the model has {model.max_positions}; "
             f"lower --sequence-length to {model.max_positions}"
@@ -212,7 +213,7 @@ class _Trainer:
     def __init__(self, loaded: LoadedRun, task: Task, options: FinetuneOptions, num_steps: int):
         self._loaded, self._mesh, setup = loaded, loaded.setup.mesh, loaded.setup
         vocab_size, self._model = setup.representation.vocab_size, setup.recipe.model
-        if self._model.family == "encoder":
+        if isinstance(self._model, EncoderConfig):
             self._model = dataclasses.replace(self._model, dropout=options.dropout if self._model.published else 0.0)
         build = lambda rngs: Classifier(self._base(vocab_size, rngs), task.num_outputs, rngs=rngs)
         self._definition, abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param)
@@ -230,7 +231,7 @@ class _Trainer:
             weight_decay=options.weight_decay,
         )
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), make_optimizer(config, axes))
-        rates = layer_rates(shapes, self._model.num_layers, options.layer_decay)
+        rates = layer_rates(shapes, self._model, options.layer_decay)
         targets = task.targets(task.train)
         self.center, self.scale = (0.0, 1.0) if task.labels else (float(targets.mean()), float(targets.std()) or 1.0)
 
@@ -260,12 +261,10 @@ class _Trainer:
             lambda params, batch: outputs(params, batch, no_dropout), out_shardings=replicated(self._mesh)
         )
 
-    def _base(self, vocab_size: int, rngs: nnx.Rngs) -> Decoder | Encoder:
-        return (
-            Encoder(self._model, vocab_size, Heads(), rngs=rngs)
-            if self._model.family == "encoder"
-            else self._model.build(vocab_size, rngs)
-        )
+    def _base(self, vocab_size: int, rngs: nnx.Rngs) -> NextIdModel | Encoder:
+        if isinstance(self._model, EncoderConfig):
+            return Encoder(self._model, vocab_size, Heads(), rngs=rngs)
+        return self._model.build(vocab_size, rngs)
 
     def start(self, seed: int) -> Any:
         """The trained weights with a new head."""
@@ -286,30 +285,23 @@ class _Trainer:
     def flops_per_token(self, length: int) -> float:
         """Of the body; what one head's output an example takes is left out."""
         vocab_size = self._loaded.setup.representation.vocab_size
-        if self._model.family == "encoder":
-            return encoder.training_flops_per_token(self._model, vocab_size + NUM_ENCODER_IDS, length, Heads(), 0.0)[
-                "total"
-            ]
+        if isinstance(self._model, EncoderConfig):
+            num_ids = vocab_size + NUM_ENCODER_IDS
+            return encoder.training_flops_per_token(self._model, num_ids, length, Heads(), 0.0)["total"]
         found = self._model.training_flops_per_token(vocab_size, length)
-        return found["total"] - found["softmax"]
+        return found["total"] - found.get("softmax", 0.0)
 
 
-def layer_rates(shapes: Any, num_layers: int, decay: float) -> Any:
-    """What each parameter's learning rate is multiplied by: decay ** (layers + 2 - depth), with the tables at depth 0,
-    the layers from 1 on, the final norm behind them and the head at layers + 2 (`_get_layer_lrs` of
-    google-research/electra, optimization.py).
-    """
+def layer_rates(shapes: Any, model: ModelConfig, decay: float) -> Any:
+    """What each parameter's learning rate is multiplied by: 1 in the head, and below it decay, once more for each layer
+    that is between."""
 
     def rate(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Any:
         names = [key.key for key in path]
         if names[0] != "base":
             return 1.0
-        depth: int | np.ndarray
-        if "blocks" in names:
-            depth = 1 + np.arange(num_layers).reshape(-1, *[1] * (len(leaf.shape) - 1))
-        else:
-            depth = num_layers + 1 if names[-1] == "final_scale" else 0
-        return np.asarray(decay ** (num_layers + 2.0 - depth), np.float32)
+        rates = np.asarray(decay ** (1.0 + model.layers_above(names[1:])), np.float32)
+        return rates.reshape(-1, *[1] * (len(leaf.shape) - 1)) if rates.ndim else rates
 
     return jax.tree_util.tree_map_with_path(rate, shapes)
 

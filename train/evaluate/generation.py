@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.axes import Kernels
-from models.decoder import Decoder
+from models.next_id import NextIdModel
+from tokenizer_lab.errors import FROM_0, SEED, Range, check_numbers
 from tokenizer_lab.representation import Representation
 from train.model_function import jit_of_weights, padded
 from train.setup import LoadedRun
@@ -39,6 +40,9 @@ class Draw:
     3.1)."""
     seed: int = 0
     """The same seed draws the same text, whatever other texts are drawn with it."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "--", top_k=FROM_0, top_p=Range(above=0, most=1), seed=SEED)
 
 
 @dataclasses.dataclass
@@ -180,7 +184,7 @@ class Sampler:
 
 
 def generate(
-    model: Decoder,
+    model: NextIdModel,
     ids_bp: jax.Array,
     numbers_b4: jax.Array,
     bounds_b2c: jax.Array,

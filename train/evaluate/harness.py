@@ -11,7 +11,6 @@ from tokenizer_lab.files import write_json
 from train.evaluate.bits_per_byte import make_scorer, score_run_documents
 from train.evaluate.generation import Draw, Sampler
 from train.evaluate.likelihood import Likelihoods
-from train.evaluate.sampling import check_sampling
 from train.run.folder import RunFolder
 from train.setup import LoadedRun, load_run
 
@@ -184,7 +183,8 @@ def _drawing(options: dict[str, Any]) -> tuple[int, Draw]:
     temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
     draw = Draw(temperature=temperature, top_k=int(options.get("top_k", 0)), top_p=float(options.get("top_p", 1.0)))
     max_tokens = int(options.get("max_gen_toks", _GENERATED_TOKENS))
-    check_sampling(max_tokens, draw)
+    if max_tokens < 1:
+        raise UserError(f"a task's max_gen_toks is {max_tokens}; it must be at least 1")
     return max_tokens, draw
 
 

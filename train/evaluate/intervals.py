@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 NUM_RESAMPLES = 1000  # of every bootstrap
+_DOCUMENTS_AT_ONCE = 1 << 16  # that are drawn, in as many resamples as these make
 Interval = tuple[float, float]
 
 
@@ -22,12 +22,15 @@ def resampled_bits_per_byte(nats_an: np.ndarray, num_bytes_n: np.ndarray, seed: 
     Returns:
       f64[R, A]; draws without a byte are left out.
     """
-    rng, count, rows = np.random.default_rng(seed), len(num_bytes_n), []
-    for _ in range(NUM_RESAMPLES):
-        drawn = rng.integers(0, count, count)
-        if (drawn_bytes := num_bytes_n[drawn].sum()) > 0:
-            rows.append(nats_an[:, drawn].sum(axis=1) / math.log(2) / drawn_bytes)
-    return np.array(rows)
+    rng, count, found = np.random.default_rng(seed), len(num_bytes_n), []
+    at_once = max(1, _DOCUMENTS_AT_ONCE // max(1, count))
+    for start in range(0, NUM_RESAMPLES, at_once):
+        drawn_rn = rng.integers(0, count, (min(at_once, NUM_RESAMPLES - start), count))
+        drawn_bytes_r = num_bytes_n[drawn_rn].sum(axis=1)
+        some_r = drawn_bytes_r > 0
+        nats_ar = nats_an[:, drawn_rn].sum(axis=2)
+        found.append((nats_ar[:, some_r] / math.log(2) / drawn_bytes_r[some_r]).T)
+    return np.concatenate(found)
 
 
 def middle_95(values: np.ndarray) -> Interval:
@@ -47,4 +50,6 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 def student_t(degrees: int) -> float:
     """97.5th percentile of Student's t."""
+    from scipy.special import stdtrit  # training imports this module, and has no use for it
+
     return float(stdtrit(degrees, 0.975))

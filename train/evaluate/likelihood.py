@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
 
-from models.decoder import Decoder
+from models.next_id import NextIdModel
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 from train.model_function import jit_of_weights
@@ -57,7 +57,7 @@ def beginnings(representation: Representation, text: bytes) -> tuple[int, list[B
     return len(fixed), [fixed + box for box in boxes(low, high, representation.eod_id - 1)]
 
 
-def score_intervals(model: Decoder, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def score_intervals(model: NextIdModel, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """For each position, log p(`first` <= next id <= `last`) f32[B, T], and whether the likeliest id is one of them
     bool[B, T]."""
     hidden_btd = model(batch["ids"], batch["segment_ids"], batch["positions"])

@@ -21,7 +21,7 @@ from etils import epath
 from data.encoded import encode
 from data.encoder_rows import RowBuilder
 from models.encoder import Encoder
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import FROM_0, UserError, check_numbers, reason
 from tokenizer_lab.files import write_json
 from tokenizer_lab.representation import MASK
 from train.evaluate.bits_per_byte import make_scorer, score_run_documents
@@ -44,6 +44,9 @@ class MinimalPairsOptions:
     max_pairs: int = 0
     """Of each paradigm, its first ones; 0: all. Masking one id after the other takes as many passes as a sentence has
     ids."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "--", max_pairs=FROM_0)
 
 
 def score_minimal_pairs(
@@ -102,7 +105,7 @@ def _read_file(path: pathlib.Path) -> list[tuple[bytes, bytes]]:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
                     f"{path}, line {number}: no object with texts 'sentence_good' and 'sentence_bad'"
-                    f" ({type(error).__name__}: {error})"
+                    f" ({type(error).__name__}: {reason(error)})"
                 ) from error
     return pairs
 

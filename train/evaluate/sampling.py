@@ -9,31 +9,16 @@ continued from a division into ids that the model has seldom seen; end prompts w
 """
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
 
-from tokenizer_lab.errors import SEED, UserError
+from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import read_json, write_json
 from train.evaluate.byte_probabilities import END, NUM_NEXT, ByteModel, byte_model
 from train.evaluate.generation import Continuation, Draw, Sampler, draw_id
 from train.run.folder import RunFolder
 from train.setup import load_run
-
-
-def check_sampling(max_tokens: int, draw: Draw) -> None:
-    """Raises UserError for options that no text can be drawn with."""
-    if complaint := SEED.complaint(draw.seed):
-        raise UserError(f"--seed is {draw.seed}; it must {complaint}")
-    if max_tokens < 1:
-        raise UserError(f"--max-tokens is {max_tokens}; it must be at least 1")
-    if not 0 <= draw.temperature < math.inf:
-        raise UserError(f"--temperature is {draw.temperature}; it is 0 (always the likeliest) or more")
-    if draw.top_k < 0:
-        raise UserError(f"--top-k is {draw.top_k}; it is 0 (all ids) or more")
-    if not 0 < draw.top_p <= 1:
-        raise UserError(f"--top-p is {draw.top_p}; it is more than 0 and at most 1 (all ids)")
 
 
 def sample_bytes(model: ByteModel, prompt: bytes, max_bytes: int, draw: Draw) -> bytes:
@@ -70,10 +55,9 @@ def sample_run(
       What was drawn, and what a person should know about how it came about.
 
     Raises:
-      UserError: an option is out of range, or the folder is no run of a decoder.
+      UserError: the folder is no run of a decoder.
     """
     prompt_bytes = prompt.encode("utf-8", "surrogateescape")
-    check_sampling(max_tokens, draw)
     loaded = load_run(run_dir)
     if loaded.setup.recipe.model.family != "decoder":
         raise UserError(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, reason
 
 FIELDS = (
     ("sentence1", "sentence2"),
@@ -139,7 +139,9 @@ def _from_json_lines(path: pathlib.Path, text: str, fields: Sequence[str]) -> li
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error}); each line is one object") from error
+                raise UserError(
+                    f"{path}, line {number}: not JSON ({reason(error)}); each line is one object"
+                ) from error
             examples.append(_example(record if isinstance(record, dict) else {}, fields, f"{path}, line {number}"))
     return examples
 

@@ -11,6 +11,9 @@ import tyro
 from etils import epath
 
 from data.held_out import fixed_subset
+from models.config import ModelConfig
+from models.decoder import DecoderConfig
+from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write, write_bytes, write_json
 from tokenizer_lab.representation import Representation
@@ -119,15 +122,18 @@ def pretrained(loaded: LoadedRun) -> dict[str, Pretrained]:
     """A run's models by folder: "" for what the run is about, "generator" for ELECTRA's. Raises UserError where no
     class fits."""
     recipe, representation = loaded.setup.recipe, loaded.setup.representation
-    if recipe.model.kind == "decoder":
-        return {
-            "": decoder(
-                loaded.params, recipe.model, representation.vocab_size, representation.eod_id, _row_length(loaded)
-            )
-        }
-    objective = recipe.objective
-    assert objective.model_family == "encoder"
-    return encoder(loaded.params, recipe.model, objective.heads, representation.vocab_size, representation.eod_id)
+    model: ModelConfig = recipe.model
+    if isinstance(model, DecoderConfig):
+        length = _row_length(loaded)
+        return {"": decoder(loaded.params, model, representation.vocab_size, representation.eod_id, length)}
+    if isinstance(model, EncoderConfig):
+        objective = recipe.objective
+        assert objective.model_family == "encoder"
+        return encoder(loaded.params, model, objective.heads, representation.vocab_size, representation.eod_id)
+    raise UserError(
+        f"{recipe.name} is a run of a model of kind {recipe.model.kind!r}, which no class of transformers computes;"
+        " models of the kinds 'decoder' and 'encoder' can be exported"
+    )
 
 
 def _row_length(loaded: LoadedRun) -> int:

@@ -51,8 +51,8 @@ def check_tokenizer(representation: Representation) -> None:
         )
     if kind not in ("byte", "subword", "equal_info"):
         raise UserError(
-            f"ids of kind {kind} depend on all text before them, which no tokenizer of transformers can do; "
-            "only byte, subword and equal_info can be exported"
+            f"there is no tokenizer of transformers for ids of kind {kind}; byte, subword and equal_info can be"
+            " exported"
         )
 
 

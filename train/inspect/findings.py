@@ -56,6 +56,7 @@ class Inspected:
       premium: language -> premium.
       morph_score: language -> score, and how many words it is of.
       spelled: how much text is spelled in bytes, and why; None where there is none.
+      left_out: of `Representation`.
       pieces: of the shown text, in order, ids and the bytes they carry together.
     """
 
@@ -64,6 +65,7 @@ class Inspected:
     premium: dict[str, float | None]
     morph_score: dict[str, metrics.MorphScore]
     spelled: str | None
+    left_out: str
     pieces: list[tuple[list[int], bytes]]
 
     @property
@@ -109,6 +111,7 @@ class Inspection:
             f"No {METRICS[name].name} of {', '.join(labels)}: {reason}." for (name, reason), labels in lacking.items()
         ]
         notes += [f"{found.label}: {found.spelled}." for found in self.representations if found.spelled]
+        notes += [f"{found.label}: {found.left_out}." for found in self.representations if found.left_out]
         left_out = ", ".join(f"{count:,} of {language}" for language, count in self.num_left_out.items() if count)
         return notes + (
             [f"MorphScore: entries that are not two parts of their word were left out: {left_out}."] if left_out else []

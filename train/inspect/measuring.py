@@ -76,6 +76,7 @@ def measure(
         premium=premium,
         morph_score=scores,
         spelled=str(spelled) if spelled and spelled.reasons else None,
+        left_out=representation.left_out,
         pieces=shown_pieces(representation, texts.shown),
     )
 

@@ -6,7 +6,7 @@ import pathlib
 import tyro
 from etils import epath
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import check_numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,5 +31,4 @@ class InspectOptions:
     """File of which the page shows the beginning, cut into tokens; by default a text of several languages."""
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1:
-            raise UserError(f"--max-bytes {self.max_bytes} is no text; use a positive number, e.g. 1000000")
+        check_numbers(self, "--")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from data.rows import CausalRow, Row
-from models.decoder import DecoderConfig
+from models.next_id import NextIdConfig
 from train.objectives.losses import token_nats, z_loss
 from train.objectives.objective import Batch, LearnsByGradients, Sums
 
@@ -28,16 +28,16 @@ class Causal(LearnsByGradients):
     model_family: ClassVar[Literal["decoder"]] = "decoder"
     layout: ClassVar[type[Row]] = CausalRow
 
-    def check(self, model: DecoderConfig, sequence_length: int) -> None:
+    def check(self, model: NextIdConfig, sequence_length: int) -> None:
         """Raises UserError where a row or a model does not suit the objective."""
 
-    def build(self, model: DecoderConfig, vocab_size: int, rngs: nnx.Rngs) -> nnx.Module:
+    def build(self, model: NextIdConfig, vocab_size: int, rngs: nnx.Rngs) -> nnx.Module:
         return model.build(vocab_size, rngs)
 
-    def count_parameters(self, model: DecoderConfig, vocab_size: int) -> dict[str, int]:
+    def count_parameters(self, model: NextIdConfig, vocab_size: int) -> dict[str, int]:
         return model.count_parameters(vocab_size)
 
-    def training_flops_per_token(self, model: DecoderConfig, vocab_size: int, sequence_length: int) -> dict[str, float]:
+    def training_flops_per_token(self, model: NextIdConfig, vocab_size: int, sequence_length: int) -> dict[str, float]:
         return model.training_flops_per_token(vocab_size, sequence_length)
 
     def draw(self, model: Any, batch: Batch) -> Batch:

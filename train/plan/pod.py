@@ -25,8 +25,6 @@ class Pod:
             raise UserError(
                 f"no topology {self.topology!r}{nearest(self.topology, known)}; there are {', '.join(known)}"
             )
-        if self.num_slices < 1:
-            raise UserError(f"--slices is {self.num_slices}; it must be at least 1")
 
     @property
     def chip(self) -> Chip:

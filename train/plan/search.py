@@ -3,16 +3,18 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
+from models.config import Remat
 from tokenizer_lab.errors import UserError
 from train.plan.plan import gib, make_plan
 from train.plan.pod import Pod
 from train.plan.representations import Ids
 from train.recipe import Recipe
-from train.setup import count_parameters
+from train.setup import abstract_parameters, count_parameters
+from train.sharding import largest_split
 
-_REMAT: tuple[Literal["full", "dots", "none"], ...] = ("full", "dots", "none")  # from the least memory to the most
+_REMAT: tuple[Remat, ...] = ("full", "dots", "none")  # from the least memory to the most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ def search(recipe: Recipe, pod: Pod, ids: Ids, update: Callable[[int, int], None
     A candidate is not compiled where arithmetic says that it cannot fit, nor where one with fewer rows at a time or
     more remat of the same mesh has not fitted.
     """
-    every = list(candidates(recipe, pod))
+    every = list(candidates(recipe, ids.vocab_size, pod))
     possible = [candidate for candidate in every if least_bytes(candidate, ids.vocab_size, pod) <= pod.chip.hbm_bytes]
     if not possible:
         raise UserError(
@@ -60,14 +62,16 @@ def search(recipe: Recipe, pod: Pod, ids: Ids, update: Callable[[int, int], None
     return Searched(plans, num_compiled, len(every) - len(possible), failures)
 
 
-def candidates(recipe: Recipe, pod: Pod) -> Iterator[Recipe]:
+def candidates(recipe: Recipe, vocab_size: int, pod: Pod) -> Iterator[Recipe]:
     """Layouts whose sizes divide what they split, those of a mesh from the least memory to the most."""
-    model, within = recipe.model, pod.num_devices // pod.num_slices
+    shapes, axes = abstract_parameters(recipe, vocab_size)
+    of_tensor, of_fsdp = (largest_split(shapes, axes, axis) for axis in ("tensor", "fsdp"))
+    within = pod.num_devices // pod.num_slices
     for tensor in (1, 2, 4, 8):
-        if within % tensor or any(size % tensor for size in (model.num_heads, model.num_kv_heads, model.mlp_dim)):
+        if within % tensor or of_tensor % tensor:
             continue
         shards = pod.num_devices // tensor
-        if recipe.data.batch_rows % shards or model.embed_dim % (within // tensor):
+        if recipe.data.batch_rows % shards or of_fsdp % (within // tensor):
             continue
         mesh = dataclasses.replace(
             recipe.mesh, replica=pod.num_slices, fsdp=within // tensor, tensor=tensor, sequence=1
@@ -77,7 +81,7 @@ def candidates(recipe: Recipe, pod: Pod) -> Iterator[Recipe]:
                 yield dataclasses.replace(
                     recipe,
                     mesh=mesh,
-                    model=dataclasses.replace(model, remat=remat),
+                    model=dataclasses.replace(recipe.model, remat=remat),
                     data=dataclasses.replace(recipe.data, num_microbatches=parts),
                 )
 
@@ -94,11 +98,10 @@ def _needs_more(candidate: Recipe, other: Recipe) -> bool:
 def least_bytes(recipe: Recipe, vocab_size: int, pod: Pod) -> float:
     """Bytes of a chip that a layout takes at the very least: state, gradients, and what the layers keep for the
     backward pass."""
-    model, mesh, data = recipe.model, recipe.mesh, recipe.data
+    mesh, data = recipe.mesh, recipe.data
     moments = 2 if recipe.optimizer.kind == "adamw" else 1
     state = 4 * (2 + moments) * count_parameters(recipe, vocab_size)["total"] / (mesh.fsdp * mesh.tensor)
     positions = (
         data.batch_rows * data.sequence_length / (mesh.replica * mesh.fsdp * mesh.sequence * data.num_microbatches)
     )
-    width = model.embed_dim + (0 if model.remat == "full" else 2 * model.mlp_dim / mesh.tensor)
-    return state + model.num_layers * positions * width * (2 if model.compute_dtype == "bfloat16" else 4)
+    return state + positions * recipe.model.kept_bytes_per_token(mesh.tensor)

@@ -164,10 +164,10 @@ def _tasks_table(arms: Sequence[RunRead], styles: dict[str, int]) -> Table:
 def _result(row: dict[str, Any], whisker_x: Callable[[float], float] | None) -> Cell:
     """Bits per byte with the interval, drawn on a scale that all arms of a table share."""
     number, low, high = row["bits_per_byte"], row["bits_per_byte_low"], row["bits_per_byte_high"]
-    if number is None and row["objective"] != "causal":
+    seen = row["while_training_bits_per_byte"]
+    if number is None and seen is None and row["objective"] != "causal":
         return Cell(None, "none", [row["objective"]])
     if number is None:
-        seen = row["while_training_bits_per_byte"]
         return Cell(None, "not evaluated", [] if seen is None else [f"{seen:.3f} on a subset while training"])
     if low is None:
         return Cell(number, f"{number:.3f}", strong=True)
@@ -271,6 +271,14 @@ def _goodput(summary: dict[str, Any]) -> str:
     )
 
 
+def _by_window(arm: RunRead) -> dict[str, str]:
+    """What the run came to by a sliding window, a figure beside which no other one is put."""
+    if not arm.by_window:
+        return {}
+    bits, stride = fixed(arm.by_window["bits_per_byte"], 4), fixed(arm.by_window["stride"])
+    return {"By a sliding window": f"{bits} bits per byte, stride {stride}"}
+
+
 def _facts(arm: RunRead) -> dict[str, str]:
     summary, row = arm.summary, arm.row
     corpora = [f"{corpus['path']} ({short(corpus['content_hash'])})" for corpus in summary["corpora"]]
@@ -285,6 +293,7 @@ def _facts(arm: RunRead) -> dict[str, str]:
         "State": f"{row['state']}, {fixed(row['steps'])} steps, {fixed(row['skipped_steps'])} skipped",
         "Trained on": ", ".join(corpora) or _NOTHING,
         "Evaluated on": "".join(held_out) or "nothing yet",
+        **_by_window(arm),
         "Representation": f"{row['representation']}, fingerprint {short(row['fingerprint'])}",
         "Device": row["device"],
         "Time": f"{fixed(row['seconds'])} s, {rate} tokens/s, {outside} outside the step",

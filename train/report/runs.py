@@ -67,6 +67,7 @@ _DOCUMENTS = {
     "domains": [str],
     "scripts": [str],
 }
+_BY_WINDOW = {"step": float, "corpus_content_hash": str, "stride": float, "bits_per_byte": float}
 _NOISE = {
     "step": float,
     "corpus_content_hash": str,
@@ -119,6 +120,7 @@ class RunRead:
         corpora.
       documents: running hashes of what its rows have read.
       documents_scored: what each document cost in `evaluation`.
+      by_window: bits per byte of the same text by a sliding window, which nothing else here is compared with.
       noise: what it came to on text with wrong characters.
     """
 
@@ -136,6 +138,7 @@ class RunRead:
     order: tuple[str, ...]
     documents: Hashes
     documents_scored: dict[str, Any] | None
+    by_window: dict[str, Any] | None
     noise: dict[str, Any] | None
 
     @property
@@ -220,6 +223,8 @@ class RunRead:
             "bits_per_byte": evaluation["bits_per_byte"],
             "bits_per_byte_low": low,
             "bits_per_byte_high": high,
+            "bits_per_byte_by_window": self.by_window["bits_per_byte"] if self.by_window else None,
+            "window_stride": self.by_window["stride"] if self.by_window else None,
             "held_out_bytes": evaluation["num_bytes"],
             "held_out_documents": evaluation["num_documents"],
             "held_out_corpus": evaluation["corpus_content_hash"],
@@ -284,6 +289,7 @@ def read_run(folder: epath.PathLike) -> RunRead:
         order=_order(recipe),
         documents=read_hashes(folder / "documents"),
         documents_scored=_of_evaluation(evaluation, folder / "eval_documents.json", _DOCUMENTS),
+        by_window=_of_evaluation(evaluation, folder / "eval_stride.json", _BY_WINDOW),
         noise=_of_evaluation(evaluation, folder / "noise.json", _NOISE),
     )
 

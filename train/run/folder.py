@@ -14,6 +14,7 @@ wandb.json       the id of its run at Weights & Biases, if it has one there   tr
 profile/         traces of steps, where `--profile` asked for them            train
 eval.json        bits per byte over all held-out text                         eval
 eval_documents.json  the same, document by document                           eval
+eval_stride.json bits per byte of the same text by a sliding window           eval --stride
 noise.json       the same of some text with noise, and pairs told apart       eval --noise
 exact_bytes.json bits per byte of some held-out text, byte by byte            eval
 tasks.json       results of the lm-evaluation-harness                         eval --tasks
@@ -59,6 +60,7 @@ class RunFolder:
         self.wandb = self.path / "wandb.json"
         self.evaluation = self.path / "eval.json"
         self.evaluated_documents = self.path / "eval_documents.json"
+        self.evaluation_by_window = self.path / "eval_stride.json"
         self.noise = self.path / "noise.json"
         self.exact_bytes = self.path / "exact_bytes.json"
         self.tasks = self.path / "tasks.json"

@@ -18,7 +18,7 @@ from tokenizer_lab.files import cannot_write, is_remote, write_bytes
 from train.console import say
 from train.hosts.hardware import model_flops_utilization
 from train.run.folder import RunFolder
-from train.run.trackers import Tracker, tensorboard, weights_and_biases
+from train.run.trackers import HELD_OUT, Tracker, tensorboard, weights_and_biases
 
 Figures = Callable[[dict[str, float], int], dict[str, float | None]]
 
@@ -235,7 +235,7 @@ class RunLog:
 
     def evaluation(self, line: dict[str, Any]) -> None:
         """One evaluation while training, as it goes into eval.jsonl."""
-        self._write("evaluations", line, prefix="held_out/")
+        self._write("evaluations", line, prefix=HELD_OUT)
         figures = [
             shown_figure(name, value, 4)
             for name, value in line.items()

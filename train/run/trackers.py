@@ -5,11 +5,12 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from tensorboardX import SummaryWriter
-
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cache_folder, is_remote, read_json, remote_errors, write_json
 from train.run.folder import RunFolder
+
+HELD_OUT = "held_out/"
+"""What the names of an evaluation's figures begin with."""
 
 
 class Tracker(Protocol):
@@ -21,6 +22,8 @@ class Tracker(Protocol):
 @contextlib.contextmanager
 def tensorboard(run: RunFolder, first_step: int) -> Iterator[Tracker]:
     """Writes events into the run's folder; those that an earlier process wrote behind `first_step` count no more."""
+    from tensorboardX import SummaryWriter  # loads clients of object stores
+
     with remote_errors(run.tensorboard):
         writer = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1)
 
@@ -59,11 +62,18 @@ def weights_and_biases(run: RunFolder, project: str, config: dict[str, Any]) -> 
     except wandb.Error as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"W&B does not start: {reason}; mend that, or leave logging.wandb_project out") from error
-    # With an axis of their own, steps that are taken again after a crash are not dropped as "behind the last one".
     tracked.define_metric("step")
     tracked.define_metric("*", step_metric="step")
+
+    # By the number of a row W&B knows what it has: a step that is taken again after a crash is not shown twice, and the
+    # evaluation behind a step has a row of its own, as W&B may have that step alone.
+    def track(step: int, numbers: dict[str, float]) -> None:
+        row = 2 * step + any(name.startswith(HELD_OUT) for name in numbers)
+        if row >= tracked.starting_step:
+            tracked.log({"step": step, **numbers}, step=row)
+
     try:
-        yield lambda step, numbers: tracked.log({"step": step, **numbers})
+        yield track
     except BaseException:
         tracked.finish(exit_code=1)
         raise

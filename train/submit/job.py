@@ -4,6 +4,7 @@ one."""
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import is_remote, read_json, write_json
+from tokenizer_lab.files import is_remote, read_json, write_bytes, write_json
 from train.console import say
 from train.hosts.processes import code_fingerprint
 from train.recipe import Recipe, flatten, recipe_names, refused_changes, to_json
@@ -44,6 +45,12 @@ class Job:
     @property
     def config_fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def note(self) -> str:
+        """A line of its script that says which run it is of."""
+        folder = self.run_dir.rstrip("/") if is_remote(self.run_dir) else os.path.abspath(self.run_dir)
+        return f"# toklab run {json.dumps(folder)}"
 
     def command(self, *toklab: str) -> list[str]:
         """What every host runs, where `toklab` is called so."""
@@ -160,6 +167,18 @@ def record(job: Job, target: str, console: rich.console.Console) -> None:
             "code": job.code,
         },
     )
+
+
+def write_script(job: Job, script: str, suffix: str) -> pathlib.Path:
+    """Writes a job's script, which has its note, into this folder. Raises UserError where another run's is there."""
+    file = pathlib.Path(f"{job.name}{suffix}")
+    if file.exists() and job.note not in file.read_text(errors="replace").splitlines():
+        raise UserError(
+            f"{file} is here and not of the run {job.run_dir}; choose another --job-name, submit from another folder,"
+            " or remove the file"
+        )
+    write_bytes(file, script.encode())
+    return file
 
 
 def record_from_afar(job: Job, target: str, console: rich.console.Console) -> None:

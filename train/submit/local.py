@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 import rich.console
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import FROM_0, UserError, check_numbers
 from tokenizer_lab.files import cannot_write, is_remote
 from train.console import say
 from train.exits import EXIT_STOPPED, EXIT_USER_ERROR, stop_signals_to
@@ -47,14 +47,7 @@ class Local:
     """That processes have to end by themselves once one of them has failed or all are told to stop."""
 
     def __post_init__(self) -> None:
-        for name in ("num_processes", "devices_per_process"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-        if self.max_restarts < 0 or not 0 <= self.grace_seconds < math.inf:
-            raise UserError(
-                f"--max-restarts is {self.max_restarts} and --grace-seconds {self.grace_seconds}; they must be at"
-                " least 0"
-            )
+        check_numbers(self, "--", max_restarts=FROM_0)
 
     def place(self, recipe: Recipe) -> Recipe:
         if self.devices_per_process:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import FROM_0, UserError, check_numbers
 from tokenizer_lab.files import is_remote
 from train.hosts.hardware import CHIPS_PER_HOST
 from train.plan.pod import Pod, on_pod
@@ -27,6 +27,9 @@ class OnPod:
     env: tuple[str, ...] = ()
     """NAME=VALUE of every host's environment."""
 
+    def __post_init__(self) -> None:
+        check_numbers(self, "--", max_restarts=FROM_0, grace_seconds=FROM_0)
+
     @property
     def pod(self) -> Pod:
         return Pod(self.topology, self.slices)
@@ -41,11 +44,6 @@ class OnPod:
 
     def place(self, recipe: Recipe) -> Recipe:
         """With a replica on each slice, if the mesh has not said otherwise. Raises UserError."""
-        if self.max_restarts < 0 or self.grace_seconds < 0:
-            raise UserError(
-                f"--max-restarts is {self.max_restarts} and --grace-seconds {self.grace_seconds}; they must be at"
-                " least 0"
-            )
         if self.hosts_per_slice > 1 and self.pod.chips_per_slice % CHIPS_PER_HOST:
             generation = self.topology.partition(":")[0]
             raise UserError(

@@ -8,10 +8,17 @@ import shlex
 import rich.console
 
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import write_bytes
 from train.console import say
 from train.recipe import Recipe
-from train.submit.job import Job, check_name, check_reachable_recipe, environment, record_from_afar, shell_values
+from train.submit.job import (
+    Job,
+    check_name,
+    check_reachable_recipe,
+    environment,
+    record_from_afar,
+    shell_values,
+    write_script,
+)
 from train.submit.pod import OnPod, check_shared_run_dir
 
 _BODY = pathlib.Path(__file__).with_name("queued_resource.sh")
@@ -83,14 +90,14 @@ class QueuedResource(OnPod):
         head = (
             f"# {job.name}: {job.recipe_name} on {self.pod}, {self.slices * self.hosts_per_slice} hosts of"
             f" {self.chips_per_host} chips.\n# toklab config {job.config_fingerprint[:16]} code {job.code[:16]}\n"
+            f"{job.note}\n"
         )
         return f"#!/usr/bin/env bash\n{head}{values}{_BODY.read_text()}"
 
     def submit(self, job: Job, console: rich.console.Console) -> int:
         script = self.render(job)
         record_from_afar(job, "queued-resource", console)
-        file = pathlib.Path(f"{job.name}.sh")
-        write_bytes(file, script.encode())
+        file = write_script(job, script, ".sh")
         say(
             console,
             f"{file} is written; start the job with: bash {file}, and give the TPUs back with: bash {file} delete",

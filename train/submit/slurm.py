@@ -9,11 +9,11 @@ import sys
 
 import rich.console
 
-from tokenizer_lab.errors import UserError
-from tokenizer_lab.files import is_remote, write_bytes
+from tokenizer_lab.errors import FROM_0, UserError, check_numbers
+from tokenizer_lab.files import is_remote
 from train.console import say
 from train.recipe import Recipe
-from train.submit.job import Job, check_name, environment, record, shell_values
+from train.submit.job import Job, check_name, environment, record, shell_values, write_script
 
 _BODY = pathlib.Path(__file__).with_name("slurm.sh")
 _PLAIN = re.compile(r"[\w./:@%+=,-]*")  # sbatch takes this as it is; a space or # would end it outside of quotes
@@ -41,14 +41,14 @@ class Slurm:
     env: tuple[str, ...] = ()
     """NAME=VALUE of every process's environment."""
 
+    def __post_init__(self) -> None:
+        check_numbers(self, "--", gpus_per_node=FROM_0, max_restarts=FROM_0)
+
     @property
     def tasks_per_node(self) -> int:
         return self.gpus_per_node or 1
 
     def place(self, recipe: Recipe) -> Recipe:
-        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("max_restarts", 0), ("grace_seconds", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
         limit_seconds = seconds_of(self.time)
         if self.grace_seconds > (most := min(_MAX_SIGNAL_SECONDS, limit_seconds - 1)):
             raise UserError(
@@ -93,14 +93,15 @@ class Slurm:
             max_restarts=self.max_restarts,
             grace_seconds=self.grace_seconds,
         )
-        return "\n".join(["#!/usr/bin/env bash", *directives, "#SBATCH --requeue", "", values + _BODY.read_text()])
+        return "\n".join(
+            ["#!/usr/bin/env bash", *directives, "#SBATCH --requeue", job.note, "", values + _BODY.read_text()]
+        )
 
     def submit(self, job: Job, console: rich.console.Console) -> int:
         script = self.render(job)
         record(job, "slurm", console)
         pathlib.Path(self.log_folder(job)).mkdir(parents=True, exist_ok=True)  # SLURM does not make it
-        file = pathlib.Path(f"{job.name}.sbatch")
-        write_bytes(file, script.encode())
+        file = write_script(job, script, ".sbatch")
         say(console, f"{file} is written; start the job with: sbatch {file}")
         return 0
 

@@ -241,6 +241,11 @@ def test_windows_without_a_table_are_refused(count_shares, window_bits):
             make(window_bits)
 
 
+def test_the_narrowest_and_the_widest_windows_have_a_table():
+    check_table_bits(9)
+    check_table_bits(24)
+
+
 def test_a_table_larger_than_the_free_memory_is_refused(monkeypatch):
     free = [1 << 30]
     monkeypatch.setattr(window_code, "available_bytes", lambda: free[0])

@@ -94,6 +94,39 @@ def test_byte_tokens_of_every_model_are_bytes():
         assert representation.decode(representation.encode(bytes(range(256)))) == bytes(range(256))
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordLevel({"[UNK]": 0, "the": 1}, unk_token="[UNK]"),
+        models.WordPiece({"[UNK]": 0, "the": 1}, unk_token="[UNK]"),
+        models.BPE({"[UNK]": 0, "the": 1}, [], unk_token="[UNK]"),
+        models.Unigram([("[UNK]", 0.0), ("the", -1.0)], unk_id=0),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_an_unknown_word_is_no_special_token(model):
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_special_tokens(["[UNK]"])
+    representation = SubwordRepresentation(tokenizer.to_str().encode())
+    assert representation.spelled_bytes([b"Lamp"]) == {"its vocabulary has no token for them": 4}
+    named = representation.spelled_bytes([b"[UNK]"])
+    assert sum(named.values()) == 5 and set(named) <= {
+        "they are, or are taken for, one of its special tokens",
+        "its vocabulary has no token for them",
+        "its normalizer changes them (Lowercase)",
+    }
+
+
+def test_a_special_token_that_the_text_has_is_told_as_one():
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["[UNK]"])
+    told = SubwordRepresentation(tokenizer.to_str().encode()).spelled_bytes([b"the [UNK]"])
+    assert told["they are, or are taken for, one of its special tokens"] == 5
+
+
 def test_why_text_is_spelled_in_bytes_is_told():
     tokenizer = unigram()
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])

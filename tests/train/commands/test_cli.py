@@ -1,6 +1,7 @@
 """`toklab` as a person meets it: what it prints, what it exits with, and one line for everything that can be mended."""
 
 import ctypes
+import io
 import json
 import os
 import pathlib
@@ -115,6 +116,36 @@ def test_a_sample_is_written_byte_for_byte(capsysbinary, monkeypatch):
     monkeypatch.setattr("train.evaluate.sampling.sample_run", lambda *_: (drawn, None))
     assert command_line.run(["sample", "run", "--prompt", "[/x]\t\udcff"]) == 0  # as Python has a byte 255 of the shell
     assert capsysbinary.readouterr().out == b"[/x]\t\xff" + drawn + b"\n"
+
+
+def test_a_prompt_comes_from_a_file_or_standard_input_byte_for_byte(capsysbinary, monkeypatch, tmp_path):
+    prompt = b" \t[x]\r\n\xff\xc3 " + b"a prompt that no command line holds\n" * 8000
+    monkeypatch.setattr("train.evaluate.sampling.sample_run", lambda *given: (os.fsencode(given[1])[:9], None))
+    (tmp_path / "prompt").write_bytes(prompt)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompt)))
+    for file in (tmp_path / "prompt", "-"):
+        assert command_line.run(["sample", "run", "--prompt-file", str(file)]) == 0
+        assert capsysbinary.readouterr().out == prompt + prompt[:9] + b"\n"
+
+
+def test_a_prompt_is_given_in_one_way(capsys, tmp_path):
+    for given in ([], ["--prompt", "x", "--prompt-file", "y"]):
+        assert "as --prompt TEXT or --prompt-file FILE, one of the two" in refused(capsys, "sample", "run", *given)
+    assert "does not exist" in refused(capsys, "sample", "run", "--prompt-file", str(tmp_path / "nothing"))
+
+
+def test_no_advice_is_given_that_only_a_programmer_can_follow(capsys, tmp_path):
+    digits = "1" * 5000
+    (tmp_path / "manifest.json").write_text(f'{{"format": {digits}}}')
+    (tmp_path / "pairs.jsonl").write_text(f'{{"sentence_good": {digits}}}\n')
+    for command in (
+        ["sample", "run", "--prompt", "x", "--seed", digits],
+        ["fit", "byte", "--corpus", str(tmp_path), "--out", str(tmp_path / "out")],
+        ["inspect", str(tmp_path), "--corpus", "c", "--out", str(tmp_path / "out")],
+        ["blimp", "run", "--pairs", str(tmp_path / "pairs.jsonl")],
+    ):
+        complaint = refused(capsys, *command)
+        assert "a number has thousands of digits" in complaint and "set_int_max" not in complaint, complaint
 
 
 def test_wrong_values_are_one_line(capsys, recipe_file, tmp_path):
@@ -271,7 +302,8 @@ def test_the_whole_path_from_text_to_report(capsysbinary, monkeypatch, recipe_fi
 def toklab(*arguments: str, **keywords) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "train.commands.cli", *arguments],
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # as in conftest.py
+        # As in conftest.py.
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

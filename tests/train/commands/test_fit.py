@@ -3,9 +3,11 @@
 import io
 import time
 
+import pytest
 import rich.console
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from data.store import Corpus
 from train.commands import command_line
 from train.commands.terminal import heartbeat, time_left
 
@@ -39,12 +41,24 @@ def test_the_share_of_text_that_a_tokenizer_spells_in_bytes_is_told(corpus, tmp_
     assert command_line.run(["fit", "subword", *arguments]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "bytes are spelled in bytes:" in told and "as its normalizer changes them (Replace)" in told
+    assert "puts a space before a text" not in told
+
+
+@pytest.mark.parametrize("pre_tokenizer", [pre_tokenizers.Metaspace(), pre_tokenizers.ByteLevel(add_prefix_space=True)])
+def test_a_space_that_is_left_out_is_told(pre_tokenizer, corpus, tmp_path, capsys):
+    tokenizer = Tokenizer(models.BPE({chr(byte): byte for byte in range(128)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    arguments = ["--corpus", str(corpus), "--out", str(tmp_path / "theirs"), "--from-file", str(tmp_path)]
+    assert command_line.run(["fit", "subword", *arguments]) == 0
+    assert "puts a space before a text, which is not done here" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_fit_learns_from_a_sample(corpus, tmp_path, capsys):
     """Of a corpus that is larger; and says how much."""
     common = ["fit", "static_ac", "--corpus", str(corpus), "--out"]
-    for name, options in (("all", ()), ("some", ("--sample-bytes", "5000")), ("again", ("--sample-bytes", "5000"))):
+    some = ("--sample-bytes", str(Corpus.open(corpus).documents("train").num_bytes // 3))
+    for name, options in (("all", ()), ("some", some), ("again", some)):
         assert command_line.run([*common, str(tmp_path / name), *options]) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert ("the documents with the lowest hashes; --sample-bytes says" in said) == bool(options)

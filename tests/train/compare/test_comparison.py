@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import rich.console
@@ -17,7 +18,7 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import write_json
 from train import loop
 from train.commands import command_line
-from train.compare import comparison, subprocesses
+from train.compare import comparison, running, subprocesses
 from train.compare.comparison import CompareOptions, compare
 from train.compare.run_state import CUT_OFF, DONE, MISSING
 from train.experiment import Experiment
@@ -155,6 +156,19 @@ def experiment():
     return Experiment(name="tiny", arms=arms,
                       sizes=(Size(name="xs", budget=Budget({budget})),), seeds=(0,), context_bytes=48)
 """
+
+
+def test_a_run_whose_corpus_has_moved_since_is_evaluated_where_it_is_now(recipe, tmp_path, monkeypatch):
+    folder, called = RunFolder(tmp_path / "run"), []
+    on = lambda *corpora: dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, corpora=corpora))
+    write_json(folder.config, to_json(on("before")))
+    write_json(folder.summary, {"state": "finished", "steps": 12})
+    monkeypatch.setattr(running.subprocesses, "toklab", lambda arguments, *_: called.append(arguments) or 0)
+    for corpus in ("now", "before"):
+        run = types.SimpleNamespace(recipe=on(corpus))
+        planned = types.SimpleNamespace(run=run, folder=folder, state=running.UNSCORED)
+        assert running.do(planned, tmp_path, None, None) == 0
+    assert [arguments[3:] for arguments in called] == [["--corpus", "now"], []]
 
 
 @pytest.mark.slow

@@ -125,6 +125,16 @@ def test_what_is_wrong_with_an_experiment_is_said(experiment, make, said, change
     assert any(said in problem for problem in problems), problems
 
 
+def test_a_corpus_that_has_moved_is_told_with_what_can_be_done(experiment, corpus, make_corpus, tmp_path, change):
+    moved = dataclasses.replace(experiment.arms[0].recipe.data, corpora=(str(tmp_path / "before"),))
+    arms = [dataclasses.replace(arm, recipe=dataclasses.replace(arm.recipe, data=moved)) for arm in experiment.arms]
+    experiment, problems = dataclasses.replace(experiment, arms=tuple(arms)), []
+    assert open_text(experiment, (), problems) is None
+    [problem] = problems
+    assert "before is not a corpus" in problem and "name its folder with --corpus, and of runs" in problem
+    assert open_text(experiment, (str(corpus),), []).paths == (str(corpus),)
+
+
 def test_arms_of_other_corpora_are_told_apart_by_content(experiment, corpus, make_corpus, tmp_path, change):
     other, same = make_corpus(tmp_path / "other", seed=1), make_corpus(tmp_path / "same")
     read = lambda folder: dataclasses.replace(

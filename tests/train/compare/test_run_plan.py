@@ -11,7 +11,7 @@ from tokenizer_lab.files import write_json
 from train.compare import run_cost, run_plan
 from train.compare.resolve import resolve
 from train.compare.run_plan import make_plan
-from train.compare.run_state import CUT_OFF, DONE, MISSING, folder_of, other_runs_there
+from train.compare.run_state import CUT_OFF, DONE, MISSING, UNSCORED, folder_of, other_runs_there
 from train.experiment import Size
 from train.objectives import Replaced
 from train.optimizer import Budget
@@ -38,6 +38,25 @@ def test_the_cost_of_a_run_is_that_of_its_budget(experiment, text, monkeypatch, 
     assert after_one < cost.flops_left
     unknown = run_cost.cost_of(run.recipe, measured["byte"], text, 0, MISSING, None)
     assert (unknown.flops is None) == (budget.seconds is not None)
+
+
+def test_the_cost_of_a_run_is_with_what_encodes_its_text_and_what_the_fit_took(experiment, text, monkeypatch, measured):
+    """A budget of 1e6 FLOPs less 4e5 of the fit pays for two steps of 8 x 48 positions at 1,000 + 500 FLOPs."""
+    monkeypatch.setattr(run_cost, "model_flops_per_token", lambda recipe, vocab_size: {"total": 1000.0})
+    run = resolve(
+        dataclasses.replace(experiment, sizes=(Size(name="s", budget=Budget(flops=1e6)),)), text, measured, []
+    )[0]
+    compressor = dataclasses.replace(measured["byte"], costs={"encode_flops_per_id": 500.0, "fit_flops": 4e5})
+    cost, cut_off, unscored = (
+        run_cost.cost_of(run.recipe, compressor, text, step, state, None)
+        for step, state in ((0, MISSING), (1, CUT_OFF), (2, UNSCORED))
+    )
+    a_step, scoring_a_byte = 8 * 48 * 1500.0, 1000 / 3 / 0.98
+    assert (cost.steps, cost.flops) == (2, 4e5 + 2 * a_step) and cost.flops_per_byte == pytest.approx(1500 / 0.98)
+    held_out = text.corpora[0].documents("test").num_bytes
+    assert cost.flops_left == pytest.approx(2 * a_step + (held_out + 500) * scoring_a_byte)
+    assert cut_off.flops_left == pytest.approx(a_step + (held_out + 500) * scoring_a_byte)
+    assert unscored.flops_left == pytest.approx(held_out * scoring_a_byte)
 
 
 def test_runs_of_another_version_of_the_code_are_named(experiment, text, tmp_path, monkeypatch, measured):

@@ -11,11 +11,14 @@ import rich.console
 from hypothesis import given, settings, strategies as st
 
 from data.corpus_writer import write_corpus
+from data.encoder_rows import EncoderRow
 from data.ingest import IngestOptions, ingest
 from data.split import RunSplit, is_held_out
 from data.store import Corpus
+from models.encoder import EncoderConfig
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
+from tokenizer_lab.representation import Representation
 from train.evaluate import bits_per_byte as evaluation
 from train.evaluate.bits_per_byte import (
     Scores,
@@ -28,6 +31,9 @@ from train.evaluate.bits_per_byte import (
     text_statistics,
 )
 from train.loop import train
+from train.objectives import Masked
+from train.report.runs import read_run
+from train.run.folder import RunFolder
 from train.setup import LoadedRun, set_up
 
 QUIET = rich.console.Console(quiet=True)
@@ -46,7 +52,9 @@ def score(make_recipe):
     params = setup.program.init(jax.random.key_data(jax.random.key(0))).params
     scorer = make_scorer(setup.program.model_def, setup.mesh)
 
-    def run(documents, *, params=params, batch_rows=4, sequence_length=16, representation=ByteRepresentation()):
+    def run(
+        documents, *, params=params, batch_rows=4, sequence_length=16, representation=ByteRepresentation(), stride=0
+    ):
         return score_documents(
             documents,
             representation,
@@ -55,6 +63,7 @@ def score(make_recipe):
             setup.mesh,
             batch_rows=batch_rows,
             sequence_length=sequence_length,
+            stride=stride,
         )
 
     run.params = params
@@ -123,6 +132,17 @@ def test_a_document_costs_the_same_whatever_stands_beside_it(score):
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
+def test_a_sliding_window_gives_bytes_more_context_and_counts_each_once(score):
+    text = np.random.default_rng(0).integers(97, 123, 60).astype(np.uint8).tobytes()
+    pieces, whole = score([text]), score([text], sequence_length=64)
+    for stride in (1, 5, 15):
+        by_window = score([text], stride=stride)
+        assert by_window.num_bytes.tolist() == [60] and by_window.num_tokens.tolist() == [61]
+        assert by_window.nats[0] != pytest.approx(pieces.nats[0], rel=1e-6)
+    assert score([text], stride=16).nats[0] == pytest.approx(pieces.nats[0], rel=1e-6)
+    assert score([text], sequence_length=64, stride=5).nats[0] == pytest.approx(whole.nats[0], rel=1e-6)
+
+
 def test_the_whole_is_weighted_by_bytes_and_not_an_average_of_averages(score):
     scores = score(DOCUMENTS)
     mean_of_documents = np.mean(
@@ -134,6 +154,8 @@ def test_the_whole_is_weighted_by_bytes_and_not_an_average_of_averages(score):
 
 def test_a_representation_that_loses_a_byte_is_caught(score):
     class Lossy(ByteRepresentation):
+        encode_batch = Representation.encode_batch
+
         def byte_lengths(self, ids):
             return np.zeros(len(ids), np.int64)
 
@@ -206,12 +228,16 @@ def test_ends_of_documents_bring_no_bytes_but_their_nats(score):
 class Normalizing(ByteRepresentation):
     """Loses what the case of letters says, in as many bytes."""
 
+    encode_batch = Representation.encode_batch
+
     def encode(self, text):
         return super().encode(text.lower())
 
 
 class Dropping(ByteRepresentation):
     """Leaves out what it does not know, and gives the byte before it the length of both."""
+
+    encode_batch = Representation.encode_batch
 
     def encode(self, text):
         return super().encode(text.replace(b"?", b""))
@@ -286,12 +312,24 @@ def test_evaluation_reads_no_document_that_was_trained_on(make_recipe, one_devic
             read.extend(documents[i] for i in range(len(documents))) or score_documents(documents, *args, **kw)
         ),
     )
-    result = evaluation.evaluate_run(str(tmp_path / "run"), None, lambda *_: None)
+    told = []
+    result = evaluation.evaluate_run(str(tmp_path / "run"), None, lambda *progress: told.append(progress))
+    assert told == sorted(told) and told[-1] == (result["num_bytes"], result["num_bytes"])
     [corpus] = make_recipe().data.corpora
     training = Corpus.open(corpus).documents("train")
     trained_on = {hashlib.sha256(training[number]).digest() for number in range(len(training))}
     assert read and not trained_on & {hashlib.sha256(document).digest() for document in read}
     assert result["num_documents_in_training"] == 0
+
+    in_training = lambda scored_below=None: evaluation.count_in_training(
+        [training[0], b"new", training[1]], RunFolder(tmp_path / "run"), scored_below
+    )
+    assert in_training() == 2 and in_training(scored_below=1.0) == 0, "what is held out is not trained on"
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "MAX_COMPARED_BYTES", training.num_bytes)
+        assert in_training() == 2
+        patch.setattr(evaluation, "MAX_COMPARED_BYTES", training.num_bytes - 1)
+        assert in_training() is None, "too much text to be read"
 
     new = next(text for number in range(99) if is_held_out(text := b"never seen %d" % number, 0.2))
     with write_corpus(tmp_path / "leaky", 0.5) as writer:
@@ -323,6 +361,21 @@ def test_what_a_byte_costs_is_what_its_ids_cost(recipe, one_device):
     )
 
 
+def test_what_encodes_and_what_generates_is_in_the_costs(make_recipe):
+    """At two bytes an id. Windows are walked again when they are read; an encoder generates nothing."""
+    flops = {"total": 110.0, "encode": 10.0, "generator": 30.0}
+    costs_of = lambda recipe, **changes: evaluation.costs(
+        SimpleNamespace(recipe=recipe, representation=ByteRepresentation(), flops_per_token=flops | changes), 2.0
+    )
+    costs, encoding_free = costs_of(make_recipe()), costs_of(make_recipe(), encode=0.0)
+    names = "train_flops_per_byte", "encode_flops_per_byte", "generator_flops_per_byte"
+    assert [costs[name] for name in names] == [55, 5, 15]
+    assert costs["generate_flops_per_byte"] - encoding_free["generate_flops_per_byte"] == pytest.approx(5)
+    encoder = costs_of(make_recipe(model=EncoderConfig(), objective=Masked()))
+    assert [encoder[name] for name in names] == [55, 5, 15]
+    assert encoder["generate_flops_per_byte"] is encoder["kv_cache_bytes_per_byte"] is None
+
+
 def test_a_run_remembers_what_is_surely_new_to_it(make_recipe, corpus, one_device, tmp_path):
     """Also where its corpora are gone; a run of before that was kept goes by the smallest share of its corpora."""
     source = corpus.parent / "corpus-source"
@@ -334,3 +387,35 @@ def test_a_run_remembers_what_is_surely_new_to_it(make_recipe, corpus, one_devic
     assert LoadedRun(setup, None, {}).scored_below == 0.05
     gone = dataclasses.replace(setup, recipe=make_recipe(data=dataclasses.replace(data, corpora=("gone",))))
     assert LoadedRun(gone, None, {}, 0.2).scored_below == 0.2 and LoadedRun(gone, None, {}).scored_below is None
+
+
+def test_a_sliding_window_has_files_and_figures_of_its_own(make_recipe, one_device, tmp_path):
+    run = tmp_path / "run"
+    train(make_recipe(), str(run), QUIET, make_judge)
+    by_pieces = evaluation.evaluate_run(str(run), None, lambda *_: None)
+    before = {path: path.read_bytes() for path in run.glob("eval*")}
+    by_window = evaluation.evaluate_run(str(run), None, lambda *_: None, stride=3)
+    assert {path: path.read_bytes() for path in before} == before
+    assert json.loads((run / "eval_stride.json").read_text()) == by_window
+    assert by_window["stride"] == 3 and by_window["num_bytes"] == by_pieces["num_bytes"]
+    assert by_window["bits_per_byte"] != by_pieces["bits_per_byte"]
+    arm = read_run(run)
+    assert arm.row["bits_per_byte"] == by_pieces["bits_per_byte"]
+    assert arm.row["bits_per_byte_by_window"] == by_window["bits_per_byte"] and arm.row["window_stride"] == 3
+    length = make_recipe().data.sequence_length
+    with pytest.raises(UserError, match=f"--stride is {length + 1}; give 1 to {length}"):
+        evaluation.evaluate_run(str(run), None, lambda *_: None, stride=length + 1)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"data": {"piece_length": 8}}, "trained on pieces of 8 positions"),
+        ({"objective": SimpleNamespace(layout=EncoderRow)}, "the run is an encoder"),
+    ],
+)
+def test_runs_that_a_sliding_window_does_not_fit_are_refused(recipe, change, told):
+    data = dataclasses.replace(recipe.data, **change.get("data", {}))
+    run = SimpleNamespace(objective=change.get("objective", recipe.objective), data=data)
+    with pytest.raises(UserError, match=f"--stride .*{told}"):
+        evaluation._check_stride(run, 3)

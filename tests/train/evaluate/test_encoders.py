@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.evaluate.encoders import area_under_curve, figures
+from train.evaluate.encoders import area_under_curve, figures, only_real
 from train.objectives.losses import binary_entropy
 
 
@@ -18,6 +18,20 @@ from train.objectives.losses import binary_entropy
 )
 def test_area_under_curve(scores, labels, expected):
     assert area_under_curve(np.array(scores, float), np.array(labels, bool)) == expected
+
+
+def test_padding_and_slots_without_a_choice_are_left_out():
+    scored = {
+        "weights": np.array([[1.0, 0.0], [1.0, 1.0]]),
+        "segment_ids": np.array([[1, 2, 0], [1, 0, 0]]),
+        "predicted_nats": np.array([[3.0, 99.0], [4.0, 5.0]]),
+        "logits": np.array([[0.5, -0.5, 99.0], [0.25, 99.0, 99.0]]),
+    }
+    real = only_real(scored)
+    assert {name: value.tolist() for name, value in real.items()} == {
+        "predicted_nats": [3, 4, 5],
+        "logits": [0.5, -0.5, 0.25],
+    }
 
 
 def test_figures_of_held_out_text():

@@ -139,7 +139,7 @@ def test_each_layer_learns_slower_than_the_one_above():
         },
         "kernel": jax.ShapeDtypeStruct((2, 1), jnp.float32),
     }
-    rates = layer_rates(shapes, 3, 0.5)
+    rates = layer_rates(shapes, EncoderConfig(num_layers=3), 0.5)
     assert (
         rates["kernel"] == 1
         and rates["base"]["body"]["final_scale"] == 0.5
@@ -248,8 +248,8 @@ def test_a_report_sets_encoders_beside_each_other(runs, task, tmp_path, capsys):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"num_seeds": 0}, "num_seeds is 0"),
-        ({"layer_decay": 0.0}, "layer_decay 0.0"),
+        ({"num_seeds": 0}, "--num-seeds is 0"),
+        ({"layer_decay": 0.0}, "--layer-decay is 0.0; it must be more than 0"),
         ({"sequence_length": 4}, "at least 8"),
     ],
 )

@@ -19,6 +19,11 @@ def test_a_steady_difference_shows_through_documents_that_differ_much():
     assert middle_95(resampled_ra[:, 1] - resampled_ra[:, 0]) == pytest.approx((0.1, 0.1))
 
 
+def test_a_thousand_are_drawn_of_any_number_of_documents():
+    for count in (1, 65, 66, 999):
+        assert resampled_bits_per_byte(np.ones((1, count)), np.ones(count, np.int64)).shape == (1000, 1), count
+
+
 def test_documents_weigh_as_much_as_they_have_bytes():
     resampled_ra = resampled_bits_per_byte(np.array([[math.log(2) * 9990, math.log(2) * 20]]), np.array([9990, 10]))
     assert set(np.round(resampled_ra[:, 0], 6)) == {1.0, 2.0, round(10010 / 10000, 6)}

@@ -1,5 +1,6 @@
 """What continuations cost, against the probabilities of all ids written out."""
 
+import functools
 import itertools
 import types
 
@@ -75,8 +76,18 @@ def of_windows():
 def log_probabilities(module: nnx.Module, ids: list[int]) -> np.ndarray:
     """f[T, V] of the ids behind the first 1, 2, ... of `ids`."""
     row = jnp.asarray([ids + [0] * (LENGTH + 2 - len(ids))])
-    logits = jax.jit(lambda row: module.logits(module(row, jnp.ones_like(row), jnp.arange(row.shape[1])[None])))(row)
-    return np.asarray(jax.nn.log_softmax(logits[0], axis=-1), np.float64)[: len(ids)]
+    return np.asarray(log_softmax_of(module)(row), np.float64)[: len(ids)]
+
+
+@functools.cache
+def log_softmax_of(module: nnx.Module):
+    """The function i32[1, T] -> f[T, V], compiled once."""
+
+    def log_softmax(row):
+        hidden = module(row, jnp.ones_like(row), jnp.arange(row.shape[1])[None])
+        return jax.nn.log_softmax(module.logits(hidden)[0], axis=-1)
+
+    return jax.jit(log_softmax)
 
 
 def joint(module: nnx.Module, eod_id: int, ids: list[int]) -> float:

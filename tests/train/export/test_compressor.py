@@ -182,6 +182,12 @@ def test_a_corpus_smaller_than_a_batch_is_refused(workplace, capsys):
     assert not list(workplace.folder.glob("w16-of-little*"))
 
 
+def test_a_recipe_of_another_model_is_refused_before_it_is_trained(workplace, capsys):
+    complaint = refused(capsys, workplace.fit("w16-of-encoder", lm_recipe="electra_small"))
+    assert "electra_small trains a model of kind 'encoder'; a compressor is a decoder over bytes" in complaint
+    assert not list(workplace.folder.glob("w16-of-encoder*"))
+
+
 @pytest.mark.parametrize(("window_bits", "id_bits"), [("24", "16"), ("20", "8")])
 def test_windows_that_ids_do_not_fill_are_refused_before_anything_is_trained(workplace, capsys, window_bits, id_bits):
     complaint = refused(capsys, workplace.fit("odd", "--window-bits", window_bits, "--id-bits", id_bits))

@@ -168,7 +168,7 @@ def test_what_no_tokenizer_can_do_is_refused():
     fields = {"kind": "equal_info", "window_bits": 32, "rule": "exact", "to_files": lambda: {"lm_embedding.npy": b""}}
     for representation, named in (
         (SubwordRepresentation(lossy.to_str().encode()), "lacks ids"),
-        (types.SimpleNamespace(kind="gzip"), "kind gzip"),
+        (types.SimpleNamespace(kind="gzip"), "ids of kind gzip; byte, subword and equal_info can be exported"),
         (types.SimpleNamespace(**fields), "windows of 32 bits"),
     ):
         with pytest.raises(UserError, match=named) as error:

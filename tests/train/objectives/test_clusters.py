@@ -10,7 +10,7 @@ from models.encoder import Clusters, EncoderConfig
 from tokenizer_lab.byte import ByteRepresentation
 from train.evaluate.bits_per_byte import make_judge
 from train.loop import train
-from train.objectives import ClusteredSubstitution, substitutions
+from train.objectives import ClusteredSubstitution, clusters, substitutions
 from train.objectives.clusters import TEXT_BYTES, cluster, cluster_of_id, neighbour_vectors
 from train.optimizer import Budget
 from train.setup import load_run
@@ -23,6 +23,15 @@ def test_ids_in_alike_places_are_in_one_cluster():
     ids = np.ravel(np.stack([rng.integers(0, 5, 4000), rng.integers(5, 10, 4000)], axis=1)).astype(np.int32)
     found = cluster(neighbour_vectors([ids], 12), 2)
     assert len(set(found[:5])) == len(set(found[5:10])) == 1 and found[0] != found[5]
+
+
+def test_vectors_tell_left_from_right_and_near_from_far():
+    around = {5: (1, 2, 3, 4), 6: (1, 2, 3, 4), 7: (4, 3, 2, 1), 8: (2, 1, 4, 3)}  # two ids before and two behind
+    rows = [np.array([*places[:2], id_, *places[2:]], np.int32) for id_, places in around.items()]
+    vectors = neighbour_vectors(rows, 10)
+    alike, mirrored, near_and_far_swapped, unseen = vectors[[6, 7, 8, 9]] @ vectors[5]
+    assert alike == pytest.approx(1, abs=1e-6) and unseen == 0 and not vectors[9].any()
+    assert abs(mirrored) < 0.5 and abs(near_and_far_swapped) < 0.5
 
 
 def test_every_id_has_a_cluster_and_the_same_every_time():
@@ -45,6 +54,15 @@ def test_only_the_beginning_is_read():
             return b"x" * 1000
 
     cluster_of_id(ByteRepresentation(), Documents(), 4)
+
+
+def test_of_a_long_document_only_the_beginning_is_read(monkeypatch):
+    text, more = b"the quick brown fox jumps over the lazy dog; " * 50, b"0123456789" * 100
+    whole = cluster_of_id(ByteRepresentation(), [text + more], 8)
+    monkeypatch.setattr(clusters, "TEXT_BYTES", len(text))
+    expected = cluster_of_id(ByteRepresentation(), [text], 8)
+    np.testing.assert_array_equal(cluster_of_id(ByteRepresentation(), [text + more, more], 8), expected)
+    assert not np.array_equal(whole, expected)
 
 
 def test_clusters_are_drawn_by_their_confusions_and_ids_uniformly():

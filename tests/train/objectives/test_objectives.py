@@ -16,9 +16,18 @@ from models.dropout import no_dropout
 from models.encoder import EncoderConfig
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import CLS, MASK, SEP
-from train.objectives import ClusteredSubstitution, Masked, RandomSubstitution, Replaced
+from train.objectives import (
+    ClusteredSubstitution,
+    Masked,
+    RandomSubstitution,
+    Replaced,
+    chosen_positions,
+    heads,
+    replaced,
+)
 from train.objectives.chosen_positions import max_chosen
 from train.objectives.heads import detected
+from train.objectives.objective import per_row
 from train.optimizer import Budget
 from train.recipe import DataConfig, Recipe
 from train.sharding import placement
@@ -79,11 +88,11 @@ def drawn(objective, batch):
 
 @pytest.mark.parametrize("with_replacement", [False, True])
 def test_as_many_positions_are_chosen_as_the_share_says_and_no_marks(with_replacement):
-    batch = make_batch()
+    batch, num_repeated = make_batch(rows=64), 0
     out = drawn(Masked(with_replacement=with_replacement), batch)
     limit = max_chosen(0.15, LENGTH)
-    assert out["chosen"].shape == (ROWS, limit) == (ROWS, 4)
-    for row in range(ROWS):
+    assert out["chosen"].shape == (64, limit) == (64, 4)
+    for row in range(64):
         chosen = np.asarray(out["chosen"])[row, np.asarray(out["chosen_weights"])[row] > 0]
         ids, num_real = np.asarray(batch["ids"])[row], int((batch["segment_ids"][row] > 0).sum())
         assert (
@@ -91,11 +100,41 @@ def test_as_many_positions_are_chosen_as_the_share_says_and_no_marks(with_replac
             and (ids[chosen] < VOCAB).all()
             and (batch["segment_ids"][row][chosen] > 0).all()
         )
-        wanted = 0 if row == ROWS - 1 else min(max(1, round(0.15 * num_real)), limit)
-        assert len(chosen) <= wanted if with_replacement else len(chosen) == wanted
+        wanted = 0 if row == 63 else min(max(1, round(0.15 * num_real)), limit)
+        assert set(chosen) == set(np.asarray(out["chosen"])[row, :wanted]), "each that was drawn, once"
+        num_repeated += wanted - len(chosen)
         np.testing.assert_array_equal(
             out["labels"][row, : len(chosen)] if not with_replacement else ids[chosen], ids[chosen]
         )
+    assert (num_repeated > 0) == with_replacement
+
+
+def test_as_many_positions_may_be_chosen_as_in_electra():
+    """What its published configurations work out for rows of 128 and of 512."""
+    assert [max_chosen(share, length) for share, length in ((0.15, 128), (0.15, 512), (0.25, 512))] == [19, 79, 130]
+    assert max_chosen(1.0, 8) == 8
+
+
+def test_draws_of_one_row_are_kept_apart(monkeypatch):
+    """Two draws by one key would depend on each other."""
+    places = []
+
+    def remembering_per_row(row_seeds_b, place, function):
+        places.append(place)
+        return per_row(row_seeds_b, place, function)
+
+    for module in (chosen_positions, heads, replaced):
+        monkeypatch.setattr(module, "per_row", remembering_per_row)
+    for objective in OBJECTIVES:
+        places.clear()
+        model_def, state = nnx.split(nnx.eval_shape(lambda: objective.build(BERT, VOCAB, nnx.Rngs(0))))
+
+        def run(state, batch, objective=objective, model_def=model_def):
+            model = nnx.merge(model_def, state)
+            return objective(model, objective.draw(model, batch), None)
+
+        jax.eval_shape(run, state, make_batch())
+        assert len(places) > 3 and len(set(places)) == len(places), (objective.kind, places)
 
 
 def test_confusions_between_clusters_are_counted():
@@ -203,12 +242,41 @@ def test_the_loss_is_a_mean_over_chosen_and_a_mean_over_all_positions():
     predicted, detected = sums["predicted_nats"] / sums["num_predicted"], sums["detection_nats"] / sums["num_detected"]
     assert float(loss) == pytest.approx(float(predicted + 50 * detected), rel=1e-5)
     assert int(sums["num_detected"]) == int((batch["segment_ids"] > 0).sum())
+    assert int(sums["num_replaced"] + sums["num_sampled_right"]) == int(sums["num_predicted"]), "one or the other"
     only = Replaced(generator_share=0.5, detect_chosen_only=True)
     (loss, sums), _ = value_and_gradients(only)(split(only)[1], batch)
     assert int(sums["num_detected"]) == int(sums["num_predicted"])
     assert float(loss) == pytest.approx(
         float((sums["predicted_nats"] + 50 * sums["detection_nats"]) / sums["num_predicted"]), rel=1e-5
     )
+
+
+def test_the_loss_of_hidden_ids_is_what_they_cost_on_average():
+    """`score` works their nats out by itself, from all logits of a row. By its biases the model is nearly sure of one
+    id, and surer of ids that are no text, which do not count. Three ids are asked for in all rows but the last."""
+    objective, batch = Masked(), make_batch()
+    real = int((batch["segment_ids"] > 0).sum())
+    out = batch | {"inputs": batch["ids"], "labels": batch["ids"][:, 1:4] % VOCAB}
+    out |= {"chosen": jnp.tile(jnp.arange(1, 4), (ROWS, 1)), "chosen_weights": jnp.ones((ROWS, 3)).at[-1].set(0)}
+    out["chosen_scale"] = jnp.full(ROWS, real / (3 * (ROWS - 1)))
+    model = objective.build(MODEL, VOCAB, nnx.Rngs(0))
+    likeliest = int(batch["ids"][0, 1])
+    bias = jax.random.normal(jax.random.key(0), model.vocab_head.bias.shape)
+    model.vocab_head.bias[...] = bias.at[likeliest].set(20).at[VOCAB:].set(90)
+    model_def, state = nnx.split(model)
+
+    @jax.jit
+    def run(state):
+        model = nnx.merge(model_def, state)
+        return objective(model, out, None), objective.score(model, out)
+
+    (loss, num_positions, sums), scored = jax.device_get(run(state))
+    nats, right = scored["predicted_nats"][:-1], scored["predicted_right"][:-1]
+    np.testing.assert_array_equal(right, out["labels"][:-1] == likeliest)
+    assert 0 < right.sum() < right.size and nats[right].max() < 0.01 and 10 < nats[~right].min() < nats.max() < 40
+    assert sums["num_predicted"] == nats.size and num_positions == real
+    assert sums["predicted_nats"] == pytest.approx(nats.sum(), rel=1e-5)
+    assert loss / num_positions == pytest.approx(nats.mean(), rel=1e-5)
 
 
 @every_objective
@@ -288,3 +356,17 @@ def test_bad_recipes_are_refused(changes, message):
     with pytest.raises(UserError, match=message) as error:
         recipe(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": Masked(chosen_share=1.0, masked_share=0.0, random_share=1.0)},
+        {"objective": Replaced(generator_share=1.0, masked_share=1.0)},
+        {"model": dataclasses.replace(BERT, max_positions=LENGTH)},
+        {"data": DataConfig(corpora=("corpus",), sequence_length=8)},
+    ],
+    ids=["all chosen", "as wide", "no row longer", "shortest row"],
+)
+def test_recipes_at_the_bounds_are_taken(changes):
+    assert recipe(**changes).name == "r"

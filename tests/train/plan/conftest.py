@@ -18,6 +18,11 @@ PROGRAM = {
 }
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew(new_programs):
+    """What is said while a program is traced and compiled counts here."""
+
+
 @pytest.fixture
 def small(make_recipe):
     return make_recipe(representation="subword", data=DataConfig(corpora=("none",), batch_rows=32, sequence_length=256))

@@ -25,6 +25,11 @@ def test_an_arm_without_evaluation_is_shown_but_not_ranked(runs, tmp_path, text_
     assert "unigram-4k (not evaluated)" in text_of(report)
 
 
+def test_a_new_objective_of_decoders_is_not_taken_for_an_encoders(runs, tmp_path, edit, text_of):
+    edit(runs[2] / "config.json", objective={"kind": "focal"})
+    assert "not evaluated2.145 on a subset while training" in text_of(write_report(runs, tmp_path / "out"))
+
+
 def test_an_unfinished_run_and_a_stale_evaluation_are_named(runs, tmp_path, edit, text_of):
     edit(runs[0] / "summary.json", steps=1200, bytes_seen=30_000_000)
     report = write_report(runs, tmp_path / "out")

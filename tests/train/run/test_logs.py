@@ -8,7 +8,7 @@ import jax
 import pytest
 import rich.console
 
-from train.run import logs, trackers
+from train.run import logs
 from train.run.folder import RunFolder
 from train.run.logs import LoggingConfig, RunLog
 
@@ -39,7 +39,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def log(tmp_path, monkeypatch, clock):
-    monkeypatch.setattr(trackers, "SummaryWriter", Board)
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Board)
     figures = lambda sums, num_bytes: {"bits_per_byte": sums["nats"] / num_bytes}
     run = RunFolder(tmp_path / "run")
     (tmp_path / "run").mkdir()

@@ -49,14 +49,16 @@ def test_tensorboard_repeats_no_step_after_a_crash(tmp_path, monkeypatch):
 class RecordedRun:
     """A run of W&B as far as it is used here; the signatures are those of wandb 0.31."""
 
-    def __init__(self, options):
+    def __init__(self, options, starting_step):
         self.options, self.logged, self.metrics, self.ended_with = options, [], {}, []
+        self.starting_step = self.step = starting_step  # behind the last row that W&B has
 
     def define_metric(self, name, step_metric=None, step_sync=None, hidden=None, summary=None, overwrite=None):
         self.metrics[name] = step_metric
 
     def log(self, data, step=None, commit=None):
-        assert step is None, "W&B drops what is behind the last step it has seen"
+        assert step >= self.step, "W&B drops it with a warning"
+        self.step = step + 1
         self.logged.append(data)
 
     def finish(self, exit_code=None):
@@ -73,7 +75,8 @@ def wandb(monkeypatch):
         entity=None, project=None, dir=None, id=None, name=None, notes=None, tags=None, config=None,
         allow_val_change=None, group=None, job_type=None, mode=None, resume=None,
     ):  # fmt: skip
-        module.runs.append(RecordedRun(dict(locals())))
+        earlier = [run.step for run in module.runs if run.options["id"] == id]
+        module.runs.append(RecordedRun(dict(locals()), max(earlier, default=0)))
         return module.runs[-1]
 
     module.init = init
@@ -96,12 +99,17 @@ def test_a_run_of_wandb_belongs_to_its_folder(tmp_path, wandb):
     assert wandb.runs[-1].options["id"] == one["id"]
 
 
-def test_wandb_drops_nothing_after_a_resume(tmp_path, wandb):
-    for steps in (range(1, 9), range(6, 10)):
+def test_wandb_hears_of_every_step_once_however_often_it_is_taken(tmp_path, wandb):
+    # Killed in the evaluation of step 6, then before it came as far as the first time, then once more from nothing.
+    for first, last, evaluated in ((0, 6, [3]), (4, 5, []), (0, 9, [3, 6, 9])):
         with weights_and_biases(RunFolder(tmp_path), "project", CONFIG) as track:
-            for step in steps:
+            for step in range(first + 1, last + 1):
                 track(step, {"loss": 1.0})
-    assert [[line["step"] for line in run.logged] for run in wandb.runs] == [[*range(1, 9)], [*range(6, 10)]]
+                if step in evaluated:
+                    track(step, {"held_out/loss": 2.0})
+    told = [line for run in wandb.runs for line in run.logged]
+    assert [line["step"] for line in told if "loss" in line] == [*range(1, 10)]
+    assert [line["step"] for line in told if "held_out/loss" in line] == [3, 6, 9]
     assert all(run.metrics == {"step": None, "*": "step"} for run in wandb.runs)
 
 
@@ -150,6 +158,7 @@ def test_the_log_tells_all_trackers(tmp_path, wandb):
 def test_the_recorded_wandb_has_the_signatures_of_the_real_one(wandb, monkeypatch):
     monkeypatch.undo()
     real = pytest.importorskip("wandb")
+    assert isinstance(real.Run.starting_step, property)
     for ours, theirs in (
         (wandb.init, real.init),
         (RecordedRun.define_metric, real.Run.define_metric),

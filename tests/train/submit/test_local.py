@@ -236,7 +236,7 @@ def test_two_launchers_do_not_share_a_run(recipe, tmp_path):
         ({"num_processes": 0}, "--num-processes is 0"),
         ({"devices_per_process": 0}, "--devices-per-process is 0"),
         ({"max_restarts": -1}, "--max-restarts is -1"),
-        ({"grace_seconds": float("nan")}, "--grace-seconds nan"),
+        ({"grace_seconds": float("nan")}, "--grace-seconds is nan"),
     ],
 )
 def test_impossible_numbers_are_refused(options, complaint):

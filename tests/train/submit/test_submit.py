@@ -231,6 +231,15 @@ def test_scripts_are_written_and_the_way_to_start_them_is_said(recipe, write_rec
     pod = ["--run-dir", "gs://b/runs/mine", "--topology", "v5e:2x4", "--image", "i", "--project", "p", "--zone", "z"]
     assert command_line.run(["submit", recipe_file, "--to", "queued-resource", *pod]) == 0
     assert "docker run --name mine" in (tmp_path / "mine.sh").read_text()
+    assert command_line.run(["submit", recipe_file, "--to", "queued-resource", *pod]) == 0
+    # Another run folder of that name, which has a job of its own.
+    before = (tmp_path / "mine.sbatch").read_bytes(), (tmp_path / "mine.sh").read_bytes()
+    pod[1] = "gs://b/others/mine"
+    for options in (["slurm", "--run-dir", "others/mine"], ["queued-resource", *pod]):
+        assert "is here and not of the run" in refused(capsys, recipe_file, "--to", *options)
+        assert command_line.run(["submit", recipe_file, "--to", *options, "--job-name", "other"]) == 0
+    assert before == ((tmp_path / "mine.sbatch").read_bytes(), (tmp_path / "mine.sh").read_bytes())
+    assert command_line.run(["submit", recipe_file, "--to", "slurm", "--run-dir", str(tmp_path / "runs/mine/")]) == 0
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # big: decoder_8b on v5p:8x8x16, 256 hosts of 4 chips.
 # toklab config 4636924f0621cbc9 code c0dec0dec0dec0de
+# toklab run "gs://bucket/runs/big"
 # shellcheck disable=SC2016 # nothing in the values is to be expanded
 name=big
 at=(--project=project --zone=us-east5-a)
