@@ -35,7 +35,7 @@ from data.manifest import MANIFEST, Manifest, Rule, Split, StoredText, Text, sha
 from data.merge import MadeShard, Merge, MergeTask, stored_text
 from data.reading import Document
 from data.runs import MERGE_BYTES, Histogram, RunFile, RunWriter
-from data.storage import read_if_there, remove, remove_folder, sizes_in
+from data.storage import read_if_there, remove, remove_empty_folders, remove_folder, sizes_in
 from data.store import PARTIAL, Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write, check_name, is_remote, write_bytes, write_json
@@ -292,9 +292,7 @@ def _remove_ingest(folder: epath.Path, partial: epath.Path) -> None:
     named = {shard.file for shard in Corpus.open(folder).shards} if (folder / MANIFEST).exists() else set()
     written = _files(json.loads(read_if_there(partial / _WRITES) or "[]")) - named
     remove(folder, sorted(written))
-    for domain in {os.path.dirname(name) for name in written}:
-        with contextlib.suppress(OSError):
-            (folder / domain).rmdir()
+    remove_empty_folders(folder, {os.path.dirname(name) for name in written})
     remove_folder(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 

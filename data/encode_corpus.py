@@ -25,7 +25,7 @@ from data.engines import Engine, LocalEngine
 from data.layout import unit_documents
 from data.manifest import MANIFEST, Shard, Split, StoredText, shard_file, write_manifest
 from data.shards import DocumentFile, UnitSpan
-from data.storage import Range, new_file, read_if_there, read_ranges, remove_folder, sizes_in
+from data.storage import Range, new_file, read_if_there, read_ranges, remove_empty_folders, remove_folder, sizes_in
 from data.store import Corpus
 from tokenizer_lab.errors import UserError, check_numbers
 from tokenizer_lab.files import cannot_write, is_remote, write_json
@@ -310,6 +310,7 @@ def _write_shards(
     except BaseException:
         if set(sizes_in(out / UNFINISHED)) == {_ORIGIN}:
             remove_folder(out / UNFINISHED)
+            remove_empty_folders(out, {piece.domain for piece in pieces})
         raise
     return shards
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from etils import epath
@@ -110,6 +110,13 @@ def remove(folder: epath.Path, names: Sequence[str]) -> None:
             file_system, top = _file_system(folder)
             with contextlib.suppress(FileNotFoundError):
                 file_system.rm([f"{top.rstrip('/')}/{name}" for name in names])
+
+
+def remove_empty_folders(folder: epath.Path, names: Iterable[str]) -> None:
+    """Removes those of a folder's folders in which nothing is; an object store has none."""
+    for name in names if not is_remote(folder) else ():
+        with contextlib.suppress(OSError):
+            (folder / name).rmdir()
 
 
 def remove_folder(folder: epath.Path) -> None:

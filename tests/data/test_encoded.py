@@ -278,8 +278,11 @@ class CutOff(LocalEngine):
         raise KeyboardInterrupt
 
 
-def test_what_is_whole_is_kept_and_the_rest_is_encoded_by_the_same_command(tmp_path, make_corpus, artifacts):
-    corpus = make_corpus(tmp_path / "corpus", num_documents=500)
+def test_what_is_whole_is_kept_and_the_rest_is_encoded_by_the_same_command(
+    tmp_path, make_corpus, artifacts, monkeypatch
+):
+    monkeypatch.setattr("data.layout._UNIT_BYTES", 500)  # shards of ids are whole units
+    corpus = make_corpus(tmp_path / "corpus", num_documents=100)
     whole = encode_into(tmp_path / "whole", artifacts / "byte", corpus)
     assert whole.num_shards > 4 and whole.num_kept == 0
     with pytest.raises(KeyboardInterrupt):
