@@ -71,6 +71,7 @@ def encode_documents(text, ends, splits, model, added, byte_ids, words, ids, end
     Args:
       text: u8[n + PADDING_BYTES], one document after the other.
       ends: i64[d], where each ends.
+      added: the added tokens that are found first, and the others.
       byte_ids: i32[256], of bytes that are not UTF-8.
       words: a memory that no other thread uses.
     """
@@ -98,9 +99,15 @@ def encode_documents(text, ends, splits, model, added, byte_ids, words, ids, end
 
 @compiled(inline=True)
 def _encode_text(text, start, end, splits, model, added, words, symbols, ids, count):
-    """Valid UTF-8: added tokens, and what stands between them."""
+    """Valid UTF-8: the added tokens that are found first, then the others between them, then the text between all."""
+    first, second = added
+    first_at, first_after, first_id = start, start, np.int32(-1)
     while start < end and count >= 0:
-        at, after, id_ = _next_added(text, start, end, added)
+        if start >= first_at:
+            first_at, first_after, first_id = _next_added(text, start, end, first)
+        at, after, id_ = _next_added(text, start, first_at, second)
+        if id_ < 0:
+            after, id_ = first_after, first_id
         count = _encode_piece(text, start, at, splits, model, words, symbols, ids, count)
         if count >= 0 and id_ >= 0:
             ids[count] = id_

@@ -7,7 +7,7 @@ without a token; words of 64 KiB; what a normalizer would change), it says so, a
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,7 +169,10 @@ def _patterns_of(step: dict[str, Any], mark: str | None) -> list[tuple[str, bool
 # ---- Added tokens --------------------------------------------------------------------------------
 
 
-def _added_tokens(spec: dict[str, Any], mark: str | None, token_bytes: Sequence[bytes]) -> AddedTokens:
+def _added_tokens(
+    spec: dict[str, Any], mark: str | None, token_bytes: Sequence[bytes]
+) -> tuple[AddedTokens, AddedTokens]:
+    """Those that are found first, and those that are found in what the normalizer has made of the text between."""
     groups: dict[bool, dict[bytes, int]] = {False: {}, True: {}}
     changed = _changed_characters(spec["normalizer"], mark_of_space(spec["normalizer"]))
     has_text = {token["normalized"] for token in spec["added_tokens"] if not token["special"]}
@@ -185,24 +188,14 @@ def _added_tokens(spec: dict[str, Any], mark: str | None, token_bytes: Sequence[
         if not token["special"] and token_bytes[token["id"]] != content.encode():
             raise NotCompiled("an added token that stands for other text")
         groups[token["normalized"]][content.encode()] = IS_UNKNOWN if token["special"] else token["id"]
-    tokens = {content: id_ for group in has_text for content, id_ in groups[group].items()}
-    if len(has_text) > 1 and _may_overlap(*groups.values()):  # Those that are not normalized are found first.
-        raise NotCompiled("added tokens that overlap, of which some are normalized and some are not")
+    return _found(groups[False] if False in has_text else {}), _found(groups[True] if True in has_text else {})
+
+
+def _found(tokens: Mapping[bytes, int]) -> AddedTokens:
     children, ids = _tree(tokens)
     first_bytes = np.zeros(256, bool)
     first_bytes[[token[0] for token in tokens if token]] = True
     return AddedTokens(first_bytes, children, ids)
-
-
-def _may_overlap(some: Iterable[bytes], others: Iterable[bytes]) -> bool:
-    """Whether a string of `some` and one of `others` may stand in a text so that they have a byte in common."""
-    beginnings = {string[:size] for string in others for size in range(1, len(string) + 1)}
-    endings = {string[-size:] for string in others for size in range(1, len(string) + 1)}
-    return any(
-        any(string[-size:] in beginnings or string[:size] in endings for size in range(1, len(string) + 1))
-        or any(string in other or other in string for other in others)
-        for string in some
-    )
 
 
 def _tree(values: Mapping[bytes, int]) -> tuple[np.ndarray, np.ndarray]:
