@@ -210,7 +210,7 @@ def kind_of(raw: BinaryIO, file: SourceFile, compression: str | None, field: str
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if (named == [".json"] and text.startswith(b"[")) or re.match(rb'\[\s*\{\s*["}]', text):
         return "json"
-    if re.match(rb"\{[ \t]*\r?\n", text):
+    if re.match(rb'\{[ \t]*\r?\n\s*["}]', text):
         return "object"
     if JSONL_NAMES.intersection(suffixes) or (named == [".json"] and compression):
         return "jsonl"

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeVar
 
 from data.process_engine import ProcessEngine
 from data.ray_engine import open_ray
-from tokenizer_lab.errors import UserError
+from tokenizer_lab.errors import UserError, check_numbers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,15 +53,16 @@ class EngineOptions:
     command alone."""
 
     def __post_init__(self) -> None:
+        check_numbers(self, "--")
         if self.ray_address and self.engine != "ray":
             raise UserError(
                 f"--ray-address {self.ray_address} is for --engine ray, and the engine is {self.engine}; add"
                 " --engine ray"
             )
-        if self.workers is not None and (self.engine != "processes" or self.workers < 1):
+        if self.workers is not None and self.engine != "processes":
             raise UserError(
-                f"--workers {self.workers} is for --engine processes, one or more of them, and the engine is"
-                f" {self.engine}; add --engine processes"
+                f"--workers {self.workers} is for --engine processes, and the engine is {self.engine}; add --engine"
+                " processes"
             )
 
     def open(self) -> contextlib.AbstractContextManager[Engine]:

@@ -16,11 +16,11 @@ A_SENTENCE = 2
 MODEL_IN_THE_LOOP = ("ac", "equal_info_paper", "equal_info_w32n16")  # which compile a program for each size of text
 
 
-def run_toklab(*arguments: object) -> None:
+def run_toklab(*arguments: object, code: int = 0) -> None:
     """Runs the console command in this process, which takes a fraction of starting another."""
     from train.commands import command_line
 
-    assert command_line.run([str(argument) for argument in arguments]) == 0, arguments
+    assert command_line.run([str(argument) for argument in arguments]) == code, arguments
 
 
 @pytest.fixture
@@ -88,23 +88,17 @@ def test_an_old_artifact_takes_texts_one_by_one(name):
         assert decoded.encode("latin-1") == sample or name == "equal_info_paper", sample  # which loses bytes
 
 
-def test_an_old_corpus_knows_its_text_again(copy_of):
-    corpus = copy_of("corpus")
+def test_an_old_corpus_is_only_read_and_a_new_one_of_it_knows_its_text_again(copy_of, tmp_path, capsys):
+    corpus, new = copy_of("corpus"), tmp_path / "new"
     before = (corpus / "manifest.json").read_bytes()
-    for domain in ("prose", "scripts"):
-        run_toklab(
-            "ingest",
-            f"text/{domain}.txt",
-            "--separator",
-            r"\n----\n",
-            "--domain",
-            domain,
-            "--test-fraction",
-            "0.25",
-            "--out",
-            corpus,
-        )
+    again = ["text/prose.txt", "--separator", r"\n----\n", "--domain", "prose", "--test-fraction", "0.25", "--out"]
+    run_toklab("ingest", *again, corpus, code=2)
+    assert f"make a new one of it, toklab ingest {corpus} --out NEW, and add to that" in capsys.readouterr().err
     assert (corpus / "manifest.json").read_bytes() == before
+    run_toklab("ingest", corpus, "--test-fraction", "0.25", "--out", new)
+    made = (new / "manifest.json").read_bytes()
+    run_toklab("ingest", *again, new)
+    assert (new / "manifest.json").read_bytes() == made
 
 
 def test_old_ids_are_whole_and_are_not_made_again(copy_of, capsys):

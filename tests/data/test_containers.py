@@ -186,7 +186,6 @@ REFUSED = {
     "a PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj",
     "a PostScript file": b"%!PS-Adobe-3.0\n",
     "an ar archive": b"!<arch>\ndebian-binary   ",
-    "a WARC file": b"WARC/1.0\r\nWARC-Type: conversion\r\n\r\n",
     "a font": b"wOF2\0\1\0\0",
     "an RTF document": rb"{\rtf1\ansi text}",
     "an old Office document": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(9),

@@ -78,5 +78,5 @@ def test_splits_by_folder_and_others_do_not_go_together(ingest_from, write_files
     write_files(tmp_path, {"c.txt": b"c"})
     with pytest.raises(UserError, match="some sources bring their splits, by their folders, and others do not"):
         ingest_from(tmp_path, "d", "c.txt")
-    with pytest.raises(UserError, match="is of the train split, by its folder, and --split is test; leave it out"):
+    with pytest.raises(UserError, match="is of the test split, by its folder, and --split is test; leave it out"):
         ingest_from(tmp_path, "d/", split="test")

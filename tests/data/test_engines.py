@@ -47,7 +47,7 @@ def test_local_results_come_in_order_and_only_when_asked_for():
             "--ray-address head:6379 is for --engine ray, and the engine is local",
         ),
         (["--engine", "local", "--workers", "2"], "--workers 2 is for --engine processes.* and the engine is local"),
-        (["--engine", "processes", "--workers", "0"], "--workers 0 is for --engine processes, one or more of them"),
+        (["--engine", "processes", "--workers", "0"], "--workers is 0; it must be at least 1"),
     ],
 )
 @pytest.mark.parametrize(

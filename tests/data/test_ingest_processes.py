@@ -32,7 +32,7 @@ ingest(IngestOptions(sources=(str(folder / "small.txt"),), out=folder / "small")
 before = peak_bytes()
 try:
     options = dict(separator=sys.argv[3]) if len(sys.argv) > 3 else {}
-    options |= dict(domain=pathlib.Path(sys.argv[2]).name, max_document_bytes=8 << 20)
+    options |= dict(domain=pathlib.Path(sys.argv[2]).name, max_document_bytes=8 << 20, max_part_bytes=0)
     sizes = Sizes(run=4 << 20, merge=4 << 20, shard=4 << 20)
     ingest(IngestOptions(sources=(sys.argv[2],), out=folder / "corpus", **options), sizes=sizes)
 except UserError as error:

@@ -87,7 +87,7 @@ def test_more_bad_records_than_are_allowed_end_it(ingest_from, write_files, tmp_
     ):
         ingest_from(tmp_path, "a.jsonl", max_bad=0.099)
     ingest_from(tmp_path, "a.jsonl", max_bad=0.1)
-    with pytest.raises(UserError, match="--max-bad 2 is not a share"):
+    with pytest.raises(UserError, match="--max-bad is 2; it must be at most 1"):
         ingest_from(tmp_path, "a.jsonl", max_bad=2)
 
 

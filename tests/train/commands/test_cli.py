@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from data.store import Corpus
 from train.commands import command_line
 from train.commands.cli import accelerator_vendors
 from train.run.folder import RunFolder
@@ -273,11 +274,7 @@ def test_the_whole_path_from_text_to_report(capsysbinary, monkeypatch, recipe_fi
     assert (stored["model"]["num_layers"], stored["name"], stored["data"]["corpora"]) == (1, "mine", ["corpus"])
     run = RunFolder(tmp_path / "run")
     evaluation, summary = json.loads(run.evaluation.read_text()), json.loads(run.summary.read_text())
-    assert evaluation["num_bytes"] == sum(
-        shard["num_bytes"]
-        for shard in json.loads((tmp_path / "corpus" / "manifest.json").read_text())["shards"]
-        if shard["split"] == "test"
-    )
+    assert evaluation["num_bytes"] == Corpus.open(tmp_path / "corpus").documents("test").num_bytes
     assert evaluation["by_domain"].keys() == {"same"} and summary["state"] == "finished" and summary["steps"] == 12
     assert json.loads(run.samples.read_text())[0]["prompt"] == "document"
     exact = json.loads(run.exact_bytes.read_text())

@@ -30,6 +30,7 @@ COMMANDS = (
 ANY = "/nowhere"  # of what is no number, no option looks at it before a command works
 NOT_1 = {  # the least, and None where that itself is too little
     "IngestOptions.test_fraction": 0, "IngestOptions.max_window_bytes": 1024,
+    "IngestOptions.max_bad": 0, "IngestOptions.max_part_bytes": 0,
     "EncodeOptions.worker_gpus": 0, "EncodeOptions.worker_tpus": 0,
     "PlanOptions.vocab_size": 2, "PlanOptions.bytes_per_id": None,
     "Draw.temperature": 0, "Draw.top_k": 0, "Draw.top_p": None, "Draw.seed": 0,
@@ -44,6 +45,7 @@ NOT_1 = {  # the least, and None where that itself is too little
 }  # fmt: skip
 MOST = {
     "IngestOptions.test_fraction": 1, "IngestOptions.max_window_bytes": 2**31, "Draw.top_p": 1,
+    "IngestOptions.max_bad": 1,
     "Draw.seed": 2**32 - 1, "FinetuneOptions.layer_decay": 1, "FinetuneOptions.warmup_share": 1,
 }  # fmt: skip
 CHOICES = {"id_bits": "8 or 16", "window_bits": "16, 24, 32"}
@@ -64,7 +66,7 @@ def make(option, value):
         for field in dataclasses.fields(of)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    given = {"prompt": ANY} if of is SampleOptions else {}
+    given = {SampleOptions: {"prompt": ANY}, EngineOptions: {"engine": "processes"}}.get(of, {})
     return of(**required | given | {name: value})
 
 
