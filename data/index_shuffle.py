@@ -2,8 +2,8 @@
 
 The permutation is four rounds of the block cipher Simon (https://eprint.iacr.org/2013/404) over the smallest block of
 an even number of bits, at least 16, that holds the largest index; what falls outside is encrypted again. Its keys come
-from C++'s `std::seed_seq`. Grain makes them anew for every index, which takes 5 microseconds, and 77 milliseconds where
-there are three indices, as it then walks through all 2^16.
+from C++'s `std::seed_seq`. Grain makes them anew for every index, which takes 5 microseconds, and milliseconds where
+there are a handful of indices, as it then walks through much of 2^16.
 """
 
 import functools

@@ -42,6 +42,13 @@ from tokenizer_lab.errors import UserError
 from tokenizer_lab.representation import Representation
 
 
+def _check_documents(sources: Sequence[Source]) -> None:
+    if any(len(source.documents) == 0 for source in sources):
+        raise UserError(
+            "a corpus without documents cannot be trained on; ingest some text into it, or take it out of the mixture"
+        )
+
+
 class RowStreams(grain.IterDataset):
     """An endless dataset of batches for some rows of the global batch.
 
@@ -88,11 +95,7 @@ class RowStreams(grain.IterDataset):
         assert sources and batch_rows > 0 and sequence_length > 0 and num_workers > 0
         rows = tuple(range(batch_rows)) if rows is None else tuple(rows)
         assert all(0 <= row < batch_rows for row in rows), (rows, batch_rows)
-        if any(len(source.documents) == 0 for source in sources):
-            raise UserError(
-                "a corpus without documents cannot be trained on; ingest some text into it, or take it out of the"
-                " mixture"
-            )
+        _check_documents(sources)
         shape = len(rows), cursor_width(len(sources))
         cursors = np.zeros(shape, np.int32) if cursors is None else np.array(cursors, np.int32)
         assert cursors.shape == shape, cursors.shape

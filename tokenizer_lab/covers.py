@@ -131,7 +131,7 @@ class SubwordCovers(Covers):
 
     def __init__(self, representation: SubwordRepresentation):
         super().__init__(representation)
-        self._encode = representation.encode_segments
+        self._encode_batch = representation.encode_batch
         self._with_bytes = np.flatnonzero(self.lengths).tolist()
         self._may_follow_tail = functools.lru_cache(_MAX_REMEMBERED)(self._compare)
         self._ends_that_fit = functools.lru_cache(_MAX_REMEMBERED)(self._find_ends)
@@ -151,6 +151,12 @@ class SubwordCovers(Covers):
             if start < len(text) and text[start] not in _CONTINUATION_BYTES
         ]
         return ids[borders[-1] if borders else characters[0] if characters else 0 :]
+
+    def _encode(self, texts: list[bytes]) -> list[list[int]]:
+        if not texts:
+            return []
+        batch = self._encode_batch(texts)
+        return [part.tolist() for part in np.split(batch.ids, batch.ends[:-1])]
 
     def _compare(self, tail: Ids) -> np.ndarray:
         """bool[V], the ids that may stand behind `tail`."""

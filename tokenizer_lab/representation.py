@@ -98,7 +98,7 @@ class Representation(abc.ABC):
       statistics: what was measured when it was fitted, e.g. `bytes_per_id`.
       left_out: what the tokenizer that it was made of does to a text and this does not, so that ids differ; empty
         where there is nothing.
-      batch_documents: how many documents `encode_many` is best given at once.
+      batch_documents: how many documents `encode_many` and `encode_batch` are best given at once.
     """
 
     kind: ClassVar[str]
@@ -134,6 +134,11 @@ class Representation(abc.ABC):
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedBatch:
         """The same as `encode_many`, in arrays that one loop goes through. Any number of threads may call it."""
         return joined(self.encode_many(texts) if texts else [])
+
+    @property
+    def encoded_by(self) -> str | None:
+        """What encodes, in words; None where there is but one way."""
+        return None
 
     def spelled_bytes(self, documents: Iterable[bytes]) -> Mapping[str, int] | None:
         """Why text has ids of single bytes instead of the tokenizer's own -> how many bytes of `documents` have. None
@@ -311,6 +316,11 @@ def kind_class(kind: str) -> type[Representation]:
 def fit_options(kind: str) -> type:
     """The dataclass of a kind's options of `toklab fit`, whose method `fit(documents, corpus_hash)` learns it."""
     return importlib.import_module(KINDS[kind].partition(":")[0]).FIT_OPTIONS
+
+
+def together(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of each document, i32[n] -> those of all, i32[sum n], and where those of each end, i64[d]."""
+    return np.concatenate([np.zeros(0, np.int32), *ids]), np.cumsum([len(each) for each in ids], dtype=np.int64)
 
 
 def check_lossless(representation: Representation) -> None:

@@ -27,7 +27,7 @@ from train.commands import command_line
 
 
 def test_local_results_come_in_order_and_only_when_asked_for():
-    asked = []
+    asked: list[int] = []
 
     def count(item):
         asked.append(item)
@@ -126,9 +126,7 @@ def work(tmp_path, monkeypatch):
 
 
 def workers() -> list[psutil.Process]:
-    return [
-        process for process in psutil.Process().children() if any("spawn_main" in word for word in process.cmdline())
-    ]
+    return [child for child in psutil.Process().children() if any("spawn_main" in word for word in child.cmdline())]
 
 
 def test_results_of_processes_come_in_order(work):
@@ -296,9 +294,9 @@ def check_results_ahead(ray_engine, folder: pathlib.Path) -> None:
 
 
 def wait_until(condition) -> None:
-    until = time.monotonic() + 120
+    ends = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < ends
         time.sleep(0.01)
 
 

@@ -84,12 +84,8 @@ def test_what_may_follow_is_what_does_follow_in_some_document(case):
         bytes(letters) for length in range(longest + 1) for letters in itertools.product(alphabet, repeat=length)
     ]
     following: dict[tuple[int, ...], set[int]] = {}
-    for encoded in (
-        [ids.tolist() for ids in map(representation.encode, documents)]
-        if case == "byte"
-        else representation.encode_segments(documents)
-    ):
-        ids = (*encoded, representation.eod_id)
+    for encoded, _ in representation.encode_many(documents):
+        ids = (*encoded.tolist(), representation.eod_id)
         for place in range(len(ids)):
             following.setdefault(ids[:place], set()).add(ids[place])
     over_alphabet = np.array([set(bytes_) <= set(alphabet) for bytes_ in covers.id_bytes])

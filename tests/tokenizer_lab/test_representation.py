@@ -54,6 +54,11 @@ def assert_keeps_contract(representation: Representation, document: bytes) -> No
     assert representation.byte_lengths(ids).sum() == len(document)
     assert ids.min(initial=0) >= 0 and ids.max(initial=0) < representation.vocab_size
     assert representation.eod_id not in ids
+    together, bytes_per_id, ends = representation.encode_batch([b"", document, document])
+    parts = [representation.encode(b""), ids, ids]
+    assert together.dtype == bytes_per_id.dtype == np.int32 and together.tolist() == np.concatenate(parts).tolist()
+    assert bytes_per_id.tolist() == np.concatenate(list(map(representation.byte_lengths, parts))).tolist()
+    assert ends.dtype == np.int64 and ends.tolist() == np.cumsum(list(map(len, parts))).tolist()
 
 
 @given(document=any_document)

@@ -27,7 +27,7 @@ from tokenizer_lab.errors import UserError, check_numbers
 from tokenizer_lab.files import npy_array, npy_bytes
 from tokenizer_lab.fixed_width import ID_BITS, code_from_ids, ids_from_code
 from tokenizer_lab.metrics import sample_text
-from tokenizer_lab.representation import OpenPrompt, Representation, check_ids
+from tokenizer_lab.representation import EncodedBatch, OpenPrompt, Representation, check_ids
 
 WINDOW_BITS = (16, 24, 32, 64, 128)
 MAX_CONTEXT_BYTES = 128  # few windows are longer; behind it the language model starts anew
@@ -57,10 +57,17 @@ class TableCode:
         self._tree, self._matcher, self._number_bytes = tree, Matcher(tree), -(-tree.window_bits // 8)
 
     def encode(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [
-            (self._to_bytes(each), self._tree.depths[each].astype(np.int64))
-            for each in map(self._matcher.encode, texts)
-        ]
+        if not texts:
+            return []
+        numbers, ends = self._matcher.encode_all(texts)
+        lengths = self._tree.depths[numbers].astype(np.int64)
+        return list(zip(np.split(self._to_bytes(numbers), ends[:-1]), np.split(lengths, ends[:-1]), strict=True))
+
+    def encode_together(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The windows' numbers of all texts, u8[n, W / 8], the bytes they stand for, and where those of each text
+        end, i64[d]."""
+        numbers, ends = self._matcher.encode_all(texts)
+        return self._to_bytes(numbers), self._tree.depths[numbers], ends
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         return self._matcher.decode(self._from_bytes(numbers))
@@ -118,6 +125,13 @@ class EqualInfoRepresentation(Representation):
     def encode(self, text: bytes) -> np.ndarray:
         return self.encode_many([text])[0][0]
 
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedBatch:
+        if not isinstance(self._code, TableCode):
+            return super().encode_batch(texts)
+        numbers, lengths, ends = self._code.encode_together(texts)
+        bytes_per_id = self._at_last_ids(lengths, np.int32)
+        return EncodedBatch(self._to_ids(numbers), bytes_per_id, ends * self._ids_per_window)
+
     def encode_many(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
         return [(self._to_ids(numbers), self._at_last_ids(lengths)) for numbers, lengths in self._code.encode(texts)]
 
@@ -174,8 +188,8 @@ class EqualInfoRepresentation(Representation):
     def _to_ids(self, numbers: np.ndarray) -> np.ndarray:
         return ids_from_code(numbers.tobytes(), self.id_bits)
 
-    def _at_last_ids(self, lengths: np.ndarray) -> np.ndarray:
-        of_ids = np.zeros(len(lengths) * self._ids_per_window, np.int64)
+    def _at_last_ids(self, lengths: np.ndarray, dtype: npt.DTypeLike = np.int64) -> np.ndarray:
+        of_ids = np.zeros(len(lengths) * self._ids_per_window, dtype)
         of_ids[self._ids_per_window - 1 :: self._ids_per_window] = lengths
         return of_ids
 

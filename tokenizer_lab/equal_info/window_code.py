@@ -16,14 +16,15 @@ The tables here are for windows of at most 24 bits. In wider ones the language m
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tokenizer_lab.compiled import compiled
+from tokenizer_lab.compiled import borrowed, compiled, concatenate
 from tokenizer_lab.equal_info.byte_lm import PROBABILITY_BITS
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.memory import available_bytes
+from tokenizer_lab.representation import together
 
 MIN_WINDOW_BITS, MAX_TABLE_BITS = 9, 24
 _PIECE_BYTES = 1 << 20  # of a document that is encoded at once
@@ -207,33 +208,30 @@ class Matcher:
         its last window, which may be longer in the whole, its windows are those of the document."""
         parts, start, size = [], 0, _PIECE_BYTES
         while len(text) - start > size:
-            numbers = self._encode(text[start : start + size])[:-1]
+            numbers = self._encode_all([text[start : start + size]])[0][:-1]
             parts.append(numbers)
             size = _PIECE_BYTES if len(numbers) else 2 * size
             start += int((self._starts[numbers + 1] - self._starts[numbers]).sum())
-        return np.concatenate([*parts, self._encode(text[start:])])
+        return np.concatenate([*parts, self._encode_all([text[start:]])[0]])
 
-    def _encode(self, text: bytes) -> np.ndarray:
-        numbers = np.empty(len(text), np.int32)
-        count = _longest_matches(
-            np.frombuffer(text, np.uint8), self._roots, self._pairs, self._slots, self._slot_bits, numbers
-        )
-        return numbers[:count].copy()
+    def encode_all(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Documents -> the window numbers of all, i32[n], and where those of each end, i64[d]."""
+        if all(len(text) <= _PIECE_BYTES for text in texts):
+            return self._encode_all(texts)
+        return together([self.encode(text) for text in texts])
+
+    def _encode_all(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        text = np.frombuffer(b"".join(texts), np.uint8)
+        ends = np.cumsum([len(each) for each in texts], dtype=np.int64)
+        numbers, ends_of_numbers = np.empty(len(text), np.int32), np.empty(len(texts), np.int64)
+        tables = self._roots, self._pairs, self._slots, self._slot_bits
+        count = _longest_matches(text, ends, *tables, numbers, ends_of_numbers)
+        return numbers[:count].copy(), ends_of_numbers
 
     def decode(self, numbers: np.ndarray) -> tuple[bytes, np.ndarray]:
         """i64[n] window numbers -> the bytes of all, and how many each has, i64[n]."""
         lengths = self._starts[numbers + 1] - self._starts[numbers]
-        return _concatenate(self._text, self._starts, numbers, int(lengths.sum())).tobytes(), lengths
-
-
-@compiled
-def _concatenate(text, starts, numbers, size):
-    out, at = np.empty(size, np.uint8), 0
-    for number in numbers:
-        for place in range(starts[number], starts[number + 1]):
-            out[at] = text[place]
-            at += 1
-    return out
+        return concatenate(self._text, self._starts, numbers, int(lengths.sum())).tobytes(), lengths
 
 
 _EMPTY = np.uint64(2**64 - 1)
@@ -242,7 +240,7 @@ _LEAF = np.uint64(1 << 31)
 _NUMBER = np.uint64((1 << 31) - 1)
 
 
-@compiled
+@compiled(inline=True)
 def _slot(key, slots, slot_bits):
     """Where `key` is in an open-addressed table, or the empty slot where it belongs."""
     place = (key * _MULTIPLIER) >> np.uint64(64 - slot_bits)
@@ -277,19 +275,23 @@ def _entries_of_pairs(roots, slots, slot_bits):
 
 
 @compiled
-def _longest_matches(text, roots, pairs, slots, slot_bits, numbers):
-    """Writes the window numbers of a text; returns how many."""
+def _longest_matches(text, ends, roots, pairs, slots, slot_bits, numbers, ends_of_numbers):
+    """Writes the window numbers of texts that end at `ends`, and where those of each end; returns how many."""
+    text, roots, pairs, slots, numbers = borrowed((text, roots, pairs, slots, numbers))
     count, at = 0, 0
-    while at < len(text):
-        number = np.uint64(roots[text[at]])
-        at += 1
-        entry = pairs[text[at - 1], text[at]] if at < len(text) else _EMPTY
-        while entry != _EMPTY:
-            number = entry & _NUMBER
+    for document in range(len(ends)):
+        end = ends[document]
+        while at < end:
+            number = np.uint64(roots[text[at]])
             at += 1
-            if entry & _LEAF or at == len(text):
-                break
-            entry = slots[_slot(number << np.uint64(8) | np.uint64(text[at]), slots, slot_bits)]
-        numbers[count] = number
-        count += 1
+            entry = pairs[text[at - 1], text[at]] if at < end else _EMPTY
+            while entry != _EMPTY:
+                number = entry & _NUMBER
+                at += 1
+                if entry & _LEAF or at == end:
+                    break
+                entry = slots[_slot(number << np.uint64(8) | np.uint64(text[at]), slots, slot_bits)]
+            numbers[count] = number
+            count += 1
+        ends_of_numbers[document] = count
     return count

@@ -4,9 +4,10 @@ from any tokenizer.json.
 How a library for text keeps the contract of `tokenizer_lab.representation`, which is about bytes:
 
 1. When a tokenizer is loaded, every id gets the bytes it stands for. `decode` and `byte_lengths` look them up.
-2. `encode` hands the valid UTF-8 in a document to the library and compares the bytes of the ids with the text. Where
-   they differ (an unknown character, whitespace that was dropped, a normalizer that changed the text), and for what is
-   not UTF-8, it writes byte ids.
+2. `encode` hands the valid UTF-8 in a document to the library, or to compiled code that gives the same ids
+   (`exact_encoder.py`). It compares the bytes of the library's ids with the text. Where they differ (an unknown
+   character, whitespace that was dropped, a normalizer that changed the text), and for what is not UTF-8, it writes
+   byte ids.
 3. A tokenizer that lacks an id for one of the 256 bytes gets 256 byte ids after its vocabulary. Last comes the
    end-of-document id, which is never one of the tokenizer's own.
 
@@ -19,6 +20,7 @@ import collections
 import functools
 import itertools
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
@@ -26,10 +28,13 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from tokenizer_lab.compiled import concatenate
 from tokenizer_lab.errors import UserError
-from tokenizer_lab.representation import Representation, check_ids
+from tokenizer_lab.representation import EncodedBatch, Representation, check_ids, together
 from tokenizer_lab.subword.borders import Borders
 from tokenizer_lab.subword.changes import NO_TOKEN, SPECIAL_NAME, Changes
+from tokenizer_lab.subword.every_kind import texts_of_every_kind
+from tokenizer_lab.subword.exact_encoder import ExactEncoder, NotCompiled
 from tokenizer_lab.subword.segments import is_invalid, runs_of
 from tokenizer_lab.subword.spaces import puts_space_before_text
 from tokenizer_lab.subword.spelling import byte_tokens, token_bytes, unknown_id
@@ -79,26 +84,69 @@ class SubwordRepresentation(Representation):
         self.vocab_size = len(self._token_bytes)
 
     def encode(self, text: bytes) -> np.ndarray:
+        return self._encode([text])[0]
+
+    def encode_batch(self, texts: Sequence[bytes]) -> EncodedBatch:
+        ids, ends = self._encode(texts)
+        return EncodedBatch(ids, self._token_lengths.astype(np.int32)[ids], ends)
+
+    def _encode(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """In machine code where that gives the library's ids; else, and what it gives up, by the library."""
+        encoder, _ = self._exact_encoder
+        if encoder is None:
+            return together([self.encode_by_library(document) for document in documents])
+        ids, ends, is_given_up = encoder.encode(documents)
+        if not is_given_up.any():
+            return ids, ends
+        parts = np.split(ids, ends[:-1])
+        for number in np.flatnonzero(is_given_up).tolist():
+            parts[number] = self.encode_by_library(documents[number])
+        return together(parts)
+
+    def encode_many(self, texts: Sequence[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
+        if not texts:
+            return []
+        ids, ends = self._encode(texts)
+        lengths = self._token_lengths[ids]
+        return list(zip(np.split(ids, ends[:-1]), np.split(lengths, ends[:-1]), strict=True))
+
+    def encode_by_library(self, text: bytes) -> np.ndarray:
+        """i32[n], the ids of a document as `tokenizers` has them."""
         ids = [np.zeros(0, np.int32)]
         for run in runs_of(text):
             for piece in [run] if is_invalid(run) else self._borders.pieces(run):
-                of_piece = self._spell(piece) if is_invalid(piece) else self._encode_texts([piece])[0]
+                of_piece = self._spell(piece) if is_invalid(piece) else self._encode_text(piece)
                 ids.append(np.array(of_piece, dtype=np.int32))
         return np.concatenate(ids)
 
-    def encode_segments(self, segments: Sequence[bytes]) -> list[list[int]]:
-        """The ids of short texts in one call of the library: for many of them far faster than `encode`."""
-        runs_of_segments = [runs_of(segment) for segment in segments]
-        of_valid_run = iter(
-            self._encode_texts([run for runs in runs_of_segments for run in runs if not is_invalid(run)])
-        )
-        return [
-            [id_ for run in runs for id_ in (self._spell(run) if is_invalid(run) else next(of_valid_run))]
-            for runs in runs_of_segments
-        ]
+    @property
+    def encoded_by(self) -> str:
+        return self._exact_encoder[1]
+
+    @functools.cached_property
+    def _exact_encoder(self) -> tuple[ExactEncoder | None, str]:
+        """The compiled encoder, if the tokenizer can have one, and what is said of it."""
+        try:
+            encoder = ExactEncoder(self._tokenizer, self._token_bytes, self._byte_ids)
+        except NotCompiled as why:
+            return None, f"the library encodes, as there is no compiled code for {why}"
+        for text in texts_of_every_kind(self._token_bytes):
+            ids, _, [is_given_up] = encoder.encode([text])
+            if not is_given_up and not np.array_equal(ids, self.encode_by_library(text)):
+                why_not = f"the library encodes, as compiled code has other ids of {text[:40]!r}"
+                warnings.warn(f"{self.kind} {self.fingerprint[:12]}: {why_not}; please report this", stacklevel=2)
+                return None, why_not
+        return encoder, "compiled code encodes, with the library's ids"
 
     def decode(self, ids: npt.ArrayLike) -> bytes:
-        return self._join(check_ids(ids, self.vocab_size).tolist())
+        ids = check_ids(ids, self.vocab_size)
+        return concatenate(*self._all_tokens, ids, int(self._token_lengths[ids].sum())).tobytes()
+
+    @functools.cached_property
+    def _all_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bytes of all ids, u8[n], and where those of each begin, i64[V + 1]."""
+        starts = np.append(0, np.cumsum(self._token_lengths))
+        return np.frombuffer(b"".join(self._token_bytes), np.uint8), starts
 
     def byte_lengths(self, ids: npt.ArrayLike) -> np.ndarray:
         return self._token_lengths[check_ids(ids, self.vocab_size)]
@@ -170,19 +218,14 @@ class SubwordRepresentation(Representation):
             raise UserError(f"{READING_FILE} is not one that this version knows, {READING}; fit it again")
         return cls(files[TOKENIZER_FILE], int(reading))
 
-    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text. `_batch` frees the GIL, for other threads; `_fast` leaves out the offsets."""
+    def _encode_text(self, text: str) -> list[int]:
+        """`_batch` frees the GIL, for other threads; `_fast` leaves out the offsets."""
         try:
-            ids_of_texts = [
-                encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            ]
+            [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         except BaseException as error:
             raise_unless_from_library(error)
-            return [self._spell(text) for text in texts]
-        return [
-            ids if self._join(ids) == text.encode() else self._encode_aligned(text)
-            for text, ids in zip(texts, ids_of_texts, strict=True)
-        ]
+            return self._spell(text)
+        return encoding.ids if self._join(encoding.ids) == text.encode() else self._encode_aligned(text)
 
     def _encode_aligned(self, text: str) -> list[int]:
         """The library's ids where their bytes are the very text at their offsets, byte ids everywhere else."""

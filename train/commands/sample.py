@@ -44,10 +44,9 @@ class SampleOptions:
 
     def read_prompt(self) -> str:
         """What is no UTF-8 is in it as Python has it of the shell. Raises UserError where there is no such file."""
-        if self.prompt_file is None:
-            assert self.prompt is not None
+        if self.prompt is not None:
             return self.prompt
-        if str(self.prompt_file) == "-":
+        if self.prompt_file is None or str(self.prompt_file) == "-":
             return os.fsdecode(sys.stdin.buffer.read())
         return os.fsdecode(read_bytes(self.prompt_file, "prompt", _MAX_PROMPT_BYTES))
 

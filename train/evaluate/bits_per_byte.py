@@ -123,21 +123,13 @@ def score_documents(
             true_bytes.append(len(document))
             yield number, document
 
-    batches = scoring_batches(
-        read(),
-        representation,
-        batch_rows=batch_rows,
-        sequence_length=sequence_length,
-        piece_length=piece_length,
-        stride=stride,
-        num_workers=num_workers,
-    )
+    shape = dict(batch_rows=batch_rows, sequence_length=sequence_length, piece_length=piece_length, stride=stride)
+    batches = scoring_batches(read(), representation, **shape, num_workers=num_workers)
     on_device = lambda batch: score(params, put_batch(mesh, {name: batch[name] for name in _MODEL_ARRAYS}))
     for batch, result in _one_ahead((batch, on_device(batch)) for batch in batches):
-        nats_bt = np.asarray(result, np.float64)
         scored = batch["documents"] >= 0
         owner = batch["documents"][scored]
-        nats += np.bincount(owner, nats_bt[scored], count)
+        nats += np.bincount(owner, np.asarray(result, np.float64)[scored], count)
         num_bytes += np.bincount(owner, batch["target_bytes"][scored], count).astype(np.int64)
         num_tokens += np.bincount(owner, minlength=count)
         id_counts += np.bincount(batch["targets"][scored], minlength=len(id_counts))

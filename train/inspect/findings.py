@@ -57,6 +57,7 @@ class Inspected:
       morph_score: language -> score, and how many words it is of.
       spelled: how much text is spelled in bytes, and why; None where there is none.
       left_out: of `Representation`.
+      encoded_by: what encodes; None where there is but one way.
       pieces: of the shown text, in order, ids and the bytes they carry together.
     """
 
@@ -66,6 +67,7 @@ class Inspected:
     morph_score: dict[str, metrics.MorphScore]
     spelled: str | None
     left_out: str
+    encoded_by: str | None
     pieces: list[tuple[list[int], bytes]]
 
     @property
@@ -112,6 +114,7 @@ class Inspection:
         ]
         notes += [f"{found.label}: {found.spelled}." for found in self.representations if found.spelled]
         notes += [f"{found.label}: {found.left_out}." for found in self.representations if found.left_out]
+        notes += [f"{found.label}: {found.encoded_by}." for found in self.representations if found.encoded_by]
         left_out = ", ".join(f"{count:,} of {language}" for language, count in self.num_left_out.items() if count)
         return notes + (
             [f"MorphScore: entries that are not two parts of their word were left out: {left_out}."] if left_out else []

@@ -77,6 +77,7 @@ def measure(
         morph_score=scores,
         spelled=str(spelled) if spelled and spelled.reasons else None,
         left_out=representation.left_out,
+        encoded_by=representation.encoded_by,
         pieces=shown_pieces(representation, texts.shown),
     )
 

@@ -141,7 +141,7 @@ def test_rules_of_superwords_on_their_own():
         (dict(superword_transition=300, pretokenization="whitespace"), "not with .* --pretokenization whitespace"),
         (
             dict(superword_transition=300, superword_sample_bytes=1000),
-            "--superword-sample-bytes is 1,000, .* of 32,768",
+            "--superword-sample-bytes is 1000; it must be at least 32768",
         ),
         (dict(digits="rtl3", pretokenization="whitespace"), "--digits rtl3 has no numbers to cut with .* whitespace"),
         (
