@@ -40,7 +40,7 @@ from data.store import PARTIAL, Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write, check_name, is_remote, write_bytes, write_json
 
-RUN_BYTES = 256 << 20  # of text, which is held in memory
+RUN_BYTES = 256 << 20  # of documents in memory
 _STRETCH_BYTES = 1 << 20  # of a run's text in what a worker merges, on average
 _AText = PlannedText | StoredText
 _LOCK, _CLAIMS = ".lock", ".committing"
