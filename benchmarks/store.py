@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import pathlib
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -155,7 +154,8 @@ def read_part(task: tuple[str, int, int, int]) -> tuple[float, float, int, int, 
         texts = documents.read_many([block * size + at for block in blocks for at in range(size)])
         num_documents, num_bytes = num_documents + len(texts), num_bytes + sum(map(len, texts))
         files = max(files, psutil.Process().num_fds())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # (That of `getrusage` includes the process that it was forked from.)
+    peak = int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     return opened - begin, time.perf_counter() - opened, num_documents, num_bytes, files, peak
 
 

@@ -40,7 +40,7 @@ from data.store import PARTIAL, Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write, check_name, is_remote, write_bytes, write_json
 
-RUN_BYTES = 256 << 20  # of text, which is held in memory
+RUN_BYTES = 256 << 20  # of documents in memory
 _STRETCH_BYTES = 1 << 20  # of a run's text in what a worker merges, on average
 _AText = PlannedText | StoredText
 _LOCK, _CLAIMS = ".lock", ".committing"
@@ -75,6 +75,7 @@ def open_store(folder: epath.Path, test_fraction: float, ingest_id: str, sizes: 
             try:
                 yield store
             except BaseException:
+                _remove_half_written(folder)
                 if not any(name.endswith(".json") for name in sizes_in(store.partial)):
                     store.clear()
                 raise
@@ -171,8 +172,7 @@ class Store:
             remove_folder(self.partial)
         else:
             _remove_ingest(self.folder, self.partial)
-            with contextlib.suppress(OSError):
-                self.partial.parent.rmdir()
+            remove_empty_folders(self.folder, [PARTIAL])
 
     def _manifest(self, texts: Sequence[StoredText]) -> Manifest:
         counts, sizes = collections.Counter[str](), collections.Counter[str]()
@@ -282,10 +282,18 @@ def _files(writes: Iterable[tuple[str, Split, str, int]]) -> set[str]:
 
 def _clear(folder: epath.Path, ingest_id: str) -> None:
     """Removes what others have left on this machine that did not commit, or did not come to clear away."""
-    remove(folder, [name for name in sizes_in(folder) if _HALF_WRITTEN.search(name)])
+    _remove_half_written(folder)
     for left in (folder / PARTIAL).iterdir() if (folder / PARTIAL).exists() else ():
         if left.name != ingest_id:
             _remove_ingest(folder, left)
+
+
+def _remove_half_written(folder: epath.Path) -> None:
+    """What workers that were killed have left on this machine; in an object store there is no such thing."""
+    if not is_remote(folder):
+        half = [name for name in sizes_in(folder) if _HALF_WRITTEN.search(name)]
+        remove(folder, half)
+        remove_empty_folders(folder, {os.path.dirname(name) for name in half} - {""})
 
 
 def _remove_ingest(folder: epath.Path, partial: epath.Path) -> None:

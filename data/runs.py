@@ -26,6 +26,7 @@ NUM_BUCKETS = 1 << 16
 _BUCKET_SHIFT = np.uint64(48)
 _LEVEL = -5  # of zstd: runs are read once
 _UNIT_BYTES = 128 << 10  # of text
+_DOCUMENT_BYTES = 150  # that a document takes in memory beside its text
 _WINDOW_BYTES = 256 << 20  # of all runs' units that wait to be decompressed, where that is more than a unit each
 MERGE_BYTES = 64 << 20  # of text that is sorted at a time
 _TAILS_TOGETHER = 256  # of runs, that are read at a time
@@ -184,7 +185,7 @@ class RunWriter:
         Args:
           folder, name: of the runs.
           test_fraction: of documents that bring no split.
-          run_bytes: of text in a run; that much is held in memory.
+          run_bytes: of documents in a run, as they are in memory.
         """
         self._test_fraction = test_fraction
         self._folder, self._name, self._run_bytes = folder, name, run_bytes
@@ -209,7 +210,7 @@ class RunWriter:
             waiting.keys.append(key)
             waiting.parts.append(part[1] if part else WHOLE)
             waiting.documents.append(text)
-            self._waiting_bytes += len(text)
+            self._waiting_bytes += len(text) + _DOCUMENT_BYTES
         if self._waiting_bytes >= self._run_bytes:
             self.close()
 

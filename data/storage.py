@@ -116,7 +116,7 @@ def remove_empty_folders(folder: epath.Path, names: Iterable[str]) -> None:
     """Removes those of a folder's folders in which nothing is; an object store has none."""
     for name in names if not is_remote(folder) else ():
         with contextlib.suppress(OSError):
-            (folder / name).rmdir()
+            os.rmdir(folder / name)
 
 
 def remove_folder(folder: epath.Path) -> None:
