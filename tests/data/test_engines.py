@@ -194,7 +194,7 @@ def test_processes_do_what_this_process_does(tmp_path, byte_artifact, monkeypatc
 @pytest.fixture(scope="module")
 def ray_engine():
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'tokenizer-lab[ray]'")
-    before = ray_variables()
+    before, others = ray_variables(), psutil.Process().children(recursive=True)  # such as the tracker of resources
     opened = EngineOptions(engine="ray").open()
     try:
         engine = opened.__enter__()
@@ -203,7 +203,7 @@ def ray_engine():
             pytest.skip("Ray gives itself 30 seconds to start, and this machine is too busy for that")
         raise
     yield engine
-    children = psutil.Process().children(recursive=True)
+    children = [child for child in psutil.Process().children(recursive=True) if child not in others]
     opened.__exit__(None, None, None)
     _, alive = psutil.wait_procs(children, timeout=120)
     assert children and not alive, "Ray has left processes behind"
