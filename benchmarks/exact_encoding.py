@@ -18,6 +18,7 @@ from rich.table import Table
 
 from tokenizer_lab import UserError
 from tokenizer_lab.subword import SubwordFit, SubwordRepresentation
+from train.commands.cli import leave_out_absent_tpus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,4 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main()

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.embedded import embedded_documents
+from train.commands.cli import leave_out_absent_tpus
 
 _FILES = 8
 _COMMAND = [sys.executable, "-m", "train.commands.cli", "ingest"]
@@ -170,4 +171,5 @@ def hash_of(folder: pathlib.Path) -> str:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options))

@@ -34,6 +34,7 @@ from rich.table import Table
 from data.embedded import embedded_documents
 from data.store import Corpus
 from tokenizer_lab.files import copy_folder
+from train.commands.cli import leave_out_absent_tpus
 
 _FILES = 8
 _LINES = 40, 160  # bytes of a document, about
@@ -183,4 +184,5 @@ def bucket(corpus: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main(tyro.cli(Options))

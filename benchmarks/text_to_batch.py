@@ -29,6 +29,7 @@ import tokenizer_lab
 from tokenizer_lab import UserError
 from tokenizer_lab.subword import SubwordRepresentation
 from tokenizer_lab.subword.segments import valid_texts
+from train.commands.cli import leave_out_absent_tpus
 
 Encode = Callable[[Sequence[bytes]], Any]
 
@@ -176,4 +177,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    leave_out_absent_tpus()
     main()
