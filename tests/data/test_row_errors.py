@@ -58,6 +58,16 @@ def test_ids_that_do_not_fit_their_text_are_a_bug(window_representation, change,
         next(iter(RowStreams([Source([b"text"])], Wrong(), batch_rows=1, sequence_length=4, seed=0)))
 
 
+def test_a_byte_that_is_lost_is_a_bug():
+    class Losing(ByteRepresentation):
+        def encode_batch(self, texts):
+            batch = super().encode_batch(texts)
+            return batch._replace(bytes_per_id=0 * batch.bytes_per_id)
+
+    with pytest.raises(AssertionError, match="byte: 0 bytes of a text of 4"):
+        encode(Losing(), [b"text"])
+
+
 def test_a_cursor_behind_the_end_of_its_document_is_a_bug():
     streams = open_rows([Source([b"text"])], 1, 4, cursors=[[0, 5, 0, 0]])
     with pytest.raises(AssertionError, match="position 5"):

@@ -175,9 +175,9 @@ def requests(work) -> int:
 def large_corpus(tmp_path_factory):
     """Twelve shards of 25 units each."""
     folder = tmp_path_factory.mktemp("large") / "corpus"
-    with write_corpus(folder, 0.0, shard_bytes=200_000) as writer:
+    with write_corpus(folder, 0.0, shard_bytes=400_000) as writer:
         for number in range(300):
-            writer.add("text", "train", b"%d" % number + bytes(8_000))
+            writer.add("text", "train", b"%d" % number + bytes(16_000))
         writer.commit()
     return folder
 
