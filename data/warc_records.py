@@ -21,7 +21,7 @@ def read_wet(stream: Readable, path: object, max_bytes: int) -> Iterator[Record]
         ) from error
     number = 0
     try:
-        for record in ArchiveIterator(stream):
+        for record in ArchiveIterator(stream, no_record_parse=True):  # whose HTTP headers are not needed
             if record.rec_type in _PAGES:
                 raise UserError(
                     f"{path} has web pages (a WARC record of type {record.rec_type}), not their text; take the WET"
