@@ -29,8 +29,8 @@ from etils import epath
 
 from data.array_record_manifest import FORMAT as OLD_FORMAT
 from data.duplicates import NO_KEYS, Drops, InTwoSplits, LookAtKeys, bucket_ranges, collect
-from data.engines import Engine, LocalEngine
 from data.layout import SHARD_BYTES, PlannedText, block_documents, merged_together, plan_text
+from data.local_engine import Engine, LocalEngine
 from data.manifest import MANIFEST, Manifest, Rule, Split, StoredText, Text, shard_file, write_manifest
 from data.merge import MadeShard, Merge, MergeTask, stored_text
 from data.reading import Document

@@ -21,8 +21,8 @@ from etils import epath
 import tokenizer_lab
 from data.corpus_writer import claimed, locked
 from data.encoded import UNFINISHED, Origin, encode, ids_manifest, pack, read_ids_store
-from data.engines import Engine, LocalEngine
 from data.layout import unit_documents
+from data.local_engine import Engine, LocalEngine
 from data.manifest import MANIFEST, Shard, Split, StoredText, shard_file, write_manifest
 from data.shards import DocumentFile, UnitSpan
 from data.storage import Range, new_file, read_if_there, read_ranges, remove_empty_folders, remove_folder, sizes_in

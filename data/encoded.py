@@ -77,8 +77,8 @@ def encode_batch(representation: Representation, texts: Sequence[bytes]) -> Enco
     """Texts as ids and the source bytes of each: all bytes, and no id that a model has no row for. Those that bring
     their ids keep them."""
     if isinstance(texts, EncodedTexts):
-        batch = texts.batch
-    elif any(isinstance(text, EncodedText) for text in texts):
+        return texts.batch  # which `EncodedDocuments` has checked when it read them
+    if any(isinstance(text, EncodedText) for text in texts):
         batch = _some_encoded(representation, texts)
     else:
         batch = representation.encode_batch(texts)

@@ -4,37 +4,12 @@ comes out is the same, in the same order."""
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
+from data.local_engine import Engine, LocalEngine
 from data.process_engine import ProcessEngine
 from data.ray_engine import open_ray
 from tokenizer_lab.errors import UserError, check_numbers
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class Engine(Protocol):
-    """Does work somewhere."""
-
-    def stream(
-        self,
-        function: Callable[[Item], Iterable[Result]],
-        items: Sequence[Item],
-        devices: Mapping[str, float] | None = None,
-    ) -> Generator[Result]:
-        """Yields all that `function` yields for the first item, then for the second, and so on.
-
-        Args:
-          function: what it yields must be decided by the item alone. Each worker gets one copy of it and keeps that.
-          items: what to work on.
-          devices: what each worker has to itself, e.g. {"GPU": 1}; a CPU core by default.
-
-        Raises:
-          UserError: of `function` for the first item that has one; or the engine has failed in a way that a person can
-            mend.
-        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,19 +51,3 @@ class EngineOptions:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class LocalEngine:
-    """Does the work in this process, when it is asked for."""
-
-    def stream(
-        self,
-        function: Callable[[Item], Iterable[Result]],
-        items: Sequence[Item],
-        devices: Mapping[str, float] | None = None,
-    ) -> Generator[Result]:
-        if devices:
-            listed = ", ".join(f"{count:g} {name}" for name, count in sorted(devices.items()))
-            raise UserError(f"this process takes the devices it finds; {listed} for each worker needs --engine ray")
-        for item in items:
-            yield from function(item)

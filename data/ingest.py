@@ -20,8 +20,8 @@ from etils import epath
 from data.convert import CorpusUnit, corpus_to_convert, units_of
 from data.corpus_writer import Sizes, Store, open_store
 from data.duplicates import NO_KEYS, Drops
-from data.engines import Engine, LocalEngine
 from data.ingest_options import IngestOptions
+from data.local_engine import Engine, LocalEngine
 from data.manifest import Rule, Split, Text
 from data.near_duplicates import FindPairs, SketchFile, SketchWriter, check_installed, dropped_keys, parts_of_bands
 from data.quarantine import KEPT_RECORDS, check_budget, quarantine_lines, quarantine_name

@@ -13,12 +13,10 @@ import signal
 import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from multiprocessing.context import SpawnProcess
-from typing import Any, TypeVar
+from typing import Any
 
+from data.local_engine import Item, LocalEngine, Result, listed
 from tokenizer_lab.errors import UserError
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 RESULTS_AHEAD = 16  # of an item that is not yet the next to come out: then its worker waits
 ITEMS_AHEAD = 4  # per worker, begun or done, that are not yet the next to come out
@@ -39,11 +37,11 @@ class ProcessEngine:
         devices: Mapping[str, float] | None = None,
     ) -> Generator[Result]:
         if devices:
-            listed = ", ".join(f"{count:g} {name}" for name, count in sorted(devices.items()))
-            raise UserError(f"processes share the devices of this machine; {listed} for each needs --engine ray")
+            raise UserError(
+                f"processes share the devices of this machine; {listed(devices)} for each needs --engine ray"
+            )
         if min(self._num_workers, len(items)) < 2:
-            for item in items:
-                yield from function(item)
+            yield from LocalEngine().stream(function, items)
             return
         pool = _Pool(function, min(self._num_workers, len(items)))
         try:

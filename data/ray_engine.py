@@ -10,12 +10,10 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
+from data.local_engine import Item, Result, listed
 from tokenizer_lab.errors import UserError
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _OBJECT_STORE_BYTES = 512 << 20  # of a cluster of our own; what is more goes to disk
 RESULTS_AHEAD = 4  # of an item that is not yet the next to come out: then its worker waits
@@ -185,9 +183,3 @@ def _token() -> str:
 
 def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def listed(devices: Mapping[str, float]) -> str:
-    return ", ".join(
-        f"{count:g} {name}" for name, count in sorted(devices.items()) if ":" not in name and "memory" not in name
-    )

@@ -25,6 +25,7 @@ import pytest
 from jax._src import compiler  # options for all programs of a process are nowhere else
 
 from data.ingest import IngestOptions, ingest
+from data.local_engine import LocalEngine
 from models.decoder import DecoderConfig
 from tokenizer_lab.byte import ByteFit
 from train import optimizer, setup, step
@@ -171,6 +172,26 @@ def write_recipe(tmp_path):
         return str(tmp_path / "recipe.py")
 
     return write
+
+
+class _Interrupted(LocalEngine):
+    """Ends after some results, as a process that is killed does."""
+
+    def __init__(self, num_results):
+        self.num_left = num_results
+
+    def stream(self, function, items, devices=None):
+        for result in super().stream(function, items, devices):
+            if self.num_left == 0:
+                raise KeyboardInterrupt
+            self.num_left -= 1
+            yield result
+
+
+@pytest.fixture(scope="session")
+def interrupted():
+    """interrupted(num_results): an engine that does not get further."""
+    return _Interrupted
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 import zstandard
 from hypothesis import strategies as st
 
+from data.corpus_writer import write_corpus
 from data.ingest import IngestOptions, ingest
 from data.rows import RowStreams
 from data.store import Corpus
@@ -68,6 +69,29 @@ def _everything(folder):
 def everything():
     """everything(folder): relative path -> content of all its files."""
     return _everything
+
+
+_FOUR_DOCUMENTS = [b"one", b"", b"\xff\x00 not UTF-8", b"three " * 1000]
+
+
+@pytest.fixture(scope="session")
+def four_documents():
+    """Documents of all sizes."""
+    return _FOUR_DOCUMENTS
+
+
+def _write(folder, documents=_FOUR_DOCUMENTS, domain="text", split="train", test_fraction=0.5, **options):
+    with write_corpus(pathlib.Path(folder), test_fraction, **options) as writer:
+        for document in documents:
+            writer.add(domain, split, document)
+        return writer.commit()
+
+
+@pytest.fixture(scope="session")
+def write():
+    """write(folder, documents, domain, split, test_fraction, **options): adds documents to a corpus, by default
+    `four_documents`; whether that changed it."""
+    return _write
 
 
 def _write_files(folder, files):

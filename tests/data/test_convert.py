@@ -5,9 +5,9 @@ import pathlib
 import pytest
 
 from data.corpus_writer import Sizes, write_corpus
-from data.engines import LocalEngine
 from data.ingest import ingest
 from data.ingest_options import IngestOptions
+from data.local_engine import LocalEngine
 from data.manifest import FORMAT
 from data.split import document_key
 from data.store import Corpus

@@ -14,27 +14,9 @@ from data.split import document_key
 from data.store import Corpus
 from tokenizer_lab.errors import UserError
 
-DOCUMENTS = [b"one", b"", b"\xff\x00 not UTF-8", b"three " * 1000]
-
-
-def write(folder, documents=DOCUMENTS, domain="text", split="train", test_fraction=0.5, **options):
-    with write_corpus(pathlib.Path(folder), test_fraction, **options) as writer:
-        for document in documents:
-            writer.add(domain, split, document)
-        return writer.commit()
-
-
-def everything(folder):
-    """File name -> content, hidden files included."""
-    return {path.relative_to(folder): path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
-
-
-def in_order(documents):
-    return sorted(documents, key=document_key)
-
 
 @pytest.mark.parametrize("error", [UserError, KeyboardInterrupt])
-def test_without_commit_nothing_changes(tmp_path, error):
+def test_without_commit_nothing_changes(write, everything, tmp_path, error):
     def interrupted(folder):
         with write_corpus(folder, 0.5) as writer:
             writer.add("more", "train", b"x")
@@ -72,7 +54,7 @@ with write_corpus(pathlib.Path(sys.argv[1]), 0.5, 1) as writer:
 
 @pytest.mark.parametrize("num_renames", [1, 3, 6])
 @pytest.mark.parametrize("old", [True, False])
-def test_killed_between_two_renames(tmp_path, num_renames, old):
+def test_killed_between_two_renames(write, everything, four_documents, tmp_path, num_renames, old):
     """A run, what may be written, a shard, its note, a shard, its note, the manifest."""
     if old:
         write(tmp_path)
@@ -83,7 +65,7 @@ def test_killed_between_two_renames(tmp_path, num_renames, old):
     assert killed.returncode == -9
     assert len(list((tmp_path / "killed").glob("[!.]*"))) == num_renames // 3  # so this was a test
     if old:
-        assert list(Corpus.open(tmp_path).documents("train")) == in_order(DOCUMENTS)
+        assert list(Corpus.open(tmp_path).documents("train")) == sorted(four_documents, key=document_key)
         assert not write(tmp_path)
         assert everything(tmp_path) == before
     else:
@@ -93,7 +75,7 @@ def test_killed_between_two_renames(tmp_path, num_renames, old):
         assert {path.parts[0] for path in everything(tmp_path)} == {"manifest.json", "text"}
 
 
-def test_two_writers(tmp_path):
+def test_two_writers(write, tmp_path):
     folder = tmp_path / "corpus"
     with write_corpus(folder, 0.5) as writer:
         writer.add("text", "train", b"first")
@@ -104,7 +86,7 @@ def test_two_writers(tmp_path):
     assert write(folder, domain="second")
 
 
-def test_a_writer_that_ends_while_another_begins(tmp_path, monkeypatch):
+def test_a_writer_that_ends_while_another_begins(write, tmp_path, monkeypatch):
     """The other then has locked a file that is no longer there, which keeps nobody out."""
 
     def flock(file, how):
@@ -115,7 +97,7 @@ def test_a_writer_that_ends_while_another_begins(tmp_path, monkeypatch):
         write(tmp_path)
 
 
-def test_disk_full(tmp_path, monkeypatch):
+def test_disk_full(write, everything, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -129,7 +111,7 @@ def test_disk_full(tmp_path, monkeypatch):
     assert not write(tmp_path)  # what is there already needs no space
 
 
-def test_disk_full_at_the_manifest(tmp_path, monkeypatch):
+def test_disk_full_at_the_manifest(write, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -139,7 +121,7 @@ def test_disk_full_at_the_manifest(tmp_path, monkeypatch):
     assert not (tmp_path / "corpus").exists()
 
 
-def test_a_file_is_in_the_way(tmp_path):
+def test_a_file_is_in_the_way(write, tmp_path):
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "corpus"):
         with pytest.raises(UserError, match="cannot write"):
@@ -147,7 +129,7 @@ def test_a_file_is_in_the_way(tmp_path):
 
 
 @pytest.mark.parametrize("domain", ["", "a/b", "..", "-x", "x" * 129])
-def test_a_domain_must_be_a_plain_name(tmp_path, domain):
+def test_a_domain_must_be_a_plain_name(write, tmp_path, domain):
     with pytest.raises(UserError, match="not a plain name"):
         write(tmp_path / "corpus", domain=domain)
     assert not (tmp_path / "corpus").exists()

@@ -14,7 +14,7 @@ import tokenizer_lab
 from data.encode_corpus import EncodeOptions, encode_corpus
 from data.encoded import EncodedDocuments, EncodedText, bring_ids, pack, unpack
 from data.encoder_rows import EncoderRow, held_out_batches
-from data.engines import LocalEngine
+from data.local_engine import LocalEngine
 from data.rows import CausalRow, RowStreams, Source
 from data.scoring_rows import scoring_batches
 from data.store import Corpus

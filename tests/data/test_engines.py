@@ -18,8 +18,9 @@ import pytest
 from data import process_engine
 from data.corpus_writer import Sizes
 from data.encode_corpus import EncodeOptions, encode_corpus
-from data.engines import EngineOptions, LocalEngine
+from data.engines import EngineOptions
 from data.ingest import IngestOptions, ingest
+from data.local_engine import LocalEngine
 from data.process_engine import ProcessEngine
 from data.ray_engine import ITEMS_AHEAD, RESULTS_AHEAD
 from tokenizer_lab.errors import UserError
@@ -175,7 +176,7 @@ def test_the_error_of_the_first_item_that_has_one_is_told(work, tmp_path, monkey
         list(ProcessEngine(2).stream(work.divide, [1, 0]))
 
 
-def test_processes_do_what_this_process_does(tmp_path, byte_artifact, monkeypatch):
+def test_processes_do_what_this_process_does(everything, tmp_path, byte_artifact, monkeypatch):
     (tmp_path / "in").mkdir()
     write_sources(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
@@ -223,11 +224,7 @@ def write_sources(folder: pathlib.Path) -> None:
     (folder / "4.txt").write_text(random_.randbytes(1_250_000).hex())
 
 
-def everything(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_ray_does_what_this_process_does(ray_engine, tmp_path, monkeypatch, capfd, byte_artifact):
+def test_ray_does_what_this_process_does(everything, ray_engine, tmp_path, monkeypatch, capfd, byte_artifact):
     """One test, so that with several processes of pytest only one of them starts a cluster."""
     (tmp_path / "in").mkdir()
     write_sources(tmp_path / "in")
@@ -338,7 +335,7 @@ with EngineOptions(engine="ray").open():
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_there_is_joined_and_one_that_is_killed_leaves_nothing(tmp_path):
+def test_a_cluster_that_is_there_is_joined_and_one_that_is_killed_leaves_nothing(everything, tmp_path):
     pytest.importorskip("ray")
     (tmp_path / "in").mkdir()
     write_sources(tmp_path / "in")

@@ -10,7 +10,6 @@ import pytest
 
 from data import storage
 from data.corpus_writer import Sizes
-from data.engines import LocalEngine
 from data.ingest import ingest
 from data.ingest_options import IngestOptions
 from data.merge import Merge
@@ -40,29 +39,15 @@ def whole(tmp_path, options, everything):
     return everything(tmp_path / "whole")
 
 
-class Interrupted(LocalEngine):
-    """Ends after some results, as a process that is killed does; notes what was done."""
-
-    def __init__(self, num_results):
-        self.num_left = num_results
-
-    def stream(self, function, items, devices=None):
-        for result in super().stream(function, items, devices):
-            if self.num_left == 0:
-                raise KeyboardInterrupt
-            self.num_left -= 1
-            yield result
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_interrupted_again_and_again(tmp_path, options, whole, everything, monkeypatch, seed):
+def test_interrupted_again_and_again(interrupted, tmp_path, options, whole, everything, monkeypatch, seed):
     shutil.copytree(tmp_path / "old", tmp_path / "corpus")
     made, make_shard = [], Merge._make
     monkeypatch.setattr(Merge, "_make", lambda self, *task: made.append(task[1]) or make_shard(self, *task))
     num_interruptions = 5
     for num_results in random.Random(seed).sample(range(17), num_interruptions):
         with pytest.raises(KeyboardInterrupt):
-            ingest(options, engine=Interrupted(num_results), sizes=SIZES)
+            ingest(options, engine=interrupted(num_results), sizes=SIZES)
         assert Corpus.open(tmp_path / "corpus").domains == ("old",)
     ingest(options, sizes=SIZES)
     assert everything(tmp_path / "corpus") == whole
@@ -102,18 +87,20 @@ def test_the_disk_is_full_at_every_write(tmp_path, options, whole, everything, m
     assert num_failures > 7
 
 
-def test_what_another_ingest_has_left_is_cleared_away(tmp_path, options, everything):
+def test_what_another_ingest_has_left_is_cleared_away(interrupted, tmp_path, options, everything):
     with pytest.raises(KeyboardInterrupt):
-        ingest(options, engine=Interrupted(14), sizes=SIZES)
+        ingest(options, engine=interrupted(14), sizes=SIZES)
     assert list((tmp_path / "corpus" / "text").iterdir()), "so shards were written"
     other = IngestOptions(sources=(str(tmp_path / "in" / "0.txt"),), out=tmp_path / "corpus", domain="old")
     ingest(other)
     assert everything(tmp_path / "corpus") == everything(tmp_path / "old")
 
 
-def test_a_source_that_changes_is_read_again_and_the_others_are_not(tmp_path, options, whole, everything, monkeypatch):
+def test_a_source_that_changes_is_read_again_and_the_others_are_not(
+    interrupted, tmp_path, options, whole, everything, monkeypatch
+):
     with pytest.raises(KeyboardInterrupt):
-        ingest(options, engine=Interrupted(7), sizes=SIZES)
+        ingest(options, engine=interrupted(7), sizes=SIZES)
     (tmp_path / "in" / "0.txt").write_bytes(b"other|text|")
     read = []
     monkeypatch.setattr(

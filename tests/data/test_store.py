@@ -21,20 +21,6 @@ from data.store import Corpus
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import sha256_of_parts
 
-DOCUMENTS = [b"one", b"", b"\xff\x00 not UTF-8", b"three " * 1000]
-
-
-def write(folder, documents=DOCUMENTS, domain="text", split="train", test_fraction=0.5, **options):
-    with write_corpus(pathlib.Path(folder), test_fraction, **options) as writer:
-        for document in documents:
-            writer.add(domain, split, document)
-        return writer.commit()
-
-
-def everything(folder):
-    """File name -> content, hidden files included."""
-    return {path.relative_to(folder): path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
-
 
 def edit_manifest(folder, change):
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -99,25 +85,25 @@ def test_round_trip(documents, shard_bytes, min_blocks, random_):
             assert [stored.key(i) for i in range(len(stored))] == [document_key(content) for _, content in expected]
 
 
-def test_content_hash_is_over_documents_and_not_over_shards(tmp_path):
+def test_content_hash_is_over_documents_and_not_over_shards(write, four_documents, tmp_path):
     write(tmp_path / "one")
     write(tmp_path / "many", shard_bytes=1)
     one, many = Corpus.open(tmp_path / "one"), Corpus.open(tmp_path / "many")
     assert (len(one.shards), len(many.shards)) == (1, 4)
-    assert one.content_hash == many.content_hash == one.documents("train").content_hash == hash_of(DOCUMENTS)
-    write(tmp_path / "border", documents=[b"on", b"e", *DOCUMENTS[1:]])
+    assert one.content_hash == many.content_hash == one.documents("train").content_hash == hash_of(four_documents)
+    write(tmp_path / "border", documents=[b"on", b"e", *four_documents[1:]])
     assert Corpus.open(tmp_path / "border").content_hash != one.content_hash
 
 
-def test_golden_store(tmp_path):
+def test_golden_store(write, four_documents, tmp_path):
     """Runs name a corpus by its hash, and their rows' order hangs on that of its documents."""
     write(tmp_path)
     documents = Corpus.open(tmp_path).documents("train")
-    assert list(documents) == [DOCUMENTS[number] for number in (3, 2, 0, 1)]
+    assert list(documents) == [four_documents[number] for number in (3, 2, 0, 1)]
     assert documents.content_hash == "f01cf8d740996fdffdf33ec809f37909dfd536088a5996890e099f65ded9c2bc"
 
 
-def test_a_shard_ends_before_it_gets_too_large(tmp_path):
+def test_a_shard_ends_before_it_gets_too_large(write, tmp_path):
     documents = [b"%d" % number * 5 for number in range(10)]
     write(tmp_path, documents=documents, shard_bytes=12)
     sizes = [(shard.num_documents, shard.num_bytes) for shard in Corpus.open(tmp_path).shards]
@@ -125,7 +111,7 @@ def test_a_shard_ends_before_it_gets_too_large(tmp_path):
     assert list(Corpus.open(tmp_path).documents("train")) == in_order(documents)
 
 
-def test_what_is_read_is_kept_within_bounds_and_each_unit_is_read_once_a_call(tmp_path, monkeypatch):
+def test_what_is_read_is_kept_within_bounds_and_each_unit_is_read_once_a_call(write, tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "_UNIT_BYTES", 8_000)
     documents = in_order(b"%04d" % number * 100 for number in range(300))  # of 400 bytes, 16 in a unit
     write(tmp_path, documents=documents, shard_bytes=30_000)
@@ -140,7 +126,7 @@ def test_what_is_read_is_kept_within_bounds_and_each_unit_is_read_once_a_call(tm
     assert 0 < stored._units.num_bytes <= 20_000 and 1 < len(stored._units._values) < 5
 
 
-def test_documents_are_a_pickled_grain_source_for_many_threads(tmp_path):
+def test_documents_are_a_pickled_grain_source_for_many_threads(write, tmp_path):
     contents = [random.Random(i).randbytes(i) for i in range(300)]
     write(tmp_path, documents=contents, shard_bytes=3000)
     documents = pickle.loads(pickle.dumps(Corpus.open(tmp_path).documents("train")))
@@ -153,13 +139,13 @@ def test_documents_are_a_pickled_grain_source_for_many_threads(tmp_path):
 
 
 @pytest.mark.parametrize("index", [-1, 4])
-def test_index_out_of_range(tmp_path, index):
+def test_index_out_of_range(write, tmp_path, index):
     write(tmp_path)
     with pytest.raises(IndexError, match=f"document {index} of 4"):
         Corpus.open(tmp_path).documents("train")[index]
 
 
-def test_domains_can_be_added_in_any_order(tmp_path):
+def test_domains_can_be_added_in_any_order(write, everything, tmp_path):
     for name, domains in (("ab", "ab"), ("ba", "ba")):
         for domain in domains:
             assert write(tmp_path / name, documents=[domain.encode()], domain=domain)
@@ -167,7 +153,7 @@ def test_domains_can_be_added_in_any_order(tmp_path):
     assert list(Corpus.open(tmp_path / "ab").documents("train")) == [b"a", b"b"]
 
 
-def test_the_same_domain_again(tmp_path):
+def test_the_same_domain_again(write, everything, four_documents, tmp_path):
     write(tmp_path, shard_bytes=1)
     before = everything(tmp_path)
     assert not write(tmp_path)
@@ -175,25 +161,25 @@ def test_the_same_domain_again(tmp_path):
     with pytest.raises(
         UserError, match=r"other documents under domain 'text': 4 documents of 6015 bytes there, 3 documents .* given"
     ):
-        write(tmp_path, documents=DOCUMENTS[:3])
+        write(tmp_path, documents=four_documents[:3])
     with pytest.raises(UserError, match="other documents"):
         write(tmp_path, split="test")
     assert everything(tmp_path) == before
 
 
-def test_one_holdout_for_a_corpus(tmp_path):
+def test_one_holdout_for_a_corpus(write, tmp_path):
     write(tmp_path, test_fraction=0.25)
     with pytest.raises(UserError, match="holds out 0.25 of its documents, not 0.5; use --test-fraction 0.25"):
         write(tmp_path, domain="more", test_fraction=0.5)
 
 
-def test_a_split_without_documents(tmp_path):
+def test_a_split_without_documents(write, tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match="no test documents; ingest more"):
         Corpus.open(tmp_path).documents("test")
 
 
-def test_a_folder_that_is_no_corpus(tmp_path):
+def test_a_folder_that_is_no_corpus(write, everything, tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="is not a corpus: it has no manifest.json; make one with `toklab ingest"):
             Corpus.open(folder)
@@ -203,7 +189,7 @@ def test_a_folder_that_is_no_corpus(tmp_path):
     assert everything(tmp_path) == {pathlib.Path("letter.txt"): b"mine"}
 
 
-def test_a_missing_shard(tmp_path):
+def test_a_missing_shard(write, tmp_path):
     write(tmp_path)
     [path] = (tmp_path / "text").iterdir()
     path.unlink()
@@ -211,7 +197,7 @@ def test_a_missing_shard(tmp_path):
         Corpus.open(tmp_path)
 
 
-def test_a_truncated_shard(tmp_path):
+def test_a_truncated_shard(write, tmp_path):
     write(tmp_path)
     [path] = (tmp_path / "text").iterdir()
     content = path.read_bytes()
@@ -223,7 +209,7 @@ def test_a_truncated_shard(tmp_path):
         Corpus.open(tmp_path).documents("train")[0]
 
 
-def test_a_flipped_byte_is_found(tmp_path):
+def test_a_flipped_byte_is_found(write, tmp_path):
     contents = in_order(random.Random(i).randbytes(3000) for i in range(50))
     write(tmp_path, documents=contents)
     [path] = (tmp_path / "text").iterdir()
@@ -272,7 +258,7 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
         Corpus.open(tmp_path)
 
 
-def test_too_many_open_files(tmp_path, monkeypatch):
+def test_too_many_open_files(write, tmp_path, monkeypatch):
     write(tmp_path)
     documents = Corpus.open(tmp_path).documents("train")
 
@@ -320,7 +306,7 @@ def test_too_many_open_files(tmp_path, monkeypatch):
         (lambda m: m["texts"][0]["shards"][0].__setitem__(3, None), "not described by three counts"),
     ],
 )
-def test_a_manifest_of_a_stranger(tmp_path, change, message):
+def test_a_manifest_of_a_stranger(write, tmp_path, change, message):
     write(tmp_path)
     edit_manifest(tmp_path, change)
     with pytest.raises(UserError, match=message):
@@ -328,7 +314,7 @@ def test_a_manifest_of_a_stranger(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"format": 1}', "null", "[" * 100_000])
-def test_a_manifest_that_is_garbage(tmp_path, content):
+def test_a_manifest_that_is_garbage(write, tmp_path, content):
     write(tmp_path)
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match="manifest.json"):

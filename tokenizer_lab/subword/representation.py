@@ -88,7 +88,7 @@ class SubwordRepresentation(Representation):
 
     def encode_batch(self, texts: Sequence[bytes]) -> EncodedBatch:
         ids, ends = self._encode(texts)
-        return EncodedBatch(ids, self._token_lengths.astype(np.int32)[ids], ends)
+        return EncodedBatch(ids, self._token_lengths[ids].astype(np.int32), ends)
 
     def _encode(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """In machine code where that gives the library's ids; else, and what it gives up, by the library."""

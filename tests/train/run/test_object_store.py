@@ -18,7 +18,6 @@ import tokenizer_lab
 from data.corpus_writer import Sizes, claimed, write_corpus
 from data.encode_corpus import EncodeOptions, encode_corpus
 from data.encoded import bring_ids
-from data.engines import LocalEngine
 from data.ingest import ingest
 from data.ingest_options import IngestOptions
 from data.store import Corpus
@@ -210,21 +209,7 @@ def test_a_corpus_and_ids_are_written_to_a_bucket_as_to_a_folder(tmp_path, bucke
     assert "already has all of this" in capsys.readouterr().out
 
 
-class Interrupted(LocalEngine):
-    """Ends after some results, as a process that is killed does."""
-
-    def __init__(self, num_results):
-        self.num_left = num_results
-
-    def stream(self, function, items, devices=None):
-        for result in super().stream(function, items, devices):
-            if self.num_left == 0:
-                raise KeyboardInterrupt
-            self.num_left -= 1
-            yield result
-
-
-def test_an_ingest_into_a_bucket_goes_on_after_a_kill(tmp_path, bucket, everything_in):
+def test_an_ingest_into_a_bucket_goes_on_after_a_kill(interrupted, tmp_path, bucket, everything_in):
     (tmp_path / "in").mkdir()
     for number in range(6):
         (tmp_path / "in" / f"{number}.txt").write_text("\n".join(f"{number} line {line}" for line in range(50)))
@@ -233,7 +218,7 @@ def test_an_ingest_into_a_bucket_goes_on_after_a_kill(tmp_path, bucket, everythi
     ingest(dataclasses.replace(options, out=epath.Path(tmp_path / "whole")), sizes=sizes)
     for num_results in (3, 8, 13, 15):
         with pytest.raises(KeyboardInterrupt):
-            ingest(options, engine=Interrupted(num_results), sizes=sizes)
+            ingest(options, engine=interrupted(num_results), sizes=sizes)
     assert any(".partial" in name for name in everything_in(f"{bucket}/killed"))
     writes = requests(lambda: ingest(options, sizes=sizes))
     assert everything_in(f"{bucket}/killed") == everything_in(tmp_path / "whole")
