@@ -7,6 +7,7 @@ from typing import Any
 
 from data.split import key_is_held_out
 from data.store import Corpus, Documents
+from tokenizer_lab.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,10 @@ class Sample:
 
     corpus: Corpus
     max_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1:
+            raise UserError(f"--sample-bytes is {self.max_bytes}; it must be at least 1")
 
     @property
     def documents(self) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,8 @@ class ByteRepresentation(Representation):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteFit:
     """Options of `toklab fit byte`: there are none."""
+
+    learns: ClassVar[bool] = False
 
     def fit(self, documents: Iterable[bytes], corpus_hash: str) -> ByteRepresentation:
         """The byte representation; the corpus is not looked at."""

@@ -314,7 +314,8 @@ def kind_class(kind: str) -> type[Representation]:
 
 
 def fit_options(kind: str) -> type:
-    """The dataclass of a kind's options of `toklab fit`, whose method `fit(documents, corpus_hash)` learns it."""
+    """The dataclass of a kind's options of `toklab fit`, whose method `fit(documents, corpus_hash)` learns it; `learns`
+    is False on one that looks at no document."""
     return importlib.import_module(KINDS[kind].partition(":")[0]).FIT_OPTIONS
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,8 @@ class GzipRepresentation(Representation):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GzipFit:
     """Options of `toklab fit gzip`."""
+
+    learns: ClassVar[bool] = False
 
     id_bits: int = 8
     """Bits of the stream in an id, 8 or 16: the vocabulary has 2^id_bits ids and the end of a document."""

@@ -44,7 +44,8 @@ def run(arguments: list[str]) -> int:
         ("out", epath.Path),
         ("options", Annotated[fit_options(kind), tyro.conf.arg(name="")]),
     ]
-    learns_from_text = "lm" not in {field.name for field in dataclasses.fields(fit_options(kind))}
+    has_language_model = "lm" in {field.name for field in dataclasses.fields(fit_options(kind))}
+    learns_from_text = getattr(fit_options(kind), "learns", True) and not has_language_model
     if learns_from_text:
         fields.append(("sample_bytes", Annotated[int, tyro.conf.arg(help=_SAMPLE_HELP)], FIT_BYTES))
     command = dataclasses.make_dataclass("Fit", fields, kw_only=True, frozen=True)
@@ -54,6 +55,8 @@ def run(arguments: list[str]) -> int:
     documents = corpus.documents("train")
     if learns_from_text:
         representation = fit_on_text(kind, options.options, Sample(corpus, options.sample_bytes), console)
+    elif not has_language_model:
+        representation = options.options.fit((), corpus.content_hash)
     else:
         if (byte_lm := byte_language_model(options, console)) is None:
             return EXIT_STOPPED

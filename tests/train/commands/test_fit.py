@@ -66,6 +66,20 @@ def test_a_fit_learns_from_a_sample(corpus, tmp_path, capsys):
     assert manifests[0] != manifests[1] == manifests[2]
 
 
+@pytest.mark.parametrize(
+    "kind, value, told",
+    [
+        ("static_ac", "0", "--sample-bytes is 0; it must be at least 1"),
+        ("byte", "5", "Unrecognized options: --sample-bytes"),  # which looks at no document
+        ("gzip", "5", "Unrecognized options: --sample-bytes"),
+    ],
+)
+def test_a_sample_that_is_none(corpus, tmp_path, capsys, kind, value, told):
+    arguments = ["--corpus", str(corpus), "--out", str(tmp_path / "out"), "--sample-bytes", value]
+    assert command_line.run(["fit", kind, *arguments]) == 2
+    assert told.lower() in " ".join(capsys.readouterr().err.split()).lower()
+
+
 def test_how_long_reading_takes_is_told_where_there_is_no_terminal(monkeypatch):
     console = rich.console.Console(file=io.StringIO(), width=100)
     now = iter([0.0, 10.0, 40.0, 50.0, 80.0])
