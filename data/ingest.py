@@ -25,13 +25,13 @@ from data.local_engine import Engine, LocalEngine
 from data.manifest import Rule, Split, Text
 from data.near_duplicates import FindPairs, SketchFile, SketchWriter, check_installed, dropped_keys, parts_of_bands
 from data.quarantine import KEPT_RECORDS, check_budget, quarantine_lines, quarantine_name
-from data.reading import Unit, find_units, has_published_splits, read_portions
+from data.reading import InputUnit, find_units, has_published_splits, read_portions
 from data.runs import Histogram, RunFile, RunWriter
 from data.storage import read_if_there
 from tokenizer_lab.errors import UserError
 from tokenizer_lab.files import cannot_write, write_bytes, write_json
 
-AnyUnit = Unit | CorpusUnit
+AnyUnit = InputUnit | CorpusUnit
 
 _MOST_RUNS = 8192
 _TASK_BYTES = 16 << 20, 256 << 20  # of input: no fewer where there are as many, and no more where few runs do

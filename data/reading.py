@@ -26,7 +26,7 @@ _DOCUMENT_OVERHEAD_BYTES = 200  # what Python takes for a document of any size
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class InputUnit:
     """What one worker reads at a time: a file, a stretch of a file of JSON lines, or the embedded text (no file)."""
 
     file: SourceFile | None
@@ -80,15 +80,15 @@ class Portion:
     bad: list[BadRecord]
 
 
-def find_units(options: IngestOptions) -> list[Unit]:
+def find_units(options: IngestOptions) -> list[InputUnit]:
     """What there is to read, source after source. Raises UserError for a file that is reached twice."""
     if not options.sources:
         raise UserError("no sources are given; name files, directories or globs, or the word embedded")
-    units: list[Unit] = []
+    units: list[InputUnit] = []
     source_of: dict[str, str] = {}
     for source in options.sources:
         if source == EMBEDDED:
-            units += [] if Unit(None) in units else [Unit(None)]
+            units += [] if InputUnit(None) in units else [InputUnit(None)]
             continue
         for file in in_published_order(find_files(source, options.out)):
             # Under two names a document could be in both splits.
@@ -104,7 +104,7 @@ def find_units(options: IngestOptions) -> list[Unit]:
     return units
 
 
-def has_published_splits(options: IngestOptions, units: Iterable[Unit]) -> bool:
+def has_published_splits(options: IngestOptions, units: Iterable[InputUnit]) -> bool:
     """Whether documents bring their splits. Raises UserError where only some do."""
     published = {unit.file is not None and unit.file.split is not None for unit in units}
     if options.split or published == {True}:
@@ -117,15 +117,15 @@ def has_published_splits(options: IngestOptions, units: Iterable[Unit]) -> bool:
     return False
 
 
-def _units_of(file: SourceFile, options: IngestOptions) -> list[Unit]:
+def _units_of(file: SourceFile, options: IngestOptions) -> list[InputUnit]:
     """The file, or stretches of it where it is large and can be read from anywhere."""
     if file.num_bytes <= STRETCH_BYTES or not is_json_lines(file, _reading(options)):
-        return [Unit(file)]
+        return [InputUnit(file)]
     starts = range(0, file.num_bytes, STRETCH_BYTES)
-    return [Unit(file, (start, min(start + STRETCH_BYTES, file.num_bytes))) for start in starts]
+    return [InputUnit(file, (start, min(start + STRETCH_BYTES, file.num_bytes))) for start in starts]
 
 
-def read_portions(options: IngestOptions, unit: Unit) -> Iterator[Portion]:
+def read_portions(options: IngestOptions, unit: InputUnit) -> Iterator[Portion]:
     """Yields all documents of a unit; in portions, which is what an engine's worker sends. Raises UserError."""
     documents: list[Document] = []
     bad: list[BadRecord] = []
@@ -151,7 +151,7 @@ def read_portions(options: IngestOptions, unit: Unit) -> Iterator[Portion]:
 
 
 def _documents(
-    options: IngestOptions, unit: Unit, report: Report, counts: Counter[str]
+    options: IngestOptions, unit: InputUnit, report: Report, counts: Counter[str]
 ) -> Iterator[Document | BadRecord]:
     """Yields what there is to read in a unit, and counts it."""
     if unit.file is None:
@@ -184,7 +184,7 @@ def _parts(content: bytes | LongDocument, max_part_bytes: int) -> tuple[bytes, I
 
 
 def _file_contents(
-    options: IngestOptions, unit: Unit, file: SourceFile, report: Report, counts: Counter[str]
+    options: IngestOptions, unit: InputUnit, file: SourceFile, report: Report, counts: Counter[str]
 ) -> Iterator[Content]:
     """Yields what is in a file, without what is empty where that is left out. Raises UserError for what is bad, unless
     some may be."""
