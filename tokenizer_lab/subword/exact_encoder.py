@@ -63,12 +63,18 @@ class ExactEncoder:
         ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
         ids, ends_of_ids = np.empty(len(text), np.int32), np.empty(len(documents), np.int64)
         is_given_up = np.zeros(len(documents), bool)
-        # Taking from a list and adding to it are single steps, also for several threads.
-        words = self._free_words.pop() if self._free_words else empty_words(_SLOT_BITS)
+        words = self._take_words()
         tables = self._splits, self._model, self._added, self._byte_ids
         count = encode_documents(text, ends, *tables, words, ids, ends_of_ids, is_given_up)
         self._free_words.append(words)
         return ids[:count].copy(), ends_of_ids, is_given_up
+
+    def _take_words(self) -> Words:
+        """A memory that no other thread uses."""
+        try:
+            return self._free_words.pop()  # a single step: who asks first whether there is one may find it gone
+        except IndexError:
+            return empty_words(_SLOT_BITS)
 
 
 def _byte_level(token: str) -> bytes | None:

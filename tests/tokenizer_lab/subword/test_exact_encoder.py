@@ -242,6 +242,17 @@ def test_a_memory_of_words_stays_as_large_as_it_is(monkeypatch):
     assert usual._exact_encoder[0] is not encoder
 
 
+def test_a_memory_that_another_thread_has_just_taken_is_not_waited_for(monkeypatch):
+    class TakenMeanwhile(list):
+        def __bool__(self):
+            return True
+
+    of = SubwordFit(vocab_size=600).fit(DOCUMENTS, "")
+    encoder, _ = of._exact_encoder
+    monkeypatch.setattr(encoder, "_free_words", TakenMeanwhile())
+    assert of.encode(DOCUMENTS[0]).tolist() == of.encode_by_library(DOCUMENTS[0]).tolist()
+
+
 def test_threads_have_memories_of_their_own():
     of = representation("bpe-gpt4")
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
