@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import grain
@@ -159,8 +159,21 @@ def count_seen_by_fit(fitted_on: Corpus, corpora: Sequence[Corpus], scored_below
         return None
     numbered = ((part, number) for part in held_out.parts for number in range(len(part)))
     scored = {digest(part[number]) for part, number in numbered if may_be_seen(part.key(number))}
-    trained = (digest(train[number]) for number in range(len(train))) if scored else ()
+    trained = (digest(train[number]) for number in _numbers_below(fitted_on, scored_below)) if scored else ()
     return len(scored.intersection(trained))
+
+
+def _numbers_below(corpus: Corpus, place: float) -> Iterator[int]:
+    """Of the documents of a train split that have a place below this, of which alone the text is read where they are
+    sorted."""
+    documents, first = corpus.documents("train"), 0
+    for text in corpus.texts_of("train"):
+        for number in range(first, first + text.num_documents):
+            if key_is_held_out(documents.key(number), place):
+                yield number
+            elif corpus.is_sorted:
+                break
+        first += text.num_documents
 
 
 def digest(document: bytes) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data.split import key_is_held_out
-from data.store import Corpus, Documents
+from data.store import Corpus
 from tokenizer_lab.errors import UserError
 
 
@@ -37,7 +37,7 @@ class Sample:
     def read(self, update: Callable[[int, int], None] = lambda done, total: None) -> Iterator[bytes]:
         """Yields the sample. `update` is told how many bytes have been gone through, and how many there are to."""
         documents, num_documents, done = self.documents, 0, 0
-        is_sorted = isinstance(documents, Documents)  # by hash, in each domain
+        is_sorted = self.corpus.is_sorted
         total = min(self.max_bytes, documents.num_bytes) if is_sorted else documents.num_bytes
         share = self.max_bytes / max(1, documents.num_bytes)
         for text in self.corpus.texts_of("train"):

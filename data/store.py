@@ -89,7 +89,7 @@ class Corpus:
     def documents(self, split: Split) -> "AnyDocuments":
         """The documents of a split, domain after domain. Raises UserError if there are none."""
         texts = self.texts_of(split)
-        if self.manifest.format == array_record_manifest.FORMAT:
+        if not self.is_sorted:
             cache = cache_folder("corpora") / self.content_hash if is_remote(self.folder) else None
             return ArrayRecordDocuments(self.folder, texts, cache, AGAIN)
         return Documents(self.folder, texts, self.manifest.block_documents[split], AGAIN)
@@ -98,6 +98,12 @@ class Corpus:
     def splits(self) -> frozenset[Split]:
         """Those that it has documents of."""
         return frozenset(text.split for text in self.manifest.texts)
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the documents of each domain and split are in the order of their keys, as those of today's format
+        are."""
+        return self.manifest.format != array_record_manifest.FORMAT
 
     def texts_of(self, split: Split) -> tuple[StoredText, ...]:
         """The domains that have a split. Raises UserError if there are none."""

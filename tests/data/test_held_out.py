@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data.encoder_rows import EncoderRow, PairRow
-from data.held_out import TrainText, fixed_subset, held_out_documents, run_sources
+from data.held_out import TrainText, count_seen_by_fit, fixed_subset, held_out_documents, run_sources
 from data.rows import CausalRow, RowStreams, Source
 from data.split import RunSplit, is_held_out, kept_share, run_split
-from data.store import Corpus
+from data.store import Corpus, Documents
 from tokenizer_lab.byte import ByteRepresentation
 from tokenizer_lab.errors import UserError
 
@@ -126,6 +126,19 @@ def test_another_corpus_is_scored_where_the_run_holds_it_out(corpora, share):
 def test_a_corpus_of_which_the_run_holds_nothing_out_is_refused(corpora):
     with pytest.raises(UserError, match="none of the .* test documents .* is surely new to the run.*--whole-corpus"):
         held_out_documents([corpora[0.5]], 1e-9)
+
+
+def test_what_a_fit_has_seen_is_found_without_reading_the_rest(corpora, monkeypatch):
+    """Of the thousand texts those between the shares: trained on by one corpus, held out by the other."""
+    read = []
+    for name in ("key", "__getitem__"):
+        of_documents = getattr(Documents, name)
+        noted = lambda self, number, of_documents=of_documents: read.append(number) or of_documents(self, number)
+        monkeypatch.setattr(Documents, name, noted)
+    between = sum(is_held_out(text.encode(), 1 / 16) and not is_held_out(text.encode(), 0.01) for text in TEXTS)
+    seen = count_seen_by_fit(corpora[0.01], [corpora[0.01], corpora[1 / 16]], 1 / 16)
+    assert seen == between > 20
+    assert len(read) <= 3 * between + len(corpora[1 / 16].documents("test")) + 1 < len(TEXTS) / 3
 
 
 @pytest.mark.parametrize("text", TEXTS[:5])
